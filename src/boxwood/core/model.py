@@ -1,0 +1,185 @@
+"""What the core speaks in: records that it hands out, requests that it takes. Plain data, no behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Generic, TypeVar
+
+from boxwood.engine.api import CopyReport
+
+T = TypeVar("T")
+
+PUBLIC_ORG = "ArkerHQ"  # whose names are the public ones; published clients have it built in
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whoever holds a valid key: one organisation's member."""
+
+    org_id: str
+    org_name: str
+    key_id: str
+    role: str = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    items: tuple[T, ...]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """vcpu in cores, memory and disk in MiB; None: the default of the configuration or of the source."""
+
+    vcpu: int | None = None
+    memory_mib: int | None = None
+    disk_mib: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    session_id: str
+    vm_id: str
+    index: int
+    state: str  # idle | pending | running
+    cwd: str
+    env: Mapping[str, str] | None
+    started_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class VM:
+    vm_id: str
+    org_id: str
+    name: str | None
+    description: str | None
+    public: bool
+    immutable: bool
+    state: str  # idle | running
+    live: bool  # has a box
+    resources: Resources
+    root_source_id: str | None
+    root_source_name: str | None
+    created_at: datetime
+    last_active_at: datetime | None
+    depth: int  # sealed layers under the top
+    sessions: tuple[Session, ...] = ()
+    copied: CopyReport | None = None  # of a fork just made from a VM with running processes
+
+
+@dataclass(frozen=True, slots=True)
+class ForkRequest:
+    """Exactly one source. `name_org`: an organisation's id or name, None = the caller's first, then the public one."""
+
+    source_id: str | None = None
+    source_name: str | None = None
+    name_org: str | None = None
+    name: str | None = None
+    description: str | None = None
+    public: bool = False
+    resources: Resources = Resources()
+    command: str | None = None  # started as a background run in the default session
+
+
+@dataclass(frozen=True, slots=True)
+class VMFilter:
+    org_id: str | None = None
+    public: bool | None = None
+    state: str | None = None
+    name_contains: str | None = None  # first generation's `q`
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """`wait`: seconds to wait for the end inline; None = as long as the core allows."""
+
+    command: str
+    session_id: str | None = None
+    session_index: int | None = None
+    timeout: float | None = None
+    wait: float | None = None
+    prompt: str = "auto"
+    queueing_timeout: float | None = None
+    env: Mapping[str, str] | None = None
+    cwd: str | None = None
+    user: str | None = None
+    stdin: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """stdout and stderr are the bytes so far; in lists they are empty. `truncated`: bytes that were not kept."""
+
+    run_id: str
+    vm_id: str
+    vm_name: str | None
+    session_id: str
+    command: str
+    state: str  # pending | running | completed | failed | cancelled
+    exit_code: int | None
+    started_at: datetime
+    completed_at: datetime | None
+    fail_reason: str | None
+    duration_ms: float | None
+    stdout: bytes = b""
+    stderr: bytes = b""
+    truncated: int = 0
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ("completed", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    state: str | None = None
+    started_after: datetime | None = None
+    started_before: datetime | None = None
+    completed_after: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileContent:
+    """A file of a VM, opened: `fd` is the caller's to close; None: `data` holds all of it."""
+
+    path: str
+    size: int
+    fd: int | None = None
+    data: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Bytes `start`…`start+len(data)` of a file of `size` bytes, under an upload id of the client's own."""
+
+    path: str
+    size: int
+    upload_id: str
+    start: int
+    data: bytes
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    path: str
+    size: int
+    received: int
+    ranges: tuple[tuple[int, int], ...]
+    complete: bool
+    written: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    key_id: str
+    name: str | None
+    role: str
+    created_at: datetime
+    prefix: str
+    key: str | None = field(default=None, repr=False)  # only in the answer that made it

@@ -1,0 +1,256 @@
+"""What the core asks of an engine, and the values that go back and forth.
+
+`core` knows nothing but this module: an engine may live in another process or on another machine. All names of
+VMs, layers, sessions and runs are ULIDs that the core minted; an engine never joins anything else to a path.
+
+Errors::
+
+    EngineError                 something about the host failed; the text says what and how to put it right
+    ├── EngineUnavailable       this host cannot run boxes (no root, no kernel feature); nothing was started
+    ├── BoxGone                 the box died, or was put down because its agent broke the protocol or a deadline
+    └── GuestError              the box is fine and said no: errno and text (FileNotFound, IsADirectory, …)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class EngineError(Exception):
+    """The host could not do what was asked."""
+
+
+class EngineUnavailable(EngineError):
+    """This host cannot run boxes at all; the text names what is missing and how to get it."""
+
+
+class BoxGone(EngineError):
+    """The box died while, or before, it was asked."""
+
+
+class GuestError(EngineError):
+    """The box refused: `errno` as the kernel has it, `message` safe to show to the VM's owner."""
+
+    def __init__(self, errno: int, message: str) -> None:
+        super().__init__(message)
+        self.errno = errno
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one box. `vcpu` in cores (0 = no bound), `memory_mib` in MiB (0 = no bound), `pids` as a count."""
+
+    vcpu: float = 0
+    memory_mib: int = 0
+    pids: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The file system of a VM: sealed layers, the topmost first, and the writable top.
+
+    A layer id of an image has its directory under the engine's image directory, any other under its data
+    directory; `images` holds the ids of the former.
+    """
+
+    layers: tuple[str, ...]
+    top: str
+    images: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class BoxSpec:
+    vm_id: str
+    stack: Stack
+    hostname: str = "boxwood"
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSpec:
+    """A session to be opened in a box. `state` is what a `SessionState` event of an earlier box carried."""
+
+    session_id: str
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: str = ""  # empty: /root, or / where there is none
+    state: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """One command for one session.
+
+    With `env`, `cwd` or `user` the command runs beside the session's shell, in the session's directory and exported
+    environment with these changes, and changes nothing in the session. `stdin`: bytes to read, then end of file;
+    None: the session's terminal, on which a reader that shows no prompt is given end of file.
+    `timeout`: seconds until everything that the run started is killed; None or 0: never.
+    """
+
+    run_id: str
+    session_id: str
+    command: bytes
+    timeout: float | None = None
+    stdin: bytes | None = None
+    env: Mapping[str, str] | None = None
+    cwd: str | None = None
+    user: str | None = None
+    prompt: str = "auto"  # "auto" or "none": is a prompt that waits for input the end of the run?
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """How a run ended. `exit_code` as a shell has it (128 + n for a signal); None where none is known."""
+
+    exit_code: int | None
+    reason: str = "exit"  # exit | timeout | killed | prompt | broken (the shell was left unable to report)
+    out_bytes: int = 0  # length of the whole stdout, stderr
+    err_bytes: int = 0
+
+
+class RunSink(Protocol):
+    """What the core hands in to hear of a run. All calls come on the event loop, in order, and must not block."""
+
+    def output(self, stream: int, offset: int, data: bytes) -> None:
+        """`data` at byte `offset` of stdout (`stream` 1) or stderr (2). Kept by the box until `Box.ack`."""
+
+    def finished(self, end: RunEnd) -> None:
+        """All output has been handed in. Not called if the box dies: see `Box.gone`."""
+
+
+class SessionSink(Protocol):
+    def state(self, session_id: str, cwd: str, env: dict[str, str], state: bytes) -> None:
+        """A session's shell was saved: its directory, its exported environment, and all of it, opaque (≤ 8 MiB)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What lives in a box beside idle shells."""
+
+    runs: int
+    processes: int  # anything that is neither the agent nor an idle shell
+
+    @property
+    def idle(self) -> bool:
+        return not self.runs and not self.processes
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A regular file on the VM's disk, opened in the box and checked with fstat: whoever has it closes `fd`."""
+
+    fd: int
+    size: int
+    mode: int
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestEntry:
+    path: str
+    size: int
+    mode: int
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    root: str
+    entries: tuple[ManifestEntry, ...]
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CopyReport:
+    """What the fork of a busy VM cost: inodes and bytes copied, and how long its processes stood still."""
+
+    inodes: int
+    bytes: int
+    frozen_ms: float
+    total_ms: float
+
+
+class Box(Protocol):
+    """A live box. Every call may raise `BoxGone`."""
+
+    vm_id: str
+    gone: asyncio.Future[str]  # done, with a reason, when not a process or mount of the box is left
+    known_runs: Mapping[str, RunEnd | None]  # of an adopted box: its runs, and how those that ended did
+
+    def listen(self, sink: SessionSink) -> None: ...
+
+    async def open_session(self, spec: SessionSpec) -> None:
+        """Make the session known to the box; its shell starts with its first run. Opening it twice does nothing."""
+
+    async def close_session(self, session_id: str) -> None:
+        """Kill the shell and everything the session started; runs in it end as killed."""
+
+    async def start_run(self, spec: RunSpec, sink: RunSink) -> None:
+        """Returns when the command has been handed to the shell. One run at a time per session."""
+
+    async def resume_run(self, run_id: str, sink: RunSink, out_offset: int, err_offset: int) -> None:
+        """Attach to a run of `known_runs`: output from these offsets on is handed in again."""
+
+    def ack(self, run_id: str, out_offset: int, err_offset: int) -> None:
+        """The output up to these offsets is safe: the box may forget it. It keeps 1 MiB per stream, then waits."""
+
+    def forget(self, run_id: str) -> None:
+        """The end of the run is recorded: the box may forget all about it."""
+
+    async def signal_run(self, run_id: str, signum: int) -> bool:
+        """Send a signal to the session's foreground group. False: the run is over."""
+
+    async def kill_run(self, run_id: str) -> None:
+        """Kill everything the run started; its end is then reported with reason `killed`."""
+
+    async def settle(self) -> Activity:
+        """Wait until every idle shell has been saved (all `state` events are in) and say what else lives."""
+
+    async def read_file(self, path: str) -> OpenFile:
+        """Open a regular file for reading. GuestError with ENOENT, EISDIR, EACCES (a place with no files), …"""
+
+    async def write_file(self, path: str, data: bytes | int, mode: int | None = None) -> int:
+        """Replace a file atomically, parents made; `data`: bytes, or a descriptor of the host read from its start.
+        `mode`: permission bits; None keeps those of the file replaced, else 0644. Returns the size written."""
+
+    async def manifest(self, path: str, limit: int = 50_000) -> Manifest:
+        """Regular files below a directory with their SHA-256. A missing directory has none."""
+
+    async def kill(self) -> None:
+        """Put the box down; returns when nothing of it is left."""
+
+
+class Engine(Protocol):
+    """One host."""
+
+    async def start(self) -> Sequence[Box]:
+        """Find or start what runs boxes; the boxes that live already are handed over. EngineUnavailable."""
+
+    async def close(self) -> None:
+        """Let go of everything; boxes live on."""
+
+    async def shutdown(self) -> None:
+        """Put down every box and end what runs them."""
+
+    async def boot(self, spec: BoxSpec) -> Box:
+        """A box for a VM that has none. Makes the directories of its top if they are not there."""
+
+    async def is_empty(self, layer_id: str) -> bool:
+        """Has nothing ever been written to this top? Only for a top with no live box."""
+
+    async def copy_top(self, box: Box, source: str, target: str) -> CopyReport:
+        """Make layer `target` a copy of the top of a live box whose processes go on."""
+
+    async def merge(self, layers: Sequence[str], target: str) -> None:
+        """Make sealed layer `target` what `layers` (topmost first) show together, over whatever lies below."""
+
+    async def remove(self, layers: Sequence[str]) -> None:
+        """Remove the directories of these layers; those that are not there are no error."""
+
+    async def stored(self) -> set[str]:
+        """The ids of all layers that have a directory in the data directory."""
+
+    def features(self) -> AsyncIterator[tuple[str, bool, str]]:
+        """Isolation layers of this host: name, active, and why or how to get it."""
