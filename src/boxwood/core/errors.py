@@ -1,19 +1,20 @@
 """Every way in which the core says no. The server turns them into the error body of the contract (wire 2.3).
 
-    CoreError                      code, message, details, recovery, retry_after
-    ├── BadRequest                 the request is wrong; `violations` names the fields
-    ├── Unauthorized / Forbidden   no key, or a key that may not
-    ├── NotFound                   no such thing, or not yours: the text does not tell which
-    ├── AlreadyExists              the name is taken
-    ├── Conflict / ResourceBusy    the thing is in a state that does not allow it / wait for the running work
-    ├── InvalidState               needs to be running, mutable, …
-    ├── IdempotencyConflict        the key was used for another request
-    ├── PayloadTooLarge            `maximum_bytes`
-    ├── Unsupported                a member or feature that this server does not have: `feature` or the member's name
-    ├── Unrecoverable              proven loss of what was stored
-    ├── CapacityUnavailable        not now; nothing was started
-    ├── Unavailable                the server is starting or stopping; nothing was started
-    └── Internal                   our fault
+CoreError                      code, message, details, recovery, retry_after
+├── BadRequest                 the request is wrong; `violations` names the fields
+├── Unauthorized / Forbidden   no key, or a key that may not
+├── NotFound                   no such thing, or not yours: the text does not tell which
+├── AlreadyExists              the name is taken
+├── Conflict / ResourceBusy    the thing is in a state that does not allow it / wait for the running work
+├── InvalidState               needs to be running, mutable, …
+├── IdempotencyConflict        the key was used for another request
+├── PayloadTooLarge            `maximum_bytes`
+├── InsufficientResources      too little was asked for: `resource` and, where known, the minimum
+├── Unsupported                a member or feature that this server does not have: `feature` or the member's name
+├── Unrecoverable              proven loss of what was stored
+├── CapacityUnavailable        not now; nothing was started
+├── Unavailable                the server is starting or stopping; nothing was started
+└── Internal                   our fault
 """
 
 from __future__ import annotations
@@ -21,9 +22,27 @@ from __future__ import annotations
 from typing import Any, Literal
 
 Resource = Literal[
-    "vm", "source", "run", "session", "filesystem", "mount", "file", "sync", "upload", "api_key", "ssh_key",
-    "ssh_setup", "organization", "route", "billing", "correction_review", "webhook", "resource", "pool",
-    "pool_name", "worker",
+    "vm",
+    "source",
+    "run",
+    "session",
+    "filesystem",
+    "mount",
+    "file",
+    "sync",
+    "upload",
+    "api_key",
+    "ssh_key",
+    "ssh_setup",
+    "organization",
+    "route",
+    "billing",
+    "correction_review",
+    "webhook",
+    "resource",
+    "pool",
+    "pool_name",
+    "worker",
 ]
 NOT_STARTED = {"work": "not_started"}
 
@@ -107,6 +126,18 @@ class PayloadTooLarge(CoreError):
 
     def __init__(self, message: str, maximum: int, size: int | None = None) -> None:
         details = {"maximum_bytes": maximum} | ({} if size is None else {"request_bytes": size})
+        super().__init__(message, details=details)
+
+
+class InsufficientResources(CoreError):
+    """`resource`: cpu, memory or disk; `minimum` in vcpus or bytes."""
+
+    code = "insufficient_resources"
+
+    def __init__(self, message: str, resource: Literal["cpu", "memory", "disk"], minimum: int | None = None) -> None:
+        details: dict[str, Any] = {"resource": resource}
+        if minimum is not None:
+            details["minimum"] = {"unit": "vcpus" if resource == "cpu" else "bytes", "value": minimum}
         super().__init__(message, details=details)
 
 

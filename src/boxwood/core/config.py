@@ -1,0 +1,118 @@
+"""What can be set: defaults, then DATA/config.toml, then BOXWOOD_* of the environment, then what the caller says.
+
+The names of the file's keys are those of the fields below; the environment's are the same in capitals behind
+`BOXWOOD_` (`BOXWOOD_IDLE_SECONDS=10`).
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+MIB = 1 << 20
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; the text names it, where it came from and what it may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """`data` and `images` are directories; `*_bytes` count bytes, `*_mib` MiB, `*_seconds` seconds; 0 vcpu: no bound."""
+
+    data: Path
+    images: Path = Path("/var/cache/boxwood/images")
+    host: str = "127.0.0.1"
+    port: int = 18888
+    idle_seconds: float = 60.0  # a box that has nothing to do for so long is parked
+    vcpu: int = 0
+    memory_mib: int = 2048
+    pids: int = 4096
+    output_bytes: int = 64 * MIB  # kept of each stream of a run
+    file_bytes: int = 1024 * MIB  # largest file that can be written
+    wait_seconds: float = 300.0  # longest time a request waits for the end of a run
+    layers_merged_above: int = 48
+    layers_refused_above: int = 400
+
+    @classmethod
+    def load(cls, data: Path | str | None = None, *, environ: Mapping[str, str] | None = None, **given: Any) -> Config:
+        """`data`: the data directory, else `BOXWOOD_DATA`, else the user's default one. ConfigError."""
+        environ = os.environ if environ is None else environ
+        place = Path(data or environ.get("BOXWOOD_DATA") or default_data()).expanduser().absolute()
+        values: dict[str, Any] = {"data": place}
+        origins: dict[str, str] = {}
+        known = {field.name: field for field in fields(cls) if field.name != "data"}
+        file = place / "config.toml"
+        for name, value in _read_file(file).items():
+            if name not in known:
+                raise ConfigError(f"{file}: unknown setting {name!r}; known are {', '.join(sorted(known))}")
+            values[name], origins[name] = value, str(file)
+        for name in known:
+            if text := environ.get(f"BOXWOOD_{name.upper()}"):
+                values[name], origins[name] = text, f"BOXWOOD_{name.upper()}"
+        for name, value in given.items():
+            if value is not None:
+                values[name], origins[name] = value, "the caller"
+        for name in known.keys() & values.keys():
+            values[name] = _convert(name, str(known[name].type), values[name], origins[name])
+        return cls(**values)
+
+    def __post_init__(self) -> None:
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"{name} is {value}: it must be between {low:g} and {high:g}")
+        if not self.host:
+            raise ConfigError("host is empty: give an address to listen on, such as 127.0.0.1")
+
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("port", 0, 65535),
+    ("idle_seconds", 0, 30 * 86400),
+    ("vcpu", 0, 255),
+    ("memory_mib", 0, 1 << 24),
+    ("pids", 16, 1 << 22),
+    ("output_bytes", 65536, 1 << 40),
+    ("file_bytes", 1, 1 << 44),
+    ("wait_seconds", 0, 3600),
+    ("layers_merged_above", 1, 400),
+    ("layers_refused_above", 2, 480),
+)
+
+
+def default_data() -> Path:
+    """The data directory of whoever runs this: the machine's for root, else the user's own."""
+    return Path("/var/lib/boxwood") if os.geteuid() == 0 else Path("~/.local/share/boxwood").expanduser()
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _convert(name: str, kind: str, value: Any, origin: str) -> Any:
+    wanted = {"Path": "a path", "int": "a whole number", "float": "a number"}.get(kind, "a text")
+    fits = {"int": (int, str), "float": (int, float, str)}.get(kind, (str,) if kind == "str" else (str, Path))
+    try:
+        if isinstance(value, fits) and not isinstance(value, bool):
+            return _MADE[kind](value)
+    except ValueError:
+        pass
+    raise ConfigError(f"{origin}: {name} is {value!r}, not {wanted}")
+
+
+_MADE: dict[str, Callable[[Any], Any]] = {
+    "Path": lambda value: Path(value).expanduser().absolute(),
+    "int": int,
+    "float": float,
+    "str": str,
+}
