@@ -1,0 +1,185 @@
+"""File work of the agent: inside the box's own mount namespace, so that no path can lead out of it.
+
+Only the VM's disk (the overlay) holds files: /proc, /sys, /dev and /run are refused. What a process of the box does
+to a path meanwhile can make an answer wrong, but only about its own VM; the server checks what it is given.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_SLICE = 4 << 20  # bytes copied between two looks at the loop
+_NEW = ".boxwood-new-"
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+class Refusal(Exception):
+    """What is answered: an errno and a text."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(text)
+        self.errno = number
+        self.text = text
+
+
+def open_for_reading(path: str) -> tuple[int, os.stat_result]:
+    """A regular file of the disk: its descriptor and status."""
+    fd = os.open(_checked(path), _READ)
+    try:
+        found = os.fstat(fd)
+        if stat.S_ISDIR(found.st_mode):
+            raise Refusal(errno.EISDIR, f"is a directory: {path}")
+        if not stat.S_ISREG(found.st_mode):
+            raise Refusal(errno.EINVAL, f"not a regular file: {path}")
+        _on_disk(os.path.dirname(os.path.realpath(path)))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, found
+
+
+class Writing:
+    """A file being replaced: bytes go to a new file beside it, which takes its place when all are there."""
+
+    def __init__(self, path: str, mode: int | None) -> None:
+        target = os.path.realpath(_checked(path))
+        directory = os.path.dirname(target)
+        if path.endswith("/") or target == "/":
+            raise Refusal(errno.EISDIR, f"is a directory: {path}")
+        os.makedirs(directory, 0o755, exist_ok=True)
+        _on_disk(directory)
+        self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._name = os.path.basename(target)
+        self._new = _NEW + os.urandom(8).hex()
+        self._fd = -1
+        try:
+            old = self._present(path)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._fd = os.open(self._new, flags, 0o600, dir_fd=self._directory)
+            if old is not None:
+                os.fchown(self._fd, old.st_uid, old.st_gid)
+            os.fchmod(self._fd, mode & 0o7777 if mode is not None else stat.S_IMODE(old.st_mode) if old else 0o644)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _present(self, path: str) -> os.stat_result | None:
+        try:
+            old = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        if stat.S_ISDIR(old.st_mode):
+            raise Refusal(errno.EISDIR, f"is a directory: {path}")
+        if not stat.S_ISREG(old.st_mode):
+            raise Refusal(errno.EINVAL, f"not a regular file: {path}")
+        return old
+
+    def bytes(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+
+    def copy(self, source: int, size: int) -> Iterator[int]:
+        """Copy from a descriptor, in slices: yields how much is there."""
+        at = 0
+        while at < size:
+            sent = os.sendfile(self._fd, source, at, min(_SLICE, size - at))
+            if not sent:
+                raise Refusal(errno.EIO, "the upload is shorter than it said")
+            at += sent
+            yield at
+
+    def done(self) -> None:
+        os.rename(self._new, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        self._close()
+
+    def abandon(self) -> None:
+        try:
+            os.unlink(self._new, dir_fd=self._directory)
+        except OSError:
+            pass  # it was never made, or the box has taken it away
+        self._close()
+
+    def _close(self) -> None:
+        for fd in (self._fd, self._directory):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._directory = -1
+
+
+def manifest(root: str, limit: int, emit: Callable[[bytes], None]) -> tuple[str, bool]:
+    """Walk a directory, hand out one JSON line per regular file, sorted by path. Runs in a child: it may take long.
+
+    Returns the normalised root and whether there were more than `limit`. Names that are not UTF-8 are left out: the
+    answer could not name them.
+    """
+    root = os.path.normpath(_checked(root))
+    count = 0
+    try:
+        top = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return root, False
+    try:
+        _on_disk(root)
+        for relative, fd, found in _regular_files(top, ""):
+            if count == limit:
+                return root, True
+            entry = {"path": relative, "size": found.st_size, "mode": found.st_mode, "hash": _digest(fd)}
+            emit(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
+            count += 1
+    finally:
+        os.close(top)
+    return root, False
+
+
+def _regular_files(directory: int, prefix: str) -> Iterator[tuple[str, int, os.stat_result]]:
+    """(path, descriptor, status) of every regular file below; symbolic links are not followed, mounts not entered."""
+    device = os.fstat(directory).st_dev
+    for name in sorted(os.listdir(directory)):
+        try:
+            name.encode()
+            found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            if stat.S_ISDIR(found.st_mode):
+                below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+                try:
+                    if os.fstat(below).st_dev == device:
+                        yield from _regular_files(below, f"{prefix}{name}/")
+                finally:
+                    os.close(below)
+            elif stat.S_ISREG(found.st_mode):
+                fd = os.open(name, _READ | os.O_NOFOLLOW, dir_fd=directory)
+                try:
+                    found = os.fstat(fd)
+                    if stat.S_ISREG(found.st_mode):
+                        yield prefix + name, fd, found
+                finally:
+                    os.close(fd)
+        except (FileNotFoundError, NotADirectoryError, UnicodeEncodeError):
+            continue  # it went away, or changed its kind, under our eyes; or cannot be named
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+
+
+def _digest(fd: int) -> str:
+    digest = hashlib.sha256()
+    while block := os.read(fd, 1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _checked(path: Any) -> str:
+    if not isinstance(path, str) or not path.startswith("/") or "\0" in path or len(path) > 4096:
+        raise Refusal(errno.EINVAL, "a path must be absolute, without NUL, and at most 4096 characters long")
+    return path
+
+
+def _on_disk(directory: str) -> None:
+    if os.stat(directory).st_dev != os.stat("/").st_dev:
+        raise Refusal(errno.EACCES, f"{directory} is not on the VM's disk: /proc, /sys, /dev and /run hold no files")

@@ -1,0 +1,272 @@
+"""PID 1 of a box: the loop, the link to the server, and who does what is asked.
+
+It is the forked zygote itself, without an exec. What runs in the box may do anything to it that root in the box can:
+so it looks nothing up that the box could have planted (no imports, no codecs, no NSS), shows no tracebacks, and holds
+nothing that is worth taking.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import json
+import os
+import select
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from boxwood.engine.agent import files
+from boxwood.engine.agent.desk import Desk
+from boxwood.engine.agent.loop import Loop
+from boxwood.engine.frames import TO_AGENT_LIMIT, FrameError, Incoming, Outgoing
+
+_MOST_CHILDREN = 8  # that walk directories for the server at once
+_PART = 1 << 16
+
+
+class Reply:
+    """The answer to one request; calling it answers. Safe to call after the link has changed: then it is dropped."""
+
+    def __init__(self, agent: Agent, number: int) -> None:
+        self._agent = agent
+        self._number = number
+        self._link = agent.link
+
+    def __call__(self, fields: dict[str, Any] | None = None, payload: bytes = b"", fds: tuple[int, ...] = ()) -> None:
+        if self._link is not None and self._link is self._agent.link:
+            self._link.put({"re": self._number, **(fields or {})}, payload, fds)
+        else:
+            for fd in fds:
+                os.close(fd)
+
+    def error(self, number: int, text: str) -> None:
+        self({"errno": number, "error": text[:2000]})
+
+
+class AgentLink:
+    """The present connection to the server."""
+
+    def __init__(self, loop: Loop, sock: socket.socket, on_frame: Callable[..., None], on_close: Callable[[], None]) -> None:
+        sock.setblocking(False)
+        self._loop = loop
+        self._sock = sock
+        self._incoming = Incoming(sock, TO_AGENT_LIMIT)
+        self._outgoing = Outgoing(sock)
+        self._on_frame = on_frame
+        self._on_close = on_close
+        self._writing = False
+        self._closed = False
+        loop.watch(sock.fileno(), select.EPOLLIN, self._ready)
+
+    def put(self, header: dict[str, Any], payload: bytes = b"", fds: tuple[int, ...] = ()) -> None:
+        if self._closed:
+            for fd in fds:
+                os.close(fd)
+            return
+        self._outgoing.put(header, payload, fds)
+        if not self._writing:
+            self._flush()
+
+    def _ready(self, events: int) -> None:
+        if events & select.EPOLLOUT:
+            self._flush()
+        if events & ~select.EPOLLOUT and not self._closed:
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            if not self._incoming.receive():
+                self.close()
+                return
+            for header, payload, fds in self._incoming.frames():
+                self._on_frame(header, payload, fds)
+        except BlockingIOError:
+            pass
+        except (OSError, FrameError):
+            self.close()
+
+    def _flush(self) -> None:
+        try:
+            done = self._outgoing.flush()
+        except OSError:
+            self.close()
+            return
+        if done == self._writing:
+            self._writing = not done
+            self._loop.unwatch(self._sock.fileno())
+            events = select.EPOLLIN | (select.EPOLLOUT if self._writing else 0)
+            self._loop.watch(self._sock.fileno(), events, self._ready)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._loop.unwatch(self._sock.fileno())
+            self._sock.close()
+            self._incoming.close()
+            self._outgoing.close()
+            self._on_close()
+
+
+class Agent:
+    def __init__(self, link: socket.socket, hook: socket.socket, directory: bytes) -> None:
+        self._loop = Loop()
+        self.link: AgentLink | None = None
+        self._hook = hook
+        self._children = 0
+        self.desk = Desk(self._loop, directory, self._send)
+        hook.setblocking(False)
+        self._loop.watch(hook.fileno(), select.EPOLLIN, self._on_hook)
+        self._take_link(link)
+
+    def run(self) -> None:
+        self._loop.run()
+
+    def _send(self, header: dict[str, Any], payload: bytes = b"") -> None:
+        if self.link is not None:
+            self.link.put(header, payload)
+
+    # --- links come and go
+
+    def _take_link(self, sock: socket.socket) -> None:
+        if self.link is not None:
+            self.link.close()
+        self.link = AgentLink(self._loop, sock, self._on_frame, self._on_link_closed)
+        self.desk.relink()
+
+    def _on_link_closed(self) -> None:
+        self.link = None
+
+    def _on_hook(self, events: int) -> None:
+        try:
+            data, ancillary, *_ = self._hook.recvmsg(16, socket.CMSG_SPACE(8), socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return
+        fds = [fd for *_, rights in ancillary for fd in array.array("i", rights)]
+        if data and len(fds) == 1:
+            self._take_link(socket.socket(fileno=fds[0]))
+        elif not data:
+            self._loop.unwatch(self._hook.fileno())  # the zygote is gone, and we are about to be
+
+    # --- what is asked
+
+    def _on_frame(self, header: dict[str, Any], payload: bytes, fds: list[int]) -> None:
+        op = header["op"]
+        reply = Reply(self, header.get("n", 0))
+        try:
+            if op == "ping":
+                reply()
+            elif op == "file.read":
+                self._read_file(header, reply)
+            elif op == "file.write":
+                self._write_file(header, payload, fds, reply)
+            elif op == "file.manifest":
+                self._manifest(header, reply)
+            else:
+                self.desk.handle(op, header, payload, reply)
+        except files.Refusal as refusal:
+            reply.error(refusal.errno, refusal.text)
+        except OSError as error:
+            reply.error(error.errno or errno.EIO, f"{os.strerror(error.errno or errno.EIO)}: {error.filename or op}")
+        except (ValueError, TypeError, KeyError, RecursionError, MemoryError) as error:
+            reply.error(errno.EINVAL, f"{op}: {type(error).__name__}: {error}")
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _read_file(self, header: dict[str, Any], reply: Reply) -> None:
+        fd, found = files.open_for_reading(header["path"])
+        reply({"size": found.st_size, "mode": found.st_mode}, fds=(fd,))
+
+    def _write_file(self, header: dict[str, Any], payload: bytes, fds: list[int], reply: Reply) -> None:
+        writing = files.Writing(header["path"], header.get("mode"))
+        try:
+            if not fds:
+                writing.bytes(payload)
+                writing.done()
+                reply({"size": len(payload)})
+                return
+            source = os.dup(fds[0])
+        except BaseException:
+            writing.abandon()
+            raise
+        self._go_on(writing, writing.copy(source, header["size"]), source, header["size"], reply)
+
+    def _go_on(self, writing: files.Writing, slices: Any, source: int, size: int, reply: Reply) -> None:
+        """A slice of a copy; then others have their turn."""
+        try:
+            if next(slices, None) is not None:
+                self._loop.at(0, lambda: self._go_on(writing, slices, source, size, reply))
+                return
+            writing.done()
+            reply({"size": size})
+        except (files.Refusal, OSError) as error:
+            writing.abandon()
+            text = error.text if isinstance(error, files.Refusal) else os.strerror(error.errno or errno.EIO)
+            reply.error(error.errno or errno.EIO, text)
+        os.close(source)
+
+    def _manifest(self, header: dict[str, Any], reply: Reply) -> None:
+        """Walking and hashing take long: a forked child does it and writes what it found to a pipe."""
+        if self._children >= _MOST_CHILDREN:
+            raise files.Refusal(errno.EAGAIN, "too many directories are being walked at once: try again")
+        r, w = os.pipe2(os.O_CLOEXEC)
+        pid = os.fork()
+        if pid == 0:
+            _walk_in_child(header, w)
+        os.close(w)
+        os.set_blocking(r, False)
+        self._children += 1
+        self._loop.watch(r, select.EPOLLIN, lambda events: self._on_part(r, held, reply))
+        held = bytearray()
+
+    def _on_part(self, fd: int, held: bytearray, reply: Reply) -> None:
+        """Pass whole lines on, but the last: at the end of the pipe it says how the walk ended."""
+        try:
+            data = os.read(fd, _PART)
+        except BlockingIOError:
+            return
+        held += data
+        if data:
+            end = held.rfind(b"\n", 0, held.rfind(b"\n")) + 1
+            if end:
+                reply({"more": True}, bytes(held[:end]))
+                del held[:end]
+            return
+        self._loop.unwatch(fd)
+        os.close(fd)
+        self._children -= 1
+        try:
+            reply(json.loads(held))
+        except ValueError:
+            reply.error(errno.EIO, "the directory could not be walked to its end")
+
+
+def _walk_in_child(header: dict[str, Any], out: int) -> NoReturn:
+    """Lines of the manifest, then one that says how it ended; bounded, since nobody else watches it."""
+    try:
+        os.closerange(3, out)
+        os.closerange(out + 1, 1 << 16)
+        with open(out, "wb", buffering=_PART) as pipe:
+            try:
+                root, truncated = files.manifest(header["path"], header["limit"], pipe.write)
+                end = {"root": root, "truncated": truncated}
+            except files.Refusal as refusal:
+                end = {"errno": refusal.errno, "error": refusal.text}
+            except OSError as error:
+                number = error.errno or errno.EIO
+                end = {"errno": number, "error": f"{os.strerror(number)}: {error.filename or header['path']}"}
+            pipe.write(json.dumps(end).encode() + b"\n")
+    finally:
+        os._exit(0)
+
+
+def serve(link_fd: int, hook_fd: int, directory: bytes) -> None:
+    """Be the agent. Never returns while the box lives."""
+    sys.path.clear()
+    sys.meta_path.clear()
+    sys.path_hooks.clear()
+    os.makedirs(directory, 0o700, exist_ok=True)
+    os.makedirs("/run/lock", 0o1777, exist_ok=True)
+    Agent(socket.socket(fileno=link_fd), socket.socket(fileno=hook_fd), directory).run()

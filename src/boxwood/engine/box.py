@@ -1,0 +1,201 @@
+"""From a forked zygote to the agent of a box: namespaces, root, masks, privileges. The order is the point.
+
+The caller has unshared the pid namespace and forked: this process is PID 1 of the box and still root on the host.
+What needs the host's root comes first (cgroups, mounts), then the box's own user namespace is entered, after which no
+mount works, then everything is let go of. The lab measured each line: design.md, section 4.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from boxwood.engine import kernel as k
+from boxwood.engine.overlay import mount_root
+from boxwood.engine.uidrange import Range
+
+# What root may do inside; nothing of it counts in the host's user namespace.
+CAPABILITIES = k.capability_mask(
+    "chown", "dac_override", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap", "net_bind_service",
+    "sys_chroot", "audit_write", "setfcap",
+)  # fmt: skip
+# The agent looks at what its own box's processes wait for. It is not in the bounding set: an exec loses it.
+AGENT_CAPABILITIES = CAPABILITIES | k.capability_mask("sys_ptrace")
+
+HIDDEN_FILES = (
+    "kcore", "keys", "key-users", "timer_list", "interrupts", "softirqs", "latency_stats", "sched_debug", "schedstat",
+    "kallsyms", "config.gz", "kpagecgroup", "kpagecount", "kpageflags", "kmsg", "cmdline", "version_signature", "mtrr",
+    "vmallocinfo", "pagetypeinfo", "slabinfo", "modules", "partitions", "iomem", "ioports",
+)  # fmt: skip
+HIDDEN_DIRS = ("acpi", "scsi", "asound", "driver", "dynamic_debug", "pressure", "tty", "sys/fs")
+FROZEN = ("bus", "fs", "irq", "sys", "sysrq-trigger")
+HIDDEN_SYS = (
+    "firmware", "kernel", "fs", "power", "module", "devices/virtual/powercap", "devices/virtual/dmi", "hypervisor",
+    "bus", "dev", "block", "class/net",
+)  # fmt: skip
+
+LINK_FD, HOOK_FD = 3, 4  # where the agent finds its sockets
+RUNTIME_DIRECTORY = b"/run/boxwood"
+_SIOCSIFFLAGS, _IFF_UP_RUNNING = 0x8914, 0x41
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that a box is made of."""
+
+    layers: tuple[tuple[str, str], ...]
+    top: str
+    hostname: str
+    range: Range
+    attach_at: str  # an empty directory of the host, absolute: only a place in the box's own mount namespace
+    cgroups: tuple[str, ...]
+    seccomp: bytes
+    shm_mib: int = 64
+
+
+class Step:
+    """What was being done when it failed."""
+
+    name = "start"
+
+
+def become(plan: Plan, sockets: Sequence[int], step: Step) -> None:
+    """Turn this process into the box's PID 1, with `sockets` (link, hook) at descriptors 3 and 4 and nothing else."""
+    step.name = "cgroups"
+    for path in plan.cgroups:  # before the cgroup namespace, so that it is rooted here
+        with open(f"{path}/cgroup.procs", "w") as f:
+            f.write("0")
+    step.name = "namespaces"
+    k.unshare(k.NEWCGROUP | k.NEWNS | k.NEWUTS | k.NEWIPC | k.NEWNET)
+    k.mount(None, "/", None, k.MS_REC | k.MS_PRIVATE)
+    step.name = "overlay"
+    root = mount_root(plan.layers, plan.top, plan.range)
+    k.move_mount(root, plan.attach_at)
+    os.fchdir(root)
+    step.name = "mounts"
+    _mount_kernel_filesystems(plan.range, plan.shm_mib)
+    _mask(plan.range)
+    k.sethostname(plan.hostname)
+    k.pivot_here()
+    step.name = "privileges"
+    _drop_privileges(plan)
+    step.name = "descriptors"
+    _keep_only(sockets)
+
+
+def _mount_kernel_filesystems(range_: Range, shm_mib: int) -> None:
+    """Everything below the root, relative to the working directory."""
+    base = range_.base
+    k.mount("proc", "proc", "proc", k.MS_NOSUID | k.MS_NODEV | k.MS_NOEXEC)
+    # The network namespace belongs to the host's user namespace: let the box bind low ports and ping, while it can be set.
+    for name, value in (("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")):
+        with open(f"proc/sys/net/ipv4/{name}", "w") as f:
+            f.write(value)
+    _loopback_up()
+    tree = k.open_tree("", range_.dev)
+    k.move_mount(tree, "dev")
+    os.close(tree)
+    k.mount("devpts", "dev/pts", "devpts", k.MS_NOSUID | k.MS_NOEXEC, f"newinstance,ptmxmode=0666,mode=0620,gid={base + 5}")
+    owner = f"uid={base},gid={base}"
+    flags = k.MS_NOSUID | k.MS_NODEV
+    k.mount("shm", "dev/shm", "tmpfs", flags | k.MS_NOEXEC, f"mode=1777,size={shm_mib}m,nr_inodes=65536,{owner}")
+    k.mount("mqueue", "dev/mqueue", "mqueue", flags | k.MS_NOEXEC)
+    k.mount("run", "run", "tmpfs", flags, f"mode=755,size=64m,nr_inodes=65536,{owner}")
+    k.mount("sysfs", "sys", "sysfs", flags | k.MS_NOEXEC | k.MS_RDONLY)
+
+
+def _loopback_up() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as s:
+        fcntl.ioctl(s, _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", _IFF_UP_RUNNING))
+
+
+def _mask(range_: Range) -> None:
+    """Hide or freeze what of /proc and /sys is the host's and not the box's."""
+    null = os.open("dev/null", os.O_PATH | os.O_CLOEXEC)
+    masks, empty, boot_id = _mask_sources()
+    _bind_over("proc/sys/kernel/random/boot_id", boot_id)
+    for name in HIDDEN_FILES:
+        _bind_over(f"proc/{name}", null)
+    for name in HIDDEN_DIRS:
+        _bind_over(f"proc/{name}", empty)
+    for name in FROZEN:
+        _freeze(f"proc/{name}")
+    for name in HIDDEN_SYS:
+        _bind_over(f"sys/{name}", empty)
+    for fd in (null, masks, empty, boot_id):
+        os.close(fd)
+
+
+def _mask_sources() -> tuple[int, int, int]:
+    """A detached tmpfs, and in it an empty directory and a boot id of the box's own: descriptors."""
+    filesystem = k.Filesystem("tmpfs")
+    filesystem.set("mode", "555")
+    filesystem.set("size", "16k")
+    masks = filesystem.create(k.ATTR_NOSUID | k.ATTR_NODEV | k.ATTR_NOEXEC)
+    os.mkdir("empty", 0o555, dir_fd=masks)
+    fd = os.open("boot_id", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o444, dir_fd=masks)
+    os.write(fd, _random_uuid())
+    os.close(fd)
+    k.mount_setattr(masks, k.ATTR_RDONLY)
+    return (
+        masks,
+        os.open("empty", os.O_PATH | os.O_CLOEXEC, dir_fd=masks),
+        os.open("boot_id", os.O_PATH | os.O_CLOEXEC, dir_fd=masks),
+    )
+
+
+def _random_uuid() -> bytes:
+    h = os.urandom(16).hex()
+    return f"{h[:8]}-{h[8:12]}-4{h[13:16]}-a{h[17:20]}-{h[20:]}\n".encode()
+
+
+def _bind_over(target: str, source: int) -> None:
+    try:
+        at = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return  # this kernel has no such file
+    tree = k.open_tree("", source)
+    k.move_mount(tree, "", at)
+    os.close(tree)
+    os.close(at)
+
+
+def _freeze(path: str) -> None:
+    try:
+        tree = k.open_tree(path, recursive=True)
+    except FileNotFoundError:
+        return
+    k.mount_setattr(tree, k.ATTR_RDONLY | k.ATTR_NOSUID | k.ATTR_NOEXEC)
+    k.move_mount(tree, path)
+    os.close(tree)
+
+
+def _drop_privileges(plan: Plan) -> None:
+    last = k.last_capability()
+    k.setns(plan.range.userns, k.NEWUSER)  # all capabilities in there, none out here: no mount works from now on
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    k.limit_bounding_set(CAPABILITIES, last)  # while CAP_SETPCAP is effective
+    k.no_new_privileges()
+    k.load_seccomp(plan.seccomp)
+    k.set_capabilities(AGENT_CAPABILITIES)
+    k.set_dumpable(0)  # every change of credentials resets it to fs.suid_dumpable, so after all of them
+    k.set_death_signal(signal.SIGKILL)  # taken back by changes of credentials too
+    os.umask(0o022)
+
+
+def _keep_only(sockets: Sequence[int]) -> None:
+    """Null at 0-2, the sockets from 3 on, nothing else; no terminal to fall back to."""
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in sockets]
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    for number, fd in enumerate(high, LINK_FD):
+        os.dup2(fd, number, inheritable=False)
+    os.closerange(LINK_FD + len(high), 1 << 20)

@@ -1,0 +1,202 @@
+"""The server's side of the zygote: find the one that lives or start one, ask it, hear of deaths."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import hashlib
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from boxwood.engine.api import EngineError
+
+_PACKET = 1 << 18
+_START_SECONDS = 30.0
+_ANSWER_SECONDS = 30.0
+
+
+class Zygote:
+    """A connection to a zygote. `on_death(box id, wait status)`; `on_lost(reason)` when the zygote itself is gone."""
+
+    def __init__(self, data: Path, images: Path, on_death: Callable[[str, int], None], on_lost: Callable[[str], None]) -> None:
+        self._data = data
+        self._images = images
+        self._on_death = on_death
+        self._on_lost = on_lost
+        self._sock: socket.socket | None = None
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._process: subprocess.Popen[bytes] | None = None  # if it is our child
+
+    @property
+    def connected(self) -> bool:
+        return self._sock is not None
+
+    async def connect(self, seccomp: bytes) -> None:
+        """Reach the zygote of this data directory; start one if none answers. EngineError."""
+        sock = self._reach()
+        if sock is None:
+            await asyncio.to_thread(self._start)
+            sock = self._reach()
+        if sock is None:
+            raise EngineError(f"the zygote does not answer: see {self._data / 'log' / 'zygote.log'}")
+        sock.setblocking(False)
+        self._sock = sock
+        asyncio.get_running_loop().add_reader(sock.fileno(), self._readable)
+        program = os.memfd_create("seccomp", os.MFD_CLOEXEC)
+        try:
+            os.write(program, seccomp)
+            await self.ask("configure", {"instance": instance(self._data)}, (program,))
+        finally:
+            os.close(program)
+
+    def close(self) -> None:
+        """Let go of it; it lives on."""
+        self._disconnect("the server lets go")
+
+    async def ask(self, op: str, fields: dict[str, Any], fds: Sequence[int] = (), seconds: float = _ANSWER_SECONDS) -> dict[str, Any]:
+        """An answer's members. EngineError with the zygote's words."""
+        if self._sock is None:
+            raise EngineError("the zygote is not running")
+        number = next(self._numbers)
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        try:
+            await self._send(json.dumps({"op": op, "n": number, **fields}).encode(), fds)
+            async with asyncio.timeout(seconds):
+                answer = await future
+        except TimeoutError:
+            raise EngineError(f"the zygote did not answer {op} within {seconds:g} s") from None
+        finally:
+            self._waiting.pop(number, None)
+        if "error" in answer:
+            raise EngineError(f"{op}: {answer['error']}")
+        return answer
+
+    async def _send(self, packet: bytes, fds: Sequence[int]) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        while self._sock is not None:
+            try:
+                self._sock.sendmsg([packet], rights, socket.MSG_NOSIGNAL)
+                return
+            except BlockingIOError:
+                await self._writable()
+            except OSError as error:
+                self._lost(f"the zygote is gone: {error.strerror}")
+        raise EngineError("the zygote is gone")
+
+    async def _writable(self) -> None:
+        """Many boots at once fill the socket: wait until the zygote has taken some."""
+        assert self._sock is not None
+        loop, sock = asyncio.get_running_loop(), self._sock
+        fd = os.dup(sock.fileno())  # of its own: several may wait
+        ready: asyncio.Future[None] = loop.create_future()
+        loop.add_writer(fd, lambda: ready.done() or ready.set_result(None))
+        try:
+            await ready
+        finally:
+            loop.remove_writer(fd)
+            os.close(fd)
+
+    def _readable(self) -> None:
+        assert self._sock is not None
+        try:
+            packet = self._sock.recv(_PACKET)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet = b""
+        if not packet:
+            self._lost("the zygote is gone")
+            return
+        message = json.loads(packet)
+        if message.get("event") == "died":
+            self._on_death(message["box"], message["status"])
+        elif (future := self._waiting.get(message.get("n", 0))) is not None and not future.done():
+            future.set_result(message)
+
+    def _lost(self, reason: str) -> None:
+        if self._sock is not None:
+            self._disconnect(reason)
+            self._on_lost(reason)
+
+    def _disconnect(self, reason: str) -> None:
+        if self._sock is not None:
+            asyncio.get_running_loop().remove_reader(self._sock.fileno())
+            self._sock.close()
+            self._sock = None
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(EngineError(reason))
+                future.exception()
+        if self._process is not None:
+            self._process.poll()  # reap it if it was our child and has died
+
+    async def wait_gone(self) -> None:
+        """After `end`: until the process is reaped, if it is our child."""
+        if self._process is not None:
+            await asyncio.to_thread(self._process.wait)
+            self._process = None
+
+    # --- finding and starting
+
+    def _reach(self) -> socket.socket | None:
+        at = os.open(self._data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            sock.connect(f"/proc/self/fd/{at}/zygote.sock")  # the directory's name may be longer than an address
+            return sock
+        except (FileNotFoundError, ConnectionRefusedError):
+            sock.close()
+            return None
+        finally:
+            os.close(at)
+
+    def _start(self) -> None:
+        self._end_stale()
+        ready, theirs = os.pipe()
+        command = [sys.executable, "-I", "-m", "boxwood.engine.zygote"]
+        options = ["--data", str(self._data), "--images", str(self._images), "--ready", str(theirs)]
+        with open(self._data / "log" / "zygote.log", "ab") as log:
+            self._process = subprocess.Popen(
+                command + options, env={}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
+                start_new_session=True, pass_fds=(theirs,),
+            )  # fmt: skip
+        os.close(theirs)
+        try:
+            if not os.read(ready, 16):
+                raise EngineError(f"the zygote did not start: see {self._data / 'log' / 'zygote.log'}")
+        finally:
+            os.close(ready)
+
+    def _end_stale(self) -> None:
+        """A zygote that is alive but cannot be reached any more would fight with the new one over the same layers."""
+        try:
+            state = json.loads((self._data / "zygote.json").read_text())
+            pidfd = os.pidfd_open(state["pid"])
+        except (FileNotFoundError, ProcessLookupError, ValueError, KeyError):
+            return
+        try:
+            with open(f"/proc/{state['pid']}/stat") as f:
+                started = int(f.read().rsplit(")", 1)[1].split()[19])
+            if started == state["started"]:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError):
+            pass
+        finally:
+            os.close(pidfd)
+
+
+def instance(data: Path) -> str:
+    """A ULID-shaped name for a data directory: its cgroups are called after it."""
+    alphabet = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+    digest = hashlib.sha256(str(data.resolve()).encode()).digest()
+    return "0" + "".join(alphabet[b & 31] for b in digest[:25])

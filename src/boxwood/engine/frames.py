@@ -1,0 +1,143 @@
+"""Frames between the server and an agent: a JSON header, a payload, and perhaps descriptors, over a stream socket.
+
+    u32 length of the header, u32 length of the payload, header, payload            (little-endian)
+
+A header with `"fds": n` has n descriptors beside the frame's first byte. Used on both sides; whoever reads sets the
+bounds and gets `FrameError` for anything outside them.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+HEADER_LIMIT = 1 << 16
+TO_AGENT_LIMIT = 16 << 20
+FROM_AGENT_LIMIT = 8 << 20  # a saved shell; output comes in far smaller pieces
+_MOST_FDS = 8
+_LENGTHS = struct.Struct("<II")
+_decode = json.JSONDecoder().decode
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class FrameError(Exception):
+    """The other side broke the protocol."""
+
+
+def pack(header: dict[str, Any], payload: bytes | memoryview = b"") -> bytes:
+    raw = _encode(header).encode("ascii")
+    if len(raw) > HEADER_LIMIT:
+        raise FrameError(f"a header of {len(raw)} bytes")
+    return b"".join((_LENGTHS.pack(len(raw), len(payload)), raw, payload))
+
+
+class Outgoing:
+    """What waits to be written to a non-blocking socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._queue: deque[tuple[memoryview, tuple[int, ...]]] = deque()
+        self.size = 0
+
+    def put(self, header: dict[str, Any], payload: bytes | memoryview = b"", fds: Sequence[int] = ()) -> None:
+        """Queue a frame. The descriptors are sent as copies and closed here once they are away."""
+        if fds:
+            header = {**header, "fds": len(fds)}
+        data = memoryview(pack(header, payload))
+        self._queue.append((data, tuple(fds)))
+        self.size += len(data)
+
+    def flush(self) -> bool:
+        """Write what the socket takes. True: nothing is left. OSError: the other side is gone."""
+        while self._queue:
+            data, fds = self._queue[0]
+            try:
+                sent = self._send(data, fds)
+            except BlockingIOError:
+                return False
+            for fd in fds:
+                os.close(fd)
+            self.size -= sent
+            if sent == len(data):
+                self._queue.popleft()
+            else:
+                self._queue[0] = data[sent:], ()
+        return True
+
+    def _send(self, data: memoryview, fds: tuple[int, ...]) -> int:
+        if not fds:
+            return self._sock.send(data, socket.MSG_NOSIGNAL)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+        return self._sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+
+    def close(self) -> None:
+        for _, fds in self._queue:
+            for fd in fds:
+                os.close(fd)
+        self._queue.clear()
+        self.size = 0
+
+
+class Incoming:
+    """Bytes and descriptors as they come, cut into frames."""
+
+    def __init__(self, sock: socket.socket, limit: int) -> None:
+        self._sock = sock
+        self._limit = limit
+        self._buffer = bytearray()
+        self._fds: deque[int] = deque()
+
+    def receive(self) -> bool:
+        """Read what there is. False: the other side has closed. BlockingIOError: there is nothing."""
+        data, ancillary, flags, _ = self._sock.recvmsg(
+            1 << 18, socket.CMSG_SPACE(_MOST_FDS * 4), socket.MSG_CMSG_CLOEXEC
+        )
+        for level, kind, rights in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                self._fds.extend(array.array("i", rights[: len(rights) // 4 * 4]))
+        if flags & socket.MSG_CTRUNC or len(self._fds) > 4 * _MOST_FDS:
+            raise FrameError("too many descriptors")
+        self._buffer += data
+        return bool(data)
+
+    def frames(self) -> Iterator[tuple[dict[str, Any], bytes, list[int]]]:
+        """The whole frames so far: header, payload, descriptors (the taker's to close)."""
+        at = 0
+        try:
+            while len(self._buffer) - at >= _LENGTHS.size:
+                head, body = _LENGTHS.unpack_from(self._buffer, at)
+                if head > HEADER_LIMIT or body > self._limit:
+                    raise FrameError(f"a frame of {head} + {body} bytes")
+                start = at + _LENGTHS.size
+                if len(self._buffer) < start + head + body:
+                    break
+                header = self._header(bytes(self._buffer[start : start + head]))
+                payload = bytes(self._buffer[start + head : start + head + body])
+                at = start + head + body
+                yield header, payload, self._take(header.get("fds", 0))
+        finally:
+            del self._buffer[:at]
+
+    def _header(self, raw: bytes) -> dict[str, Any]:
+        try:
+            header = _decode(raw.decode("ascii"))
+        except (ValueError, RecursionError) as error:
+            raise FrameError(f"a header that is not JSON: {type(error).__name__}") from None
+        if not isinstance(header, dict):
+            raise FrameError("a header that is not an object")
+        return header
+
+    def _take(self, count: object) -> list[int]:
+        if type(count) is not int or not 0 <= count <= len(self._fds):
+            raise FrameError(f"descriptors promised: {count!r}, come: {len(self._fds)}")
+        return [self._fds.popleft() for _ in range(count)]
+
+    def close(self) -> None:
+        while self._fds:
+            os.close(self._fds.popleft())

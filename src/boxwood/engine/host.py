@@ -1,0 +1,239 @@
+"""The engine of this host: boxes through the zygote, layers through its jailed jobs. Implements engine/api.Engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from boxwood.engine import doctor
+from boxwood.engine.api import Box, BoxGone, BoxSpec, CopyReport, EngineError, EngineUnavailable, Stack
+from boxwood.engine.daemon import Zygote
+from boxwood.engine.hostbox import HostBox
+from boxwood.engine.seccomp import program
+
+_ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}\Z")
+_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_JOB_SECONDS = 3600.0
+_ADOPT_SECONDS = 5.0
+_REMOVE_AT_ONCE = 500  # ids in one packet
+
+
+class HostEngine:
+    """`data`: the data directory; `images`: where image layers lie, shared by all data directories of the host."""
+
+    def __init__(self, data: Path, images: Path) -> None:
+        self._data = data
+        self._images = images
+        self._boxes: dict[str, HostBox] = {}
+        self._zygote = Zygote(data, images, self._on_death, self._on_lost)
+        self._seccomp = b""
+        self._connecting = asyncio.Lock()
+
+    # --- the host
+
+    async def start(self) -> Sequence[Box]:
+        self._prepare_directories()
+        missing = doctor.missing(await asyncio.to_thread(doctor.checks, self._data, self._images))
+        if missing:
+            raise EngineUnavailable("; ".join(f"{m.name}: {m.why} ({m.fix})" if m.fix else f"{m.name}: {m.why}" for m in missing))
+        self._seccomp = await asyncio.to_thread(program)
+        await self._connect()
+        return await self._adopt()
+
+    async def close(self) -> None:
+        for box in self._boxes.values():
+            box.let_go()
+        self._zygote.close()
+
+    async def shutdown(self) -> None:
+        await self._connect()
+        await self._zygote.ask("end", {}, seconds=60)
+        for box in list(self._boxes.values()):
+            box.died("the engine was shut down")
+        self._boxes.clear()
+        self._zygote.close()
+        await self._zygote.wait_gone()
+
+    async def features(self) -> AsyncIterator[tuple[str, bool, str]]:
+        for check in await asyncio.to_thread(doctor.checks, self._data, self._images):
+            yield check.name, check.active, check.why or check.fix
+
+    def _prepare_directories(self) -> None:
+        for directory in (self._data, self._images):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory.chmod(0o700)  # layers hold real setuid files
+        for name in ("layers", "mnt", "log"):
+            (self._data / name).mkdir(mode=0o700, exist_ok=True)
+
+    async def _connect(self) -> None:
+        async with self._connecting:
+            if not self._zygote.connected:
+                await self._zygote.connect(self._seccomp or await asyncio.to_thread(program))
+
+    async def _adopt(self) -> list[Box]:
+        """The boxes that live already, each with a new link; those whose agents do not answer are put down."""
+        rows: list[dict[str, Any]] = []
+        while True:
+            page = await self._zygote.ask("list", {"after": rows[-1]["box"] if rows else ""})
+            rows += page["boxes"]
+            if not page["more"]:
+                break
+        found = await asyncio.gather(*(self._adopt_one(row) for row in rows))
+        return [box for box in found if box is not None]
+
+    async def _adopt_one(self, row: dict[str, Any]) -> Box | None:
+        box = HostBox(row["box"], row["vm"], row["top"], self._put_down)
+        self._boxes[box.box_id] = box
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                await self._zygote.ask("link", {"box": box.box_id}, (theirs.fileno(),))
+            await box.attach(ours, _ADOPT_SECONDS)
+            return box
+        except (BoxGone, EngineError):
+            ours.close()
+            await box.kill()
+            return None
+
+    # --- boxes
+
+    async def boot(self, spec: BoxSpec) -> Box:
+        await self._connect()
+        box = HostBox(_new_ulid(), spec.vm_id, spec.stack.top, self._put_down)
+        ours, theirs = socket.socketpair()
+        self._boxes[box.box_id] = box
+        try:
+            with theirs:
+                await self._zygote.ask("boot", {"box": box.box_id, **_boot_fields(spec)}, (theirs.fileno(),))
+        except BaseException:
+            ours.close()
+            del self._boxes[box.box_id]
+            raise
+        try:
+            await box.attach(ours)
+        except BoxGone as error:
+            await box.kill()
+            raise EngineError(f"the box did not come up: {error}") from None
+        except asyncio.CancelledError:
+            await box.kill()
+            raise
+        return box
+
+    async def _put_down(self, box_id: str) -> None:
+        try:
+            await self._zygote.ask("kill", {"box": box_id})
+        except EngineError:
+            # Either it died already, of which the zygote tells us, or the zygote is gone and with it its boxes.
+            if not self._zygote.connected and (box := self._boxes.pop(box_id, None)):
+                box.died("the zygote is gone")
+
+    def _on_death(self, box_id: str, status: int) -> None:
+        if box := self._boxes.pop(box_id, None):
+            code = os.waitstatus_to_exitcode(status)
+            box.died(f"its first process was killed by signal {-code}" if code < 0 else f"its first process ended with {code}")
+
+    def _on_lost(self, reason: str) -> None:
+        boxes, self._boxes = self._boxes, {}
+        for box in boxes.values():
+            box.died(reason)
+
+    # --- layers
+
+    async def is_empty(self, layer_id: str) -> bool:
+        path = self._data / "layers" / _checked(layer_id) / "upper"
+
+        def look() -> bool:
+            try:
+                with os.scandir(path) as entries:
+                    return next(entries, None) is None
+            except FileNotFoundError:
+                return True
+
+        return look()  # one directory, opened and read: some 20 µs
+
+    async def copy_top(self, box: Box, source: str, target: str) -> CopyReport:
+        assert isinstance(box, HostBox)
+        began = time.perf_counter()
+        job = {"kind": "copy", "source": _checked(source), "target": _checked(target)}
+        first = await self._job({**job, "phase": 1})
+        froze = time.perf_counter()
+        await self._zygote.ask("freeze", {"box": box.box_id})
+        try:
+            second = await self._job({**job, "phase": 2, "since": first["since"]})
+        finally:
+            await self._zygote.ask("thaw", {"box": box.box_id})
+        ended = time.perf_counter()
+        return CopyReport(
+            first["inodes"] + second["inodes"],
+            first["bytes"] + second["bytes"],
+            round((ended - froze) * 1e3, 3),
+            round((ended - began) * 1e3, 3),
+        )
+
+    async def merge(self, layers: Sequence[str], target: str) -> None:
+        await self._job({"kind": "merge", "layers": [["data", _checked(i)] for i in layers], "target": _checked(target)})
+
+    async def remove(self, layers: Sequence[str]) -> None:
+        for at in range(0, len(layers), _REMOVE_AT_ONCE):
+            await self._job({"kind": "remove", "layers": [_checked(i) for i in layers[at : at + _REMOVE_AT_ONCE]]})
+
+    async def stored(self) -> set[str]:
+        return {name for name in await asyncio.to_thread(os.listdir, self._data / "layers") if _ULID.match(name)}
+
+    async def _job(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Have a jailed child of the zygote do something to layers; its result is one line of JSON."""
+        await self._connect()
+        ready, theirs = os.pipe()
+        os.set_blocking(ready, False)
+        try:
+            await self._zygote.ask("job", {"job": job}, (theirs,))
+        except BaseException:
+            os.close(ready)
+            raise
+        finally:
+            os.close(theirs)
+        line = await _read_to_end(ready, _JOB_SECONDS)
+        if not line:
+            raise EngineError(f"the {job['kind']} of layers was cut off")
+        result: dict[str, Any] = json.loads(line)
+        if "error" in result:
+            raise EngineError(f"{job['kind']} of layers: {result['error']}")
+        return result
+
+
+def _boot_fields(spec: BoxSpec) -> dict[str, Any]:
+    stack: Stack = spec.stack
+    layers = [["image" if ident in stack.images else "data", _checked(ident)] for ident in stack.layers]
+    limits = {"vcpu": spec.limits.vcpu, "memory_mib": spec.limits.memory_mib, "pids": spec.limits.pids}
+    return {"vm": spec.vm_id, "layers": layers, "top": _checked(stack.top), "hostname": spec.hostname, "limits": limits}
+
+
+async def _read_to_end(fd: int, seconds: float) -> bytes:
+    """All that comes over a pipe, which is then closed."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=1 << 20)
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), open(fd, "rb", buffering=0))
+    try:
+        async with asyncio.timeout(seconds):
+            return await reader.read()
+    finally:
+        transport.close()
+
+
+def _checked(layer_id: str) -> str:
+    if not _ULID.match(layer_id):
+        raise ValueError(f"not a layer id: {layer_id!r}")
+    return layer_id
+
+
+def _new_ulid() -> str:
+    value = int(time.time() * 1000) << 80 | secrets.randbits(80)
+    return "".join(_ALPHABET[value >> shift & 31] for shift in range(125, -1, -5))

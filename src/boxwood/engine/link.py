@@ -1,0 +1,172 @@
+"""The server's end of a link to an agent: requests with deadlines, and what the agent says on its own.
+
+The agent may have been taken over by what runs in its box. So every frame is checked for size, type and meaning, and
+whoever breaks the protocol, or answers too late, is put down: `on_broken` is called once, with the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from boxwood.engine.api import BoxGone, GuestError
+from boxwood.engine.frames import FROM_AGENT_LIMIT, FrameError, Incoming, Outgoing
+
+Answer = tuple[dict[str, Any], bytes, list[int]]
+
+
+class Link:
+    """`on_event(header, payload)` is called for every frame that is no answer, in order."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        on_event: Callable[[dict[str, Any], bytes], None],
+        on_broken: Callable[[str], None],
+    ) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._on_event = on_event
+        self._on_broken = on_broken
+        self._incoming = Incoming(sock, FROM_AGENT_LIMIT)
+        self._outgoing = Outgoing(sock)
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self._streams: dict[int, Callable[[dict[str, Any], bytes], None]] = {}
+        self._writing = False
+        self._closed = False
+        self._loop.add_reader(sock.fileno(), self._readable)
+
+    def say(self, header: dict[str, Any], payload: bytes = b"") -> None:
+        """Something that has no answer."""
+        if not self._closed:
+            self._outgoing.put(header, payload)
+            self._flush()
+
+    async def ask(
+        self,
+        op: str,
+        fields: dict[str, Any],
+        payload: bytes = b"",
+        fds: Sequence[int] = (),
+        *,
+        timeout: float,
+        parts: Callable[[dict[str, Any], bytes], None] | None = None,
+    ) -> Answer:
+        """The answer: its header, payload and descriptors. GuestError if the agent refuses, BoxGone if it is gone.
+
+        `fds` are closed when they have been sent. An answer may come in parts: those with `more` go to `parts`.
+        """
+        if self._closed:
+            _close_all(fds)
+            raise BoxGone("the box is gone")
+        number = next(self._numbers)
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        self._waiting[number] = future
+        if parts is not None:
+            self._streams[number] = parts
+        self._outgoing.put({"op": op, "n": number, **fields}, payload, fds)
+        self._flush()
+        late = self._loop.call_later(timeout, self._break, f"no answer to {op} within {timeout:g} s")
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and not future.exception():
+                _close_all(future.result()[2])
+            raise
+        finally:
+            late.cancel()
+            self._waiting.pop(number, None)
+            self._streams.pop(number, None)
+
+    def close(self, reason: str = "the link was closed") -> None:
+        """Let go; whoever waits gets BoxGone."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._sock.fileno())
+        if self._writing:
+            self._loop.remove_writer(self._sock.fileno())
+        self._sock.close()
+        self._incoming.close()
+        self._outgoing.close()
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(BoxGone(reason))
+                future.exception()  # the asker may have been cancelled meanwhile
+
+    # --- the socket
+
+    def _readable(self) -> None:
+        try:
+            if not self._incoming.receive():
+                self._break("the agent closed its link")
+                return
+            for header, payload, fds in self._incoming.frames():
+                self._on_frame(header, payload, fds)
+                if self._closed:
+                    return
+        except BlockingIOError:
+            return
+        except (OSError, FrameError, KeyError, TypeError, ValueError) as error:
+            self._break(f"the agent broke the protocol: {error}"[:500])
+
+    def _on_frame(self, header: dict[str, Any], payload: bytes, fds: list[int]) -> None:
+        number = header.get("re")
+        future = self._waiting.get(number) if type(number) is int else None
+        if future is not None and not future.done() and "errno" not in header and header.get("more") is not True:
+            future.set_result((header, payload, fds))
+            return
+        _close_all(fds)
+        if number is None:
+            self._on_event(header, payload)
+        elif future is None or future.done():
+            pass  # an answer to somebody who has stopped waiting
+        elif "errno" in header:
+            future.set_exception(GuestError(integer(header, "errno"), text(header, "error")))
+        elif number in self._streams:
+            self._streams[number](header, payload)
+        else:
+            raise FrameError("an answer in parts that nobody asked for")
+
+    def _flush(self) -> None:
+        try:
+            done = self._outgoing.flush()
+        except OSError as error:
+            self._loop.call_soon(self._break, f"the agent's link is broken: {error.strerror}")
+            return
+        if done == self._writing:
+            self._writing = not done
+            if self._writing:
+                self._loop.add_writer(self._sock.fileno(), self._flush)
+            else:
+                self._loop.remove_writer(self._sock.fileno())
+
+    def _break(self, reason: str) -> None:
+        if not self._closed:
+            self.close(reason)
+            self._on_broken(reason)
+
+
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def integer(header: dict[str, Any], name: str) -> int:
+    value = header.get(name)
+    if type(value) is not int or not 0 <= value < 1 << 53:
+        raise FrameError(f"{name} must be a number that is not negative")
+    return value
+
+
+def text(header: dict[str, Any], name: str, most: int = 4096) -> str:
+    value = header.get(name)
+    if not isinstance(value, str) or len(value) > most:
+        raise FrameError(f"{name} must be a text of at most {most} characters")
+    return value

@@ -1,0 +1,431 @@
+"""The zygote: a small, single-threaded daemon that forks boxes. It holds no secrets and knows no HTTP.
+
+Started by exec from a clean interpreter (`python -I -m boxwood.engine.zygote`) with an empty environment and no
+descriptors but its log, it imports all that an agent needs, freezes its heap, and then forks: the child becomes the
+agent without exec, so no interpreter is needed in an image and memory is shared.
+
+It reads only what the server writes: ids, numbers, descriptors. No byte that a box wrote comes here: an agent's link
+goes to the server; the hook, over which an agent is handed a new link, is shut for reading.
+"""
+
+from __future__ import annotations
+
+import argparse
+import array
+import ctypes
+import gc
+import json
+import os
+import re
+import resource
+import selectors
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from boxwood.engine import box, frames
+from boxwood.engine import kernel as k
+from boxwood.engine.agent import main as agent
+from boxwood.engine.api import Limits
+from boxwood.engine.cgroup import Cgroups
+from boxwood.engine.layers import jail
+from boxwood.engine.overlay import MOST_LAYERS, prepare_top
+from boxwood.engine.uidrange import Range, Ranges
+
+PACKET_LIMIT = 1 << 17
+_ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}\Z")
+_HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")
+_RANGES_AHEAD = 4
+_RETRY = 0.02  # seconds until a busy cgroup is tried again
+
+
+class Refused(Exception):
+    """A request that makes no sense: its text is the answer."""
+
+
+@dataclass(slots=True)
+class Live:
+    """A box that lives: what the zygote holds of it."""
+
+    box: str
+    vm: str
+    top: str
+    pid: int
+    pidfd: int
+    hook: socket.socket
+    range: Range
+    started: float = 0.0
+
+
+@dataclass(slots=True)
+class Peer:
+    """The server that is connected at present."""
+
+    sock: socket.socket
+    frozen: set[str] = field(default_factory=set)
+
+
+class Zygote:
+    def __init__(self, data: Path, images: Path, locks: Path) -> None:
+        directory = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        self._data = data
+        self._layers = os.open(data / "layers", directory)
+        self._images = os.open(images, directory)
+        self._ranges = Ranges(locks, self._layers, self._images)
+        self._pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self._selector = selectors.DefaultSelector()
+        self._boxes: dict[str, Live] = {}
+        self._jobs: dict[int, int] = {}  # pidfd -> pid
+        self._busy_cgroups: set[str] = set()
+        self._seccomp = b""
+        self._cgroups: Cgroups | None = None
+        self._peer: Peer | None = None
+        self._ending: tuple[Peer, int] | None = None  # who asked for the end, and under which number
+        self._operations: dict[str, Callable[[dict[str, Any], list[int]], dict[str, Any]]] = {
+            "configure": self._configure,
+            "boot": self._boot,
+            "link": self._link,
+            "kill": self._kill,
+            "freeze": self._freeze,
+            "thaw": self._thaw,
+            "list": self._list,
+            "job": self._job,
+        }
+
+    # --- the loop
+
+    def serve(self, listener: socket.socket) -> None:
+        """Until a server says `end` and the last box is gone."""
+        self._selector.register(listener, selectors.EVENT_READ, lambda: self._accept(listener))
+        while not (self._ending and not self._boxes and not self._jobs):
+            for key, _ in self._selector.select(self._patience()):
+                if self._selector.get_map().get(key.fd) is key:  # not unregistered by an earlier one
+                    key.data()
+            self._spare_time()
+        self._finish(listener)
+
+    def _patience(self) -> float | None:
+        if len(self._ranges) < _RANGES_AHEAD and not self._ending:
+            return 0
+        return _RETRY if self._busy_cgroups else None
+
+    def _spare_time(self) -> None:
+        if self._cgroups is not None:
+            self._busy_cgroups = {b for b in self._busy_cgroups if not self._cgroups.remove(b)}
+        if len(self._ranges) < _RANGES_AHEAD and not self._ending and not self._readable():
+            self._ranges.prepare()
+
+    def _readable(self) -> bool:
+        """Is a request waiting?"""
+        try:
+            return self._peer is not None and self._peer.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) is not None
+        except OSError:
+            return False
+
+    def _accept(self, listener: socket.socket) -> None:
+        sock, _ = listener.accept()
+        uid = int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[4:8], sys.byteorder)
+        if uid != os.getuid():
+            sock.close()
+            return
+        self._drop_peer()  # one server at a time: the newest
+        self._peer = Peer(sock)
+        self._selector.register(sock, selectors.EVENT_READ, self._on_request)
+
+    def _drop_peer(self) -> None:
+        if peer := self._peer:
+            for box_id in peer.frozen:  # whoever froze them is gone
+                if self._cgroups is not None and box_id in self._boxes:
+                    self._cgroups.thaw(box_id)
+            self._selector.unregister(peer.sock)
+            peer.sock.close()
+            self._peer = None
+
+    def _on_request(self) -> None:
+        assert self._peer is not None
+        peer = self._peer
+        try:
+            packet, ancillary, flags, _ = peer.sock.recvmsg(PACKET_LIMIT, socket.CMSG_SPACE(32), socket.MSG_CMSG_CLOEXEC)
+        except OSError:
+            packet, ancillary, flags = b"", [], 0
+        fds = [fd for *_, data in ancillary for fd in array.array("i", data)]
+        try:
+            if not packet:
+                self._drop_peer()
+                return
+            request = json.loads(packet)
+            try:
+                if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                    raise Refused("the request is too long")
+                if request["op"] == "end":
+                    self._begin_end(peer, request["n"])
+                    return
+                answer = self._operations[request["op"]](request, fds)
+            except (Refused, OSError, KeyError, ValueError, RuntimeError) as error:
+                answer = {"error": str(error) or type(error).__name__}
+            self._say({"n": request["n"], **answer})
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _say(self, message: dict[str, Any]) -> None:
+        if self._peer is None:
+            return
+        try:
+            self._peer.sock.send(json.dumps(message).encode(), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        except OSError:
+            self._drop_peer()  # gone, or so far behind that it had better come back and ask for the list
+
+    # --- what the server may ask
+
+    def _configure(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        """The seccomp program (in a memfd) and the name of this instance's cgroups."""
+        self._seccomp = os.pread(fds[0], 1 << 20, 0)
+        instance = request["instance"]
+        if self._cgroups is None:
+            self._cgroups = Cgroups.find(_ident(instance))
+            self._cgroups.sweep()
+        return {"ok": True, "pid": os.getpid()}
+
+    def _boot(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        if self._cgroups is None:
+            raise Refused("not configured yet")
+        box_id, vm, top = _ident(request["box"]), _ident(request["vm"]), _ident(request["top"])
+        layers = tuple((str(place), _ident(ident)) for place, ident in request["layers"])
+        if box_id in self._boxes or any(live.top == top for live in self._boxes.values()):
+            raise Refused("this box or its top lives already")
+        if len(layers) > MOST_LAYERS:
+            raise Refused(f"{len(layers)} layers: at most {MOST_LAYERS} can be mounted")
+        hostname = request["hostname"]
+        if not _HOSTNAME.match(hostname):
+            raise Refused("a hostname has 1 to 63 letters, digits and hyphens")
+        prepare_top(self._layers, top)
+        cgroups = self._cgroups.make(box_id, Limits(**request["limits"]))
+        range_ = self._ranges.take()
+        plan = box.Plan(layers, top, hostname, range_, str(self._data / "mnt"), tuple(cgroups), self._seccomp)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.shutdown(socket.SHUT_RD)
+        try:
+            pid = self._fork_box(plan, (fds[0], theirs.fileno()))
+        except BaseException:
+            ours.close()
+            self._ranges.give_back(range_)
+            self._remove_cgroup(box_id)
+            raise
+        finally:
+            theirs.close()
+        live = Live(box_id, vm, top, pid, os.pidfd_open(pid), ours, range_, request.get("now", 0.0))
+        self._boxes[box_id] = live
+        self._selector.register(live.pidfd, selectors.EVENT_READ, lambda: self._on_death(live))
+        return {"ok": True, "pid": pid}
+
+    def _fork_box(self, plan: box.Plan, sockets: tuple[int, int]) -> int:
+        k.unshare(k.NEWPID)  # for the children of this process, which stays where it is
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _live_as_box(plan, sockets)
+        finally:
+            k.setns(self._pid_namespace, k.NEWPID)
+        return pid
+
+    def _link(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        live = self._live(request)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds[:1]))]
+        try:
+            live.hook.sendmsg([b"L"], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            raise Refused("the agent does not take its new link") from None
+        return {"ok": True}
+
+    def _kill(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        live = self._live(request)
+        if self._cgroups is not None and self._peer is not None and live.box in self._peer.frozen:
+            self._cgroups.thaw(live.box)  # v1's freezer holds even SIGKILL
+        _kill(live.pidfd)
+        return {"ok": True}
+
+    def _freeze(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        assert self._cgroups is not None and self._peer is not None
+        live = self._live(request)
+        self._peer.frozen.add(live.box)
+        self._cgroups.freeze(live.box)
+        return {"ok": True}
+
+    def _thaw(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        assert self._cgroups is not None and self._peer is not None
+        live = self._live(request)
+        self._cgroups.thaw(live.box)
+        self._peer.frozen.discard(live.box)
+        return {"ok": True}
+
+    def _list(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        """A page of what lives: a packet is bounded."""
+        after = request.get("after", "")
+        names = sorted(name for name in self._boxes if name > after)[:500]
+        shown = [{"box": n, "vm": self._boxes[n].vm, "top": self._boxes[n].top, "pid": self._boxes[n].pid} for n in names]
+        return {"ok": True, "boxes": shown, "more": len(names) == 500}
+
+    def _job(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        pid = os.fork()
+        if pid == 0:
+            _reset_signals()
+            jail.jailed(request["job"], self._layers, self._images, fds[0])
+        pidfd = os.pidfd_open(pid)
+        self._jobs[pidfd] = pid
+        self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._on_job_end(pidfd))
+        return {"ok": True}
+
+    def _live(self, request: dict[str, Any]) -> Live:
+        live = self._boxes.get(request["box"])
+        if live is None:
+            raise Refused("no such box lives")
+        return live
+
+    # --- deaths
+
+    def _on_death(self, live: Live) -> None:
+        _, status = os.waitpid(live.pid, 0)  # PID 1 is reaped when the last process of its namespace is gone
+        self._selector.unregister(live.pidfd)
+        os.close(live.pidfd)
+        live.hook.close()
+        del self._boxes[live.box]
+        if self._peer is not None:
+            self._peer.frozen.discard(live.box)
+        self._ranges.give_back(live.range)
+        self._remove_cgroup(live.box)
+        self._say({"event": "died", "box": live.box, "status": status})
+
+    def _remove_cgroup(self, box_id: str) -> None:
+        if self._cgroups is not None and not self._cgroups.remove(box_id):
+            self._busy_cgroups.add(box_id)
+
+    def _on_job_end(self, pidfd: int) -> None:
+        os.waitpid(self._jobs.pop(pidfd), 0)
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+
+    # --- the end
+
+    def _begin_end(self, peer: Peer, number: int) -> None:
+        self._ending = peer, number
+        for live in self._boxes.values():
+            if self._cgroups is not None and live.box in peer.frozen:
+                self._cgroups.thaw(live.box)
+            _kill(live.pidfd)
+
+    def _finish(self, listener: socket.socket) -> None:
+        assert self._ending is not None
+        listener.close()
+        (self._data / "zygote.sock").unlink(missing_ok=True)
+        (self._data / "zygote.json").unlink(missing_ok=True)
+        if self._cgroups is not None:
+            self._cgroups.sweep()
+        self._say({"n": self._ending[1], "ok": True})
+
+
+def _live_as_box(plan: box.Plan, sockets: tuple[int, int]) -> None:
+    """The child's side of a boot; never returns. Until the box is made, a failure is told over the link."""
+    step = box.Step()
+    try:
+        _reset_signals()
+        _disguise(b"agent")
+        gc.enable()  # what was there before is frozen: a collection touches only what is new
+        box.become(plan, sockets, step)
+    except BaseException as error:
+        text = f"{step.name}: {type(error).__name__}: {error}"
+        link = socket.socket(fileno=os.dup(sockets[0]))
+        link.setblocking(True)
+        link.sendall(frames.pack({"boot": "failed", "error": text[:2000]}))
+        os._exit(70)
+    try:
+        agent.serve(box.LINK_FD, box.HOOK_FD, box.RUNTIME_DIRECTORY)
+    finally:
+        os._exit(71)
+
+
+def _reset_signals() -> None:
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_DFL)
+
+
+def _kill(pidfd: int) -> None:
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # its death is about to be read
+
+
+def _ident(text: Any) -> str:
+    if not isinstance(text, str) or not _ULID.match(text):
+        raise Refused("an id must be a ULID")
+    return text
+
+
+# --- how the daemon starts
+
+
+def _disguise(name: bytes) -> None:
+    """Put a neutral name where the command line was: `ps` in a box shows it, and must show no path of the host."""
+    with open("/proc/self/stat") as f:
+        start, end = map(int, f.read().rsplit(")", 1)[1].split()[45:47])
+    ctypes.memset(start, 0, end - start)
+    ctypes.memmove(start, name, min(len(name), end - start - 1))
+    k.set_name(name.decode())
+
+
+def _listen(data: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    at = os.open(data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        (data / "zygote.sock").unlink(missing_ok=True)
+        listener.bind(f"/proc/self/fd/{at}/zygote.sock")  # a data directory's name may be longer than an address
+    finally:
+        os.close(at)
+    os.chmod(data / "zygote.sock", 0o600)
+    listener.listen(8)
+    return listener
+
+
+def _started_at(pid: int) -> int:
+    with open(f"/proc/{pid}/stat") as f:
+        return int(f.read().rsplit(")", 1)[1].split()[19])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--locks", type=Path, default=Path("/run/boxwood"))
+    parser.add_argument("--ready", type=int, required=True, help="descriptor to write to when requests are taken")
+    options = parser.parse_args()
+    os.umask(0o077)
+    os.chdir("/")
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)  # a terminal's keys are for the server; `end` is how this one ends
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    listener = _listen(options.data)
+    zygote = Zygote(options.data, options.images, options.locks)
+    state = {"pid": os.getpid(), "started": _started_at(os.getpid())}
+    (options.data / "zygote.json").write_text(json.dumps(state))
+    gc.collect()
+    gc.disable()
+    gc.freeze()
+    os.write(options.ready, b"ready")
+    os.close(options.ready)
+    del options
+    try:
+        zygote.serve(listener)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # its boxes die with it: they asked for that
+
+
+if __name__ == "__main__":
+    main()
