@@ -1,8 +1,9 @@
 """From a forked zygote to the agent of a box: namespaces, root, masks, privileges. The order is the point.
 
-The caller has unshared the pid namespace and forked: this process is PID 1 of the box and still root on the host.
-What needs the host's root comes first (cgroups, mounts), then the box's own user namespace is entered, after which no
-mount works, then everything is let go of. The lab measured each line: design.md, section 4.
+The caller has unshared the pid namespace and forked: this process is PID 1 of a box to be, and still root on the host.
+It comes in two halves. `prepare` does, ahead of demand, all that does not depend on the VM: namespaces, and the
+kernel's file systems with their masks, on a stage of its own. `become` makes the VM's root, moves the stage into it,
+enters the box's user namespace, after which no mount works, and lets go of everything else.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ HIDDEN_SYS = (
     "bus", "dev", "block", "class/net",
 )  # fmt: skip
 
+STAGED = ("proc", "dev", "run", "sys")
+SHM_MIB, RUN_MIB = 64, 64  # bounds of the two tmpfs; their pages count as the box's memory
 LINK_FD, HOOK_FD = 3, 4  # where the agent finds its sockets
 RUNTIME_DIRECTORY = b"/run/boxwood"
 _SIOCSIFFLAGS, _IFF_UP_RUNNING = 0x8914, 0x41
@@ -46,16 +49,12 @@ _SIOCSIFFLAGS, _IFF_UP_RUNNING = 0x8914, 0x41
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that a box is made of."""
+    """What makes a prepared process the box of a certain VM."""
 
     layers: tuple[tuple[str, str], ...]
     top: str
     hostname: str
-    range: Range
-    attach_at: str  # an empty directory of the host, absolute: only a place in the box's own mount namespace
     cgroups: tuple[str, ...]
-    seccomp: bytes
-    shm_mib: int = 64
 
 
 class Step:
@@ -64,35 +63,48 @@ class Step:
     name = "start"
 
 
-def become(plan: Plan, sockets: Sequence[int], step: Step) -> None:
-    """Turn this process into the box's PID 1, with `sockets` (link, hook) at descriptors 3 and 4 and nothing else."""
+def prepare(range_: Range, stage: str, step: Step) -> None:
+    """Namespaces, and the kernel's file systems on `stage`: an empty directory of the host, absolute."""
+    k.set_death_signal(signal.SIGKILL)  # until credentials change; then again
+    step.name = "namespaces"
+    k.unshare(k.NEWNS | k.NEWUTS | k.NEWIPC | k.NEWNET)
+    k.mount(None, "/", None, k.MS_REC | k.MS_PRIVATE)
+    step.name = "mounts"
+    k.mount("stage", stage, "tmpfs", k.MS_NOSUID | k.MS_NODEV | k.MS_NOEXEC, "mode=700,size=16k")
+    os.chdir(stage)
+    for name in ("root", *STAGED):
+        os.mkdir(name)
+    _mount_kernel_filesystems(range_)
+    _mask()
+
+
+def become(plan: Plan, range_: Range, seccomp: bytes, sockets: Sequence[int], step: Step) -> None:
+    """Turn a prepared process into the box's PID 1, with `sockets` (link, hook) at descriptors 3 and 4 alone."""
     step.name = "cgroups"
     for path in plan.cgroups:  # before the cgroup namespace, so that it is rooted here
         with open(f"{path}/cgroup.procs", "w") as f:
             f.write("0")
-    step.name = "namespaces"
-    k.unshare(k.NEWCGROUP | k.NEWNS | k.NEWUTS | k.NEWIPC | k.NEWNET)
-    k.mount(None, "/", None, k.MS_REC | k.MS_PRIVATE)
+    k.unshare(k.NEWCGROUP)
     step.name = "overlay"
-    root = mount_root(plan.layers, plan.top, plan.range)
-    k.move_mount(root, plan.attach_at)
-    os.fchdir(root)
+    root = mount_root(plan.layers, plan.top, range_)
+    k.move_mount(root, "root")
     step.name = "mounts"
-    _mount_kernel_filesystems(plan.range, plan.shm_mib)
-    _mask(plan.range)
+    for name in STAGED:
+        k.move_attached(name, f"root/{name}")
+    os.fchdir(root)
     k.sethostname(plan.hostname)
     k.pivot_here()
     step.name = "privileges"
-    _drop_privileges(plan)
+    _drop_privileges(range_, seccomp)
     step.name = "descriptors"
     _keep_only(sockets)
 
 
-def _mount_kernel_filesystems(range_: Range, shm_mib: int) -> None:
-    """Everything below the root, relative to the working directory."""
+def _mount_kernel_filesystems(range_: Range) -> None:
+    """Relative to the working directory, the stage."""
     base = range_.base
     k.mount("proc", "proc", "proc", k.MS_NOSUID | k.MS_NODEV | k.MS_NOEXEC)
-    # The network namespace belongs to the host's user namespace: let the box bind low ports and ping, while it can be set.
+    # The network namespace is the host's user namespace's: let the box bind low ports and ping, while it can be set.
     for name, value in (("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")):
         with open(f"proc/sys/net/ipv4/{name}", "w") as f:
             f.write(value)
@@ -103,9 +115,9 @@ def _mount_kernel_filesystems(range_: Range, shm_mib: int) -> None:
     k.mount("devpts", "dev/pts", "devpts", k.MS_NOSUID | k.MS_NOEXEC, f"newinstance,ptmxmode=0666,mode=0620,gid={base + 5}")
     owner = f"uid={base},gid={base}"
     flags = k.MS_NOSUID | k.MS_NODEV
-    k.mount("shm", "dev/shm", "tmpfs", flags | k.MS_NOEXEC, f"mode=1777,size={shm_mib}m,nr_inodes=65536,{owner}")
+    k.mount("shm", "dev/shm", "tmpfs", flags | k.MS_NOEXEC, f"mode=1777,size={SHM_MIB}m,nr_inodes=65536,{owner}")
     k.mount("mqueue", "dev/mqueue", "mqueue", flags | k.MS_NOEXEC)
-    k.mount("run", "run", "tmpfs", flags, f"mode=755,size=64m,nr_inodes=65536,{owner}")
+    k.mount("run", "run", "tmpfs", flags, f"mode=755,size={RUN_MIB}m,nr_inodes=65536,{owner}")
     k.mount("sysfs", "sys", "sysfs", flags | k.MS_NOEXEC | k.MS_RDONLY)
 
 
@@ -114,17 +126,17 @@ def _loopback_up() -> None:
         fcntl.ioctl(s, _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", _IFF_UP_RUNNING))
 
 
-def _mask(range_: Range) -> None:
+def _mask() -> None:
     """Hide or freeze what of /proc and /sys is the host's and not the box's."""
     null = os.open("dev/null", os.O_PATH | os.O_CLOEXEC)
     masks, empty, boot_id = _mask_sources()
+    for name in FROZEN:
+        _freeze(f"proc/{name}")
     _bind_over("proc/sys/kernel/random/boot_id", boot_id)
     for name in HIDDEN_FILES:
         _bind_over(f"proc/{name}", null)
     for name in HIDDEN_DIRS:
         _bind_over(f"proc/{name}", empty)
-    for name in FROZEN:
-        _freeze(f"proc/{name}")
     for name in HIDDEN_SYS:
         _bind_over(f"sys/{name}", empty)
     for fd in (null, masks, empty, boot_id):
@@ -167,7 +179,7 @@ def _bind_over(target: str, source: int) -> None:
 
 def _freeze(path: str) -> None:
     try:
-        tree = k.open_tree(path, recursive=True)
+        tree = k.open_tree(path)
     except FileNotFoundError:
         return
     k.mount_setattr(tree, k.ATTR_RDONLY | k.ATTR_NOSUID | k.ATTR_NOEXEC)
@@ -175,15 +187,15 @@ def _freeze(path: str) -> None:
     os.close(tree)
 
 
-def _drop_privileges(plan: Plan) -> None:
+def _drop_privileges(range_: Range, seccomp: bytes) -> None:
     last = k.last_capability()
-    k.setns(plan.range.userns, k.NEWUSER)  # all capabilities in there, none out here: no mount works from now on
+    k.setns(range_.userns, k.NEWUSER)  # all capabilities in there, none out here: no mount works from now on
     os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     k.limit_bounding_set(CAPABILITIES, last)  # while CAP_SETPCAP is effective
     k.no_new_privileges()
-    k.load_seccomp(plan.seccomp)
+    k.load_seccomp(seccomp)
     k.set_capabilities(AGENT_CAPABILITIES)
     k.set_dumpable(0)  # every change of credentials resets it to fs.suid_dumpable, so after all of them
     k.set_death_signal(signal.SIGKILL)  # taken back by changes of credentials too

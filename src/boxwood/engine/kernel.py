@@ -102,6 +102,11 @@ def move_mount(fd: int, path: str, at: int = _AT_FDCWD) -> None:
     _call(MOVE_MOUNT, fd, b"", at, _bytes(path), _MOVE_FROM_EMPTY | (0 if path else _MOVE_TO_EMPTY))
 
 
+def move_attached(source: str, target: str) -> None:
+    """Move a mount, with all that is mounted below it, to another place."""
+    _call(MOVE_MOUNT, _AT_FDCWD, _bytes(source), _AT_FDCWD, _bytes(target), 0)
+
+
 def idmapped(path: str, userns: int, at: int = _AT_FDCWD, attributes: int = 0) -> int:
     """A detached clone of the tree at `path`, seen through the map of `userns`: a descriptor."""
     tree = open_tree(path, at)
@@ -180,7 +185,7 @@ def setfsids(ident: int) -> None:
 # --- privileges
 
 
-def _prctl(option: int, value: int) -> None:
+def prctl(option: int, value: int) -> None:
     _check(libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)))
 
 
@@ -201,7 +206,7 @@ def capabilities() -> int:
 def limit_bounding_set(mask: int, last: int) -> None:
     for bit in range(last + 1):
         if not mask >> bit & 1:
-            _prctl(_PR_CAPBSET_DROP, bit)
+            prctl(_PR_CAPBSET_DROP, bit)
 
 
 def last_capability() -> int:
@@ -210,20 +215,20 @@ def last_capability() -> int:
 
 
 def no_new_privileges() -> None:
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def set_dumpable(value: int) -> None:
-    _prctl(_PR_SET_DUMPABLE, value)
+    prctl(_PR_SET_DUMPABLE, value)
 
 
 def set_death_signal(signum: int) -> None:
     """Be sent this signal when the parent dies. Every change of credentials takes it back."""
-    _prctl(_PR_SET_PDEATHSIG, signum)
+    prctl(_PR_SET_PDEATHSIG, signum)
 
 
 def set_subreaper() -> None:
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def set_name(name: str) -> None:

@@ -26,7 +26,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from boxwood.engine import box, frames
 from boxwood.engine import kernel as k
@@ -40,7 +40,8 @@ from boxwood.engine.uidrange import Range, Ranges
 PACKET_LIMIT = 1 << 17
 _ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}\Z")
 _HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")
-_RANGES_AHEAD = 4
+_AHEAD = 4  # processes prepared for boxes to come
+_QUIET = 0.004  # seconds without a request after which they are made
 _RETRY = 0.02  # seconds until a busy cgroup is tried again
 
 
@@ -50,16 +51,15 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class Live:
-    """A box that lives: what the zygote holds of it."""
+    """A process that is a box, or prepared to become one (then `box` is empty): what the zygote holds of it."""
 
-    box: str
-    vm: str
-    top: str
     pid: int
     pidfd: int
     hook: socket.socket
     range: Range
-    started: float = 0.0
+    box: str = ""
+    vm: str = ""
+    top: str = ""
 
 
 @dataclass(slots=True)
@@ -80,6 +80,7 @@ class Zygote:
         self._pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._selector = selectors.DefaultSelector()
         self._boxes: dict[str, Live] = {}
+        self._spares: list[Live] = []
         self._jobs: dict[int, int] = {}  # pidfd -> pid
         self._busy_cgroups: set[str] = set()
         self._seccomp = b""
@@ -102,30 +103,26 @@ class Zygote:
     def serve(self, listener: socket.socket) -> None:
         """Until a server says `end` and the last box is gone."""
         self._selector.register(listener, selectors.EVENT_READ, lambda: self._accept(listener))
-        while not (self._ending and not self._boxes and not self._jobs):
-            for key, _ in self._selector.select(self._patience()):
+        while not (self._ending and not self._boxes and not self._spares and not self._jobs):
+            ready = self._selector.select(self._patience())
+            for key, _ in ready:
                 if self._selector.get_map().get(key.fd) is key:  # not unregistered by an earlier one
                     key.data()
-            self._spare_time()
+            if not ready:
+                self._spare_time()
         self._finish(listener)
 
     def _patience(self) -> float | None:
-        if len(self._ranges) < _RANGES_AHEAD and not self._ending:
-            return 0
+        if self._seccomp and not self._ending and len(self._spares) < _AHEAD:
+            return _QUIET
         return _RETRY if self._busy_cgroups else None
 
     def _spare_time(self) -> None:
+        """Nothing has happened for a moment."""
         if self._cgroups is not None:
             self._busy_cgroups = {b for b in self._busy_cgroups if not self._cgroups.remove(b)}
-        if len(self._ranges) < _RANGES_AHEAD and not self._ending and not self._readable():
-            self._ranges.prepare()
-
-    def _readable(self) -> bool:
-        """Is a request waiting?"""
-        try:
-            return self._peer is not None and self._peer.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) is not None
-        except OSError:
-            return False
+        if self._seccomp and not self._ending and len(self._spares) < _AHEAD:
+            self._spares.append(self._prepare())
 
     def _accept(self, listener: socket.socket) -> None:
         sock, _ = listener.accept()
@@ -205,31 +202,38 @@ class Zygote:
         if not _HOSTNAME.match(hostname):
             raise Refused("a hostname has 1 to 63 letters, digits and hyphens")
         prepare_top(self._layers, top)
-        cgroups = self._cgroups.make(box_id, Limits(**request["limits"]))
+        plan = {"layers": layers, "top": top, "hostname": hostname}
+        plan["cgroups"] = self._cgroups.make(box_id, Limits(**request["limits"]))
+        live = self._spares.pop() if self._spares else self._prepare()
+        live.box, live.vm, live.top = box_id, vm, top
+        self._boxes[box_id] = live
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds[:1]))]
+        live.hook.sendmsg([json.dumps(plan).encode()], rights, socket.MSG_NOSIGNAL)
+        return {"ok": True, "pid": live.pid}
+
+    def _prepare(self) -> Live:
+        """A process with everything a box needs but its VM."""
         range_ = self._ranges.take()
-        plan = box.Plan(layers, top, hostname, range_, str(self._data / "mnt"), tuple(cgroups), self._seccomp)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.shutdown(socket.SHUT_RD)
         try:
-            pid = self._fork_box(plan, (fds[0], theirs.fileno()))
+            pid = self._fork_in_new_namespace(range_, theirs)
         except BaseException:
             ours.close()
             self._ranges.give_back(range_)
-            self._remove_cgroup(box_id)
             raise
         finally:
             theirs.close()
-        live = Live(box_id, vm, top, pid, os.pidfd_open(pid), ours, range_, request.get("now", 0.0))
-        self._boxes[box_id] = live
+        live = Live(pid, os.pidfd_open(pid), ours, range_)
         self._selector.register(live.pidfd, selectors.EVENT_READ, lambda: self._on_death(live))
-        return {"ok": True, "pid": pid}
+        return live
 
-    def _fork_box(self, plan: box.Plan, sockets: tuple[int, int]) -> int:
+    def _fork_in_new_namespace(self, range_: Range, hook: socket.socket) -> int:
         k.unshare(k.NEWPID)  # for the children of this process, which stays where it is
         try:
             pid = os.fork()
             if pid == 0:
-                _live_as_box(plan, sockets)
+                _live_as_box(range_, str(self._data / "mnt"), self._seccomp, hook)
         finally:
             k.setns(self._pid_namespace, k.NEWPID)
         return pid
@@ -294,10 +298,13 @@ class Zygote:
         self._selector.unregister(live.pidfd)
         os.close(live.pidfd)
         live.hook.close()
+        self._ranges.give_back(live.range)
+        if not live.box:
+            self._spares.remove(live)
+            return
         del self._boxes[live.box]
         if self._peer is not None:
             self._peer.frozen.discard(live.box)
-        self._ranges.give_back(live.range)
         self._remove_cgroup(live.box)
         self._say({"event": "died", "box": live.box, "status": status})
 
@@ -314,7 +321,7 @@ class Zygote:
 
     def _begin_end(self, peer: Peer, number: int) -> None:
         self._ending = peer, number
-        for live in self._boxes.values():
+        for live in (*self._boxes.values(), *self._spares):
             if self._cgroups is not None and live.box in peer.frozen:
                 self._cgroups.thaw(live.box)
             _kill(live.pidfd)
@@ -329,24 +336,49 @@ class Zygote:
         self._say({"n": self._ending[1], "ok": True})
 
 
-def _live_as_box(plan: box.Plan, sockets: tuple[int, int]) -> None:
-    """The child's side of a boot; never returns. Until the box is made, a failure is told over the link."""
+def _live_as_box(range_: Range, stage: str, seccomp: bytes, hook: socket.socket) -> NoReturn:
+    """The child's side: prepare, wait for a VM, become its box. A failure is told over the link as soon as there is one."""
     step = box.Step()
+    failure = ""
     try:
         _reset_signals()
+        _close_all_but(range_.userns, range_.layers, range_.images, range_.dev, hook.fileno())
         _disguise(b"agent")
         gc.enable()  # what was there before is frozen: a collection touches only what is new
-        box.become(plan, sockets, step)
+        box.prepare(range_, stage, step)
     except BaseException as error:
-        text = f"{step.name}: {type(error).__name__}: {error}"
-        link = socket.socket(fileno=os.dup(sockets[0]))
-        link.setblocking(True)
-        link.sendall(frames.pack({"boot": "failed", "error": text[:2000]}))
+        failure = _told(step, error)
+    packet, ancillary, *_ = hook.recvmsg(PACKET_LIMIT, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+    if not packet:
+        os._exit(0)  # never needed
+    link = array.array("i", ancillary[0][2])[0]
+    try:
+        if failure:
+            raise RuntimeError(failure)
+        fields = json.loads(packet)
+        layers = tuple((place, ident) for place, ident in fields["layers"])
+        plan = box.Plan(layers, fields["top"], fields["hostname"], tuple(fields["cgroups"]))
+        box.become(plan, range_, seccomp, (link, hook.fileno()), step)
+    except BaseException as error:
+        socket.socket(fileno=link).sendall(frames.pack({"boot": "failed", "error": failure or _told(step, error)}))
         os._exit(70)
     try:
         agent.serve(box.LINK_FD, box.HOOK_FD, box.RUNTIME_DIRECTORY)
     finally:
         os._exit(71)
+
+
+def _close_all_but(*keep: int) -> None:
+    """Nothing of other boxes, nothing of the server's (0-2 are the log, until the box is made)."""
+    at = 3
+    for fd in sorted(keep):
+        os.closerange(at, fd)
+        at = fd + 1
+    os.closerange(at, 1 << 20)
+
+
+def _told(step: box.Step, error: BaseException) -> str:
+    return f"{step.name}: {type(error).__name__}: {error}"[:2000]
 
 
 def _reset_signals() -> None:
