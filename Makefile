@@ -1,0 +1,45 @@
+# make demo    see VMs fork, run and diverge          make check      style, types, layers
+# make test    every test, some minutes               make test-full  what takes longer too
+# make bench   measure, beside bwrap, runc and Docker; fails when an aim is missed
+# Each target makes what it needs: a virtual environment in .venv, and Debian packages, which it names before it installs them.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo check format test test-full bench clean
+MAKEFLAGS += --no-print-directory
+bin := .venv/bin
+tested := tests/unit tests/api tests/engine tests/attack tests/conformance tests/chaos
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml scripts/setup
+	@scripts/setup
+
+demo: setup
+	@$(bin)/python examples/demo.py
+
+check: setup
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+	$(bin)/lint-imports
+
+format: setup
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+
+test: setup
+	@scripts/test -m "not full" $(ARGS) $(tested)
+
+test-full: setup
+	@scripts/test $(ARGS) $(tested)
+
+bench: setup
+	@scripts/packages "the peers of the benchmark" bubblewrap runc busybox-static || echo "bench: goes on without them"
+	@$(bin)/python bench/run.py $(ARGS)
+
+clean:
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
