@@ -22,7 +22,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """`data` and `images` are directories; `*_bytes` count bytes, `*_mib` MiB, `*_seconds` seconds; 0 vcpu: no bound."""
+    """`data` and `images` are directories; the names end in their units; `vcpu` 0 is no bound."""
 
     data: Path
     images: Path = Path("/var/cache/boxwood/images")

@@ -50,8 +50,8 @@ class VMs:
         caller: Caller,
         vm: str,
         *,
-        description: str | None | Unset = UNSET,
-        name: str | None | Unset = UNSET,
+        description: str | Unset | None = UNSET,
+        name: str | Unset | None = UNSET,
         immutable: bool | Unset = UNSET,
         resources: Resources | Unset = UNSET,
     ) -> VM:

@@ -1,0 +1,45 @@
+"""Ids: ULIDs, bare, upper-case, 26 characters; later ones sort after earlier ones of the same process."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import threading
+import time
+
+ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's
+_ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
+_SHAPE = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}(_[A-Za-z0-9]+)?", re.IGNORECASE | re.ASCII)
+_PAIRS = tuple(a + b for a in ALPHABET for b in ALPHABET)
+_RANDOM_BITS = 80
+
+
+class _Mint:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # ids are minted on the store's thread too
+        self._last = 0
+
+    def next(self) -> int:
+        with self._lock:
+            fresh = (time.time_ns() // 1_000_000) << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS)
+            # In the same millisecond, or with a clock set back: a little more than the last, still not to be guessed.
+            self._last = fresh if fresh > self._last else self._last + 1 + secrets.randbits(64)
+            return self._last
+
+
+_mint = _Mint()
+
+
+def new_id() -> str:
+    value = _mint.next()
+    return "".join([_PAIRS[value >> shift & 1023] for shift in range(120, -1, -10)])
+
+
+def is_id(text: str) -> bool:
+    """Is this what `new_id` makes?"""
+    return _ULID.fullmatch(text) is not None
+
+
+def has_id_shape(text: str) -> bool:
+    """Would some client take this for the id of a VM? In either case, with or without a suffix (wire 1.5)."""
+    return _SHAPE.fullmatch(text) is not None

@@ -1,0 +1,1 @@
+"""Metadata: one SQLite database per data directory, one module of queries per noun. Knows nothing of the core."""

@@ -1,0 +1,307 @@
+"""The database file: one thread writes and commits in batches, other connections read.
+
+`write` and `post` hand a function to the writer's thread, where it gets the connection inside a transaction. All that
+has queued up while the last commit was made shares the next one; each function has a savepoint of its own, so that
+one that fails takes nothing with it. What was handed in first is committed first.
+
+`one` and `all` read on the event loop and are for indexed reads of a few rows (some 10 µs); `read` is for the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], T]
+Params = tuple[Any, ...] | dict[str, Any]
+
+log = logging.getLogger(__name__)
+
+BATCH = 256
+CHECKPOINT_BYTES = 4 << 20
+BUSY_SECONDS = 10.0
+READERS = 2
+
+
+class StoreError(Exception):
+    """The database could not do what was asked; nothing of it was done. `full`: for want of disk space."""
+
+    def __init__(self, message: str, *, full: bool = False) -> None:
+        super().__init__(message)
+        self.full = full
+
+
+class SchemaTooNew(StoreError):
+    """A newer version has written this database."""
+
+
+@dataclass(slots=True)
+class _Task(Generic[T]):
+    work: Work[T]
+    future: asyncio.Future[T]
+    result: Any = None
+    error: BaseException | None = None
+
+
+class Database:
+    """`failure`: what a waiter is told instead of `StoreError`."""
+
+    def __init__(self, path: Path, failure: Callable[[StoreError], Exception] | None = None) -> None:
+        self.path = path
+        self._failure = failure or (lambda error: error)
+        self._loop = asyncio.get_running_loop()
+        self._queue: queue.SimpleQueue[_Task[Any] | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write_loop, name="store-writer", daemon=True)
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
+        self._local = threading.local()
+        self._opened: list[sqlite3.Connection] = []
+        self._closed = False
+        self._checkpointing = False
+
+    @classmethod
+    async def open(cls, path: Path, failure: Callable[[StoreError], Exception] | None = None) -> Database:
+        """Make or migrate the database. SchemaTooNew, StoreError."""
+        database = cls(path, failure)
+        try:
+            await database._loop.run_in_executor(database._readers, _migrate, path)
+            database._connection = database._connect()
+            database._near = database._connect(read_only=True)
+        except BaseException:
+            database._readers.shutdown(wait=False)
+            raise
+        database._writer.start()
+        return database
+
+    _connection: sqlite3.Connection
+    _near: sqlite3.Connection
+
+    def _connect(self, *, read_only: bool = False) -> sqlite3.Connection:
+        connection = connect(self.path)
+        if read_only:
+            connection.execute("PRAGMA query_only = ON")
+        else:
+            connection.execute("PRAGMA wal_autocheckpoint = 0")  # done beside the writer: see _checkpoint
+        self._opened.append(connection)
+        return connection
+
+    # Writing
+
+    def submit(self, work: Work[T]) -> asyncio.Future[T]:
+        """Queue a write; the future is done once it is committed."""
+        future: asyncio.Future[T] = self._loop.create_future()
+        if self._closed:
+            future.set_exception(self._failure(StoreError("the database is closed")))
+        else:
+            self._queue.put(_Task(work, future))
+        return future
+
+    async def write(self, work: Work[T]) -> T:
+        """Do `work` in a transaction and wait for its commit; what it raises is raised here, and undone."""
+        return await self.submit(work)
+
+    def post(self, work: Work[Any]) -> None:
+        """A write that nobody waits for: should it fail, the log says so."""
+        self.submit(work).add_done_callback(_log_failure)
+
+    async def flush(self) -> None:
+        """Wait until everything that was handed in so far is committed."""
+        await self.submit(lambda connection: None)
+
+    def _write_loop(self) -> None:
+        while True:
+            task = self._queue.get()
+            if task is None:
+                return
+            batch, last = [task], False
+            while len(batch) < BATCH and not last:
+                try:
+                    more = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if more is None:
+                    last = True
+                else:
+                    batch.append(more)
+            self._commit(batch)
+            self._loop.call_soon_threadsafe(self._resolve, batch)
+            if last:
+                return
+
+    def _commit(self, batch: list[_Task[Any]]) -> None:
+        connection = self._connection
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for task in batch:
+                self._apply(connection, task, alone=len(batch) == 1)
+            connection.execute("COMMIT")
+        except BaseException as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            for task in batch:
+                task.error = task.error or error
+
+    def _apply(self, connection: sqlite3.Connection, task: _Task[Any], *, alone: bool) -> None:
+        if alone:
+            task.result = task.work(connection)
+            return
+        connection.execute("SAVEPOINT task")
+        try:
+            task.result = task.work(connection)
+        except BaseException as error:
+            task.error = error
+            if not connection.in_transaction:  # a full disk, say, undoes the whole transaction
+                raise
+            connection.execute("ROLLBACK TO task")
+        connection.execute("RELEASE task")
+
+    def _resolve(self, batch: list[_Task[Any]]) -> None:
+        for task in batch:
+            if task.future.done():
+                continue
+            if task.error is None:
+                task.future.set_result(task.result)
+            else:
+                task.future.set_exception(self._told(task.error))
+        self._checkpoint()
+
+    def _told(self, error: BaseException) -> BaseException:
+        if isinstance(error, sqlite3.Error):
+            log.error("database: %s", error, exc_info=error)
+            return self._failure(_store_error(error))
+        return error
+
+    def _checkpoint(self) -> None:
+        """Move the log into the database file beside the writer, whom that would hold up for many milliseconds."""
+        if self._checkpointing or self._closed:
+            return
+        try:
+            if self.path.with_name(self.path.name + "-wal").stat().st_size < CHECKPOINT_BYTES:
+                return
+        except FileNotFoundError:
+            return
+        self._checkpointing = True
+
+        def done(_: object) -> None:
+            self._checkpointing = False
+
+        def checkpoint(connection: sqlite3.Connection) -> None:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+        future = asyncio.ensure_future(self._on_reader(checkpoint))
+        future.add_done_callback(done)
+        future.add_done_callback(_log_failure)
+
+    # Reading
+
+    def one(self, sql: str, params: Params = ()) -> sqlite3.Row | None:
+        """The first row."""
+        row: sqlite3.Row | None = self._near.execute(sql, params).fetchone()
+        return row
+
+    def all(self, sql: str, params: Params = ()) -> list[sqlite3.Row]:
+        return self._near.execute(sql, params).fetchall()
+
+    @property
+    def near(self) -> sqlite3.Connection:
+        """The event loop's own connection, for the queries of the nouns' modules. Reads only."""
+        return self._near
+
+    async def read(self, work: Work[T]) -> T:
+        """Do `work` on a reader's thread, after everything written so far."""
+        await self.flush()
+        return await self._on_reader(work)
+
+    async def _on_reader(self, work: Work[T]) -> T:
+        def call() -> T:
+            connection = getattr(self._local, "connection", None)
+            if connection is None:
+                connection = self._local.connection = self._connect(read_only=False)
+            return work(connection)
+
+        try:
+            return await self._loop.run_in_executor(self._readers, call)
+        except sqlite3.Error as error:
+            raise self._failure(_store_error(error)) from error
+
+    async def close(self) -> None:
+        """Commit what is queued and close."""
+        if self._closed:
+            return
+        self._closed = True
+        self._queue.put(None)
+        await asyncio.to_thread(self._writer.join)
+        await asyncio.to_thread(self._readers.shutdown)
+        await asyncio.sleep(0)  # let the last futures be resolved
+        for connection in self._opened:
+            connection.close()
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection in autocommit mode with this program's settings."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS)
+    connection.row_factory = sqlite3.Row
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    return connection
+
+
+def migrations() -> list[tuple[int, str, str]]:
+    """(number, name, SQL) of every migration, in order."""
+    files = resources.files(__package__).joinpath("migrations").iterdir()
+    return sorted(
+        (int(file.name.split("_", 1)[0]), file.name, file.read_text(encoding="utf-8"))
+        for file in files
+        if file.name.endswith(".sql")
+    )
+
+
+def _migrate(path: Path) -> None:
+    steps = migrations()
+    try:
+        connection = connect(path)
+    except sqlite3.Error as error:
+        raise _store_error(error, f"{path}: ") from error
+    try:
+        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+        newest = steps[-1][0]
+        if version > newest:
+            raise SchemaTooNew(
+                f"{path} was written by a newer Boxwood (schema {version}; this one knows {newest}): upgrade Boxwood"
+            )
+        for number, name, sql in steps:
+            if number > version:
+                _step(connection, number, name, sql)
+    except sqlite3.Error as error:
+        raise _store_error(error, f"{path}: ") from error
+    finally:
+        connection.close()
+
+
+def _step(connection: sqlite3.Connection, number: int, name: str, sql: str) -> None:
+    try:
+        connection.executescript(f"BEGIN IMMEDIATE;\n{sql}\nPRAGMA user_version = {number};\nCOMMIT;")
+    except sqlite3.Error as error:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise _store_error(error, f"migration {name}: ") from error
+
+
+def _store_error(error: sqlite3.Error, where: str = "") -> StoreError:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return StoreError(f"{where}{error}", full=code == sqlite3.SQLITE_FULL)
+
+
+def _log_failure(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled() and (error := future.exception()) is not None:
+        log.error("a write was lost: %s", error)

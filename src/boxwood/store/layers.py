@@ -1,0 +1,128 @@
+"""Rows of sealed layers: a tree, from every layer to the image it stands on."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+_CHAIN = """
+    WITH RECURSIVE chain (id, parent, place, n) AS (
+        SELECT id, parent, place, 0 FROM layers WHERE id = ?
+        UNION ALL
+        SELECT l.id, l.parent, l.place, n + 1 FROM layers l JOIN chain ON l.id = chain.parent
+    )
+    SELECT id, place FROM chain ORDER BY n
+"""
+_UNREFERENCED = """
+    NOT EXISTS (SELECT 1 FROM vms WHERE base = layers.id)
+    AND NOT EXISTS (SELECT 1 FROM vms WHERE box_base = layers.id)
+    AND NOT EXISTS (SELECT 1 FROM layers child WHERE child.parent = layers.id AND NOT child.doomed)
+"""
+_SHIFT = """
+    WITH RECURSIVE above (id) AS (
+        SELECT :top UNION ALL SELECT l.id FROM layers l JOIN above ON l.parent = above.id
+    )
+    UPDATE layers SET depth = depth + :by WHERE id IN (SELECT id FROM above)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRow:
+    id: str
+    parent: str | None
+    place: str
+    depth: int
+    doomed: bool
+
+
+def by_id(connection: sqlite3.Connection, layer_id: str) -> LayerRow | None:
+    row = connection.execute("SELECT id, parent, place, depth, doomed FROM layers WHERE id = ?", (layer_id,)).fetchone()
+    return None if row is None else LayerRow(*row)
+
+
+def insert_image(connection: sqlite3.Connection, layer_id: str) -> None:
+    """An image layer; known already: nothing."""
+    connection.execute(
+        "INSERT INTO layers (id, parent, place, depth) VALUES (?, NULL, 'image', 0) ON CONFLICT DO NOTHING", (layer_id,)
+    )
+
+
+def insert(connection: sqlite3.Connection, layer_id: str, parent: str) -> int:
+    """A layer of the data directory on its parent; returns its depth."""
+    row = connection.execute(
+        "INSERT INTO layers (id, parent, place, depth) SELECT ?, id, 'data', depth + 1 FROM layers WHERE id = ?"
+        " RETURNING depth",
+        (layer_id, parent),
+    ).fetchone()
+    if row is None:
+        raise LookupError(f"layer {parent} is not there")
+    depth: int = row[0]
+    return depth
+
+
+def chain(connection: sqlite3.Connection, layer_id: str) -> tuple[tuple[str, ...], frozenset[str]]:
+    """All layers from this one down, and those of them that belong to an image."""
+    rows = connection.execute(_CHAIN, (layer_id,)).fetchall()
+    return tuple(row[0] for row in rows), frozenset(row[0] for row in rows if row[1] == "image")
+
+
+def merged(connection: sqlite3.Connection, top: str, target: str) -> bool:
+    """`target` shows what `top` and all below it, down to the image, showed: let everything that stood on `top` stand
+    on it. False: `top` is not there any more, and nothing was changed."""
+    old = by_id(connection, top)
+    if old is None or old.doomed:
+        return False
+    ids, images = chain(connection, top)
+    image = next((layer for layer in ids if layer in images), None)
+    if image is None:
+        raise LookupError(f"layer {top} stands on no image")
+    insert(connection, target, image)
+    connection.execute("UPDATE vms SET base = ? WHERE base = ?", (target, top))
+    connection.execute("UPDATE layers SET parent = ? WHERE parent = ?", (target, top))
+    connection.execute(_SHIFT, {"top": target, "by": 1 - old.depth})
+    connection.execute("UPDATE layers SET depth = 1 WHERE id = ?", (target,))
+    return True
+
+
+def deep(connection: sqlite3.Connection, above: int) -> list[str]:
+    """Layers that VMs stand on, with more than so many layers over the image, the deepest first."""
+    rows = connection.execute(
+        "SELECT DISTINCT l.id, l.depth FROM layers l JOIN vms v ON v.base = l.id"
+        " WHERE l.depth > ? ORDER BY l.depth DESC",
+        (above,),
+    )
+    return [row[0] for row in rows]
+
+
+def doom(connection: sqlite3.Connection, candidate: str) -> None:
+    """Mark this layer, if nothing refers to it, and then those below that were only there for it."""
+    at: str | None = candidate
+    while at is not None:
+        row = connection.execute(
+            f"UPDATE layers SET doomed = 1 WHERE id = ? AND place = 'data' AND NOT doomed AND {_UNREFERENCED}"
+            " RETURNING parent",
+            (at,),
+        ).fetchone()
+        at = None if row is None else row[0]
+
+
+def doom_all(connection: sqlite3.Connection) -> None:
+    """`doom` for every layer: at the start, when nobody remembers what was let go of."""
+    leaves = connection.execute(
+        f"SELECT id FROM layers WHERE place = 'data' AND NOT doomed AND {_UNREFERENCED}"
+    ).fetchall()
+    for (layer_id,) in leaves:
+        doom(connection, layer_id)
+
+
+def doomed(connection: sqlite3.Connection) -> list[str]:
+    return [row[0] for row in connection.execute("SELECT id FROM layers WHERE doomed")]
+
+
+def delete(connection: sqlite3.Connection, layer_ids: list[str]) -> None:
+    """Rows of doomed layers whose directories are gone."""
+    connection.executemany("DELETE FROM layers WHERE id = ? AND doomed", [(layer_id,) for layer_id in layer_ids])
+
+
+def data_ids(connection: sqlite3.Connection) -> set[str]:
+    return {row[0] for row in connection.execute("SELECT id FROM layers WHERE place = 'data'")}

@@ -1,0 +1,114 @@
+"""Rows of VMs."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class VMRow:
+    id: str
+    org_id: str
+    name: str | None
+    description: str | None
+    public: bool
+    immutable: bool
+    base: str
+    top: str
+    written: bool
+    box_base: str | None
+    vcpu: int | None
+    memory_mib: int | None
+    disk_mib: int | None
+    root_source_id: str | None
+    root_source_name: str | None
+    origin: str | None
+    created_at: int
+    last_active_at: int | None
+    depth: int = 0  # of its base; not a column
+
+
+_COLUMNS = tuple(field.name for field in fields(VMRow) if field.name != "depth")
+_SELECT = f"SELECT {', '.join('v.' + name for name in _COLUMNS)}, l.depth FROM vms v JOIN layers l ON l.id = v.base"
+_INSERT = f"INSERT INTO vms ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+_CHANGEABLE = frozenset({"name", "description", "immutable", "vcpu", "memory_mib", "disk_mib", "last_active_at"})
+
+
+def _row(row: sqlite3.Row | None) -> VMRow | None:
+    return None if row is None else VMRow(*row)
+
+
+def by_id(connection: sqlite3.Connection, vm_id: str) -> VMRow | None:
+    return _row(connection.execute(f"{_SELECT} WHERE v.id = ?", (vm_id,)).fetchone())
+
+
+def by_name(connection: sqlite3.Connection, org_id: str, name: str) -> VMRow | None:
+    return _row(connection.execute(f"{_SELECT} WHERE v.org_id = ? AND v.name = ?", (org_id, name)).fetchone())
+
+
+def insert(connection: sqlite3.Connection, row: VMRow) -> None:
+    """sqlite3.IntegrityError if the name is taken."""
+    connection.execute(_INSERT, tuple(getattr(row, name) for name in _COLUMNS))
+
+
+def change(connection: sqlite3.Connection, vm_id: str, values: dict[str, Any]) -> None:
+    """Set some of the columns that users may change. sqlite3.IntegrityError if the name is taken."""
+    if not values.keys() <= _CHANGEABLE:
+        raise ValueError(f"not to be changed: {values.keys() - _CHANGEABLE}")
+    assignments = ", ".join(f"{name} = ?" for name in values)
+    connection.execute(f"UPDATE vms SET {assignments} WHERE id = ?", (*values.values(), vm_id))
+
+
+def delete(connection: sqlite3.Connection, vm_id: str) -> None:
+    """With its sessions, runs and uploads."""
+    connection.execute("DELETE FROM vms WHERE id = ?", (vm_id,))
+
+
+def boot(connection: sqlite3.Connection, vm_id: str) -> VMRow | None:
+    """A box is about to be made of this VM: its base is in use from now on."""
+    connection.execute("UPDATE vms SET box_base = base, written = 1 WHERE id = ?", (vm_id,))
+    return by_id(connection, vm_id)
+
+
+def parked(connection: sqlite3.Connection, vm_id: str) -> None:
+    connection.execute("UPDATE vms SET box_base = NULL WHERE id = ?", (vm_id,))
+
+
+def parked_but(connection: sqlite3.Connection, live: Iterable[str]) -> None:
+    """Only these VMs have a box."""
+    alive = set(live)
+    for (vm_id,) in connection.execute("SELECT id FROM vms WHERE box_base IS NOT NULL").fetchall():
+        if vm_id not in alive:
+            parked(connection, vm_id)
+
+
+def retop(connection: sqlite3.Connection, vm_id: str, base: str, top: str) -> None:
+    """Its top has been sealed, or turned out to be empty: from now on it is this base and an unwritten top."""
+    connection.execute(
+        "UPDATE vms SET base = ?, top = ?, written = 0, box_base = NULL WHERE id = ?", (base, top, vm_id)
+    )
+
+
+def tops(connection: sqlite3.Connection) -> set[str]:
+    return {top for (top,) in connection.execute("SELECT top FROM vms WHERE written")}
+
+
+def set_base(connection: sqlite3.Connection, vm_id: str, base: str, origin: str) -> None:
+    """Of a golden, which has no box and nothing in its top."""
+    connection.execute("UPDATE vms SET base = ?, origin = ? WHERE id = ?", (base, origin, vm_id))
+
+
+def page(connection: sqlite3.Connection, conditions: list[str], params: dict[str, Any], limit: int) -> list[VMRow]:
+    """Newest first. `conditions` are SQL over `v`, of this program's own making; values belong into `params`."""
+    where = " AND ".join(conditions) or "1"
+    rows = connection.execute(f"{_SELECT} WHERE {where} ORDER BY v.id DESC LIMIT :limit", params | {"limit": limit})
+    return [VMRow(*row) for row in rows]
+
+
+def count(connection: sqlite3.Connection, conditions: list[str], params: dict[str, Any]) -> int:
+    where = " AND ".join(conditions) or "1"
+    found: int = connection.execute(f"SELECT count(*) FROM vms v WHERE {where}", params).fetchone()[0]
+    return found
