@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from boxwood.engine import kernel as k
-from boxwood.engine.overlay import mount_root
+from boxwood.engine.overlay import Places, mount_root
 from boxwood.engine.uidrange import Range
 
 # What root may do inside; nothing of it counts in the host's user namespace.
@@ -55,6 +55,7 @@ class Plan:
     top: str
     hostname: str
     cgroups: tuple[str, ...]
+    places: Places | None = None  # set where the kernel wants layers by path
 
 
 class Step:
@@ -70,7 +71,7 @@ def prepare(range_: Range, stage: str, step: Step) -> None:
     k.unshare(k.NEWNS | k.NEWUTS | k.NEWIPC | k.NEWNET)
     k.mount(None, "/", None, k.MS_REC | k.MS_PRIVATE)
     step.name = "mounts"
-    k.mount("stage", stage, "tmpfs", k.MS_NOSUID | k.MS_NODEV | k.MS_NOEXEC, "mode=700,size=16k")
+    k.mount("stage", stage, "tmpfs", k.MS_NOSUID | k.MS_NODEV | k.MS_NOEXEC, "mode=711,size=16k")
     os.chdir(stage)
     for name in ("root", *STAGED):
         os.mkdir(name)
@@ -86,8 +87,9 @@ def become(plan: Plan, range_: Range, seccomp: bytes, sockets: Sequence[int], st
             f.write("0")
     k.unshare(k.NEWCGROUP)
     step.name = "overlay"
-    root = mount_root(plan.layers, plan.top, range_)
-    k.move_mount(root, "root")
+    root = mount_root(plan.layers, plan.top, range_, plan.places)
+    if plan.places is None:
+        k.move_mount(root, "root")
     step.name = "mounts"
     for name in STAGED:
         k.move_attached(name, f"root/{name}")
@@ -112,7 +114,9 @@ def _mount_kernel_filesystems(range_: Range) -> None:
     tree = k.open_tree("", range_.dev)
     k.move_mount(tree, "dev")
     os.close(tree)
-    k.mount("devpts", "dev/pts", "devpts", k.MS_NOSUID | k.MS_NOEXEC, f"newinstance,ptmxmode=0666,mode=0620,gid={base + 5}")
+    k.mount(
+        "devpts", "dev/pts", "devpts", k.MS_NOSUID | k.MS_NOEXEC, f"newinstance,ptmxmode=0666,mode=0620,gid={base + 5}"
+    )
     owner = f"uid={base},gid={base}"
     flags = k.MS_NOSUID | k.MS_NODEV
     k.mount("shm", "dev/shm", "tmpfs", flags | k.MS_NOEXEC, f"mode=1777,size={SHM_MIB}m,nr_inodes=65536,{owner}")

@@ -26,7 +26,9 @@ _ANSWER_SECONDS = 30.0
 class Zygote:
     """A connection to a zygote. `on_death(box id, wait status)`; `on_lost(reason)` when the zygote itself is gone."""
 
-    def __init__(self, data: Path, images: Path, on_death: Callable[[str, int], None], on_lost: Callable[[str], None]) -> None:
+    def __init__(
+        self, data: Path, images: Path, on_death: Callable[[str, int], None], on_lost: Callable[[str], None]
+    ) -> None:
         self._data = data
         self._images = images
         self._on_death = on_death
@@ -62,7 +64,9 @@ class Zygote:
         """Let go of it; it lives on."""
         self._disconnect("the server lets go")
 
-    async def ask(self, op: str, fields: dict[str, Any], fds: Sequence[int] = (), seconds: float = _ANSWER_SECONDS) -> dict[str, Any]:
+    async def ask(
+        self, op: str, fields: dict[str, Any], fds: Sequence[int] = (), seconds: float = _ANSWER_SECONDS
+    ) -> dict[str, Any]:
         """An answer's members. EngineError with the zygote's words."""
         if self._sock is None:
             raise EngineError("the zygote is not running")

@@ -43,7 +43,9 @@ class HostEngine:
         self._prepare_directories()
         missing = doctor.missing(await asyncio.to_thread(doctor.checks, self._data, self._images))
         if missing:
-            raise EngineUnavailable("; ".join(f"{m.name}: {m.why} ({m.fix})" if m.fix else f"{m.name}: {m.why}" for m in missing))
+            raise EngineUnavailable(
+                "; ".join(f"{m.name}: {m.why} ({m.fix})" if m.fix else f"{m.name}: {m.why}" for m in missing)
+            )
         self._seccomp = await asyncio.to_thread(program)
         await self._connect()
         return await self._adopt()
@@ -138,7 +140,11 @@ class HostEngine:
     def _on_death(self, box_id: str, status: int) -> None:
         if box := self._boxes.pop(box_id, None):
             code = os.waitstatus_to_exitcode(status)
-            box.died(f"its first process was killed by signal {-code}" if code < 0 else f"its first process ended with {code}")
+            box.died(
+                f"its first process was killed by signal {-code}"
+                if code < 0
+                else f"its first process ended with {code}"
+            )
 
     def _on_lost(self, reason: str) -> None:
         boxes, self._boxes = self._boxes, {}
@@ -179,7 +185,9 @@ class HostEngine:
         )
 
     async def merge(self, layers: Sequence[str], target: str) -> None:
-        await self._job({"kind": "merge", "layers": [["data", _checked(i)] for i in layers], "target": _checked(target)})
+        await self._job(
+            {"kind": "merge", "layers": [["data", _checked(i)] for i in layers], "target": _checked(target)}
+        )
 
     async def remove(self, layers: Sequence[str]) -> None:
         for at in range(0, len(layers), _REMOVE_AT_ONCE):
@@ -220,7 +228,9 @@ async def _read_to_end(fd: int, seconds: float) -> bytes:
     """All that comes over a pipe, which is then closed."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=1 << 20)
-    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), open(fd, "rb", buffering=0))
+    transport, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), open(fd, "rb", buffering=0)
+    )
     try:
         async with asyncio.timeout(seconds):
             return await reader.read()

@@ -303,7 +303,9 @@ def _entries(lines: bytes, limit: int) -> tuple[ManifestEntry, ...]:
     found = []
     for line in lines.splitlines()[:limit]:
         fields = json.loads(line)
-        entry = ManifestEntry(text(fields, "path", 8192), integer(fields, "size"), integer(fields, "mode"), text(fields, "hash", 64))
+        entry = ManifestEntry(
+            text(fields, "path", 8192), integer(fields, "size"), integer(fields, "mode"), text(fields, "hash", 64)
+        )
         if not _DIGEST.match(entry.hash) or entry.path.startswith("/") or ".." in entry.path.split("/"):
             raise FrameError("a manifest entry that makes no sense")
         found.append(entry)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from boxwood.engine import kernel as k
@@ -42,7 +43,7 @@ class Range:
         self.userns = _user_namespace(base)
         self.layers = k.idmapped("", self.userns, layers_fd, k.ATTR_NODEV | k.ATTR_NOSUID)
         self.images = k.idmapped("", self.userns, images_fd, k.ATTR_NODEV | k.ATTR_NOSUID | k.ATTR_RDONLY)
-        self.dev = _device_directory(self.userns)
+        self.dev = _device_directory(base)
 
     def close(self) -> None:
         for fd in (self.userns, self.layers, self.images, self.dev):
@@ -56,7 +57,7 @@ class Ranges:
         self._locks = locks
         self._dirs = layers_fd, images_fd
         self._free: list[Range] = []
-        self._bases = iter(())  # type: ignore[var-annotated]
+        self._bases: Iterator[int] = iter(())
         self._held: list[int] = []  # descriptors of lock files
 
     def __len__(self) -> int:
@@ -80,7 +81,7 @@ class Ranges:
             start = FIRST + self._lock_chunk() * _CHUNK * SIZE
             self._bases = iter(range(start, start + _CHUNK * SIZE, SIZE))
             base = next(self._bases)
-        return int(base)
+        return base
 
     def _lock_chunk(self) -> int:
         """The number of a chunk that no other process of this host has: held as long as this one lives."""
@@ -139,10 +140,10 @@ def _become_owner(base: int) -> None:
     k.set_capabilities(k.capability_mask("sys_admin"))
 
 
-def _device_directory(userns: int) -> int:
-    """A read-only /dev with the harmless nodes, seen through the range's map: a detached mount."""
+def _device_directory(base: int) -> int:
+    """A read-only /dev with the harmless nodes, owned by the range's root: a detached mount."""
     filesystem = k.Filesystem("tmpfs")
-    for key, value in (("mode", "755"), ("size", "64k"), ("source", "dev")):
+    for key, value in (("mode", "755"), ("size", "64k"), ("source", "dev"), ("uid", str(base)), ("gid", str(base))):
         filesystem.set(key, value)
     fd = filesystem.create(k.ATTR_NOSUID | k.ATTR_NOEXEC)
     old = os.umask(0)
@@ -153,7 +154,9 @@ def _device_directory(userns: int) -> int:
             os.symlink(target, name, dir_fd=fd)
         for name in MOUNT_POINTS:
             os.mkdir(name, 0o755, dir_fd=fd)
+        for name in (*NODES, *LINKS, *MOUNT_POINTS):
+            os.chown(name, base, base, dir_fd=fd, follow_symlinks=False)
     finally:
         os.umask(old)
-    k.mount_setattr(fd, k.ATTR_IDMAP | k.ATTR_RDONLY, userns=userns)
+    k.mount_setattr(fd, k.ATTR_RDONLY)
     return fd

@@ -34,7 +34,7 @@ from boxwood.engine.agent import main as agent
 from boxwood.engine.api import Limits
 from boxwood.engine.cgroup import Cgroups
 from boxwood.engine.layers import jail
-from boxwood.engine.overlay import MOST_LAYERS, prepare_top
+from boxwood.engine.overlay import MOST_LAYERS, Places, by_descriptor, prepare_top
 from boxwood.engine.uidrange import Range, Ranges
 
 PACKET_LIMIT = 1 << 17
@@ -71,9 +71,10 @@ class Peer:
 
 
 class Zygote:
-    def __init__(self, data: Path, images: Path, locks: Path) -> None:
+    def __init__(self, data: Path, images: Path, locks: Path, places: Places | None) -> None:
         directory = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         self._data = data
+        self._places = places
         self._layers = os.open(data / "layers", directory)
         self._images = os.open(images, directory)
         self._ranges = Ranges(locks, self._layers, self._images)
@@ -147,7 +148,9 @@ class Zygote:
         assert self._peer is not None
         peer = self._peer
         try:
-            packet, ancillary, flags, _ = peer.sock.recvmsg(PACKET_LIMIT, socket.CMSG_SPACE(32), socket.MSG_CMSG_CLOEXEC)
+            packet, ancillary, flags, _ = peer.sock.recvmsg(
+                PACKET_LIMIT, socket.CMSG_SPACE(32), socket.MSG_CMSG_CLOEXEC
+            )
         except OSError:
             packet, ancillary, flags = b"", [], 0
         fds = [fd for *_, data in ancillary for fd in array.array("i", data)]
@@ -233,7 +236,7 @@ class Zygote:
         try:
             pid = os.fork()
             if pid == 0:
-                _live_as_box(range_, str(self._data / "mnt"), self._seccomp, hook)
+                _live_as_box(range_, str(self._data / "mnt"), self._places, self._seccomp, hook)
         finally:
             k.setns(self._pid_namespace, k.NEWPID)
         return pid
@@ -272,7 +275,9 @@ class Zygote:
         """A page of what lives: a packet is bounded."""
         after = request.get("after", "")
         names = sorted(name for name in self._boxes if name > after)[:500]
-        shown = [{"box": n, "vm": self._boxes[n].vm, "top": self._boxes[n].top, "pid": self._boxes[n].pid} for n in names]
+        shown = [
+            {"box": n, "vm": self._boxes[n].vm, "top": self._boxes[n].top, "pid": self._boxes[n].pid} for n in names
+        ]
         return {"ok": True, "boxes": shown, "more": len(names) == 500}
 
     def _job(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -336,7 +341,7 @@ class Zygote:
         self._say({"n": self._ending[1], "ok": True})
 
 
-def _live_as_box(range_: Range, stage: str, seccomp: bytes, hook: socket.socket) -> NoReturn:
+def _live_as_box(range_: Range, stage: str, places: Places | None, seccomp: bytes, hook: socket.socket) -> NoReturn:
     """The child's side: prepare, wait for a VM, become its box. A failure is told over the link as soon as there is one."""
     step = box.Step()
     failure = ""
@@ -357,7 +362,7 @@ def _live_as_box(range_: Range, stage: str, seccomp: bytes, hook: socket.socket)
             raise RuntimeError(failure)
         fields = json.loads(packet)
         layers = tuple((place, ident) for place, ident in fields["layers"])
-        plan = box.Plan(layers, fields["top"], fields["hostname"], tuple(fields["cgroups"]))
+        plan = box.Plan(layers, fields["top"], fields["hostname"], tuple(fields["cgroups"]), places)
         box.become(plan, range_, seccomp, (link, hook.fileno()), step)
     except BaseException as error:
         socket.socket(fileno=link).sendall(frames.pack({"boot": "failed", "error": failure or _told(step, error)}))
@@ -434,6 +439,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--locks", type=Path, default=Path("/run/boxwood"))
+    parser.add_argument("--overlay", choices=("auto", "descriptors", "paths"), default="auto")
     parser.add_argument("--ready", type=int, required=True, help="descriptor to write to when requests are taken")
     options = parser.parse_args()
     os.umask(0o077)
@@ -443,7 +449,9 @@ def main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     listener = _listen(options.data)
-    zygote = Zygote(options.data, options.images, options.locks)
+    paths = options.overlay == "paths" or (options.overlay == "auto" and not by_descriptor())
+    places = Places(str(options.data / "layers"), str(options.images)) if paths else None
+    zygote = Zygote(options.data, options.images, options.locks, places)
     state = {"pid": os.getpid(), "started": _started_at(os.getpid())}
     (options.data / "zygote.json").write_text(json.dumps(state))
     gc.collect()

@@ -48,7 +48,9 @@ class Reply:
 class AgentLink:
     """The present connection to the server."""
 
-    def __init__(self, loop: Loop, sock: socket.socket, on_frame: Callable[..., None], on_close: Callable[[], None]) -> None:
+    def __init__(
+        self, loop: Loop, sock: socket.socket, on_frame: Callable[..., None], on_close: Callable[[], None]
+    ) -> None:
         sock.setblocking(False)
         self._loop = loop
         self._sock = sock

@@ -1,0 +1,1 @@
+from boxfixtures import data, engine, golden, images, runner  # noqa: F401

@@ -1,0 +1,113 @@
+"""Fixtures of the tests that run real boxes on a real engine, as root."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from boxwood.core.ids import new_ulid
+from boxwood.engine.api import Box, BoxSpec, Limits, RunEnd, RunSpec, SessionSpec, Stack
+from boxwood.engine.host import HostEngine
+from boxwood.images import host as host_image
+
+
+@pytest.fixture(scope="session")
+def images() -> Path:
+    return Path(os.environ.get("BOXWOOD_IMAGES", "/var/cache/boxwood/images"))
+
+
+@pytest.fixture(scope="session")
+def golden(images: Path) -> str:
+    """The layer of the host golden."""
+    return host_image.ensure(images, None).layer_id
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Iterator[Path]:
+    directory = tmp_path / "data"
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+async def engine(data: Path, images: Path) -> AsyncIterator[HostEngine]:
+    engine = HostEngine(data, images)
+    assert not await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.shutdown()
+
+
+class Runner:
+    """A box with one session, and a way to run commands in it."""
+
+    def __init__(self, engine: HostEngine, golden: str) -> None:
+        self.engine = engine
+        self.golden = golden
+        self.session = new_ulid()
+        self.saved: dict[str, tuple[str, dict[str, str], bytes]] = {}
+        self.box: Box
+
+    async def boot(self, layers: tuple[str, ...] = (), top: str | None = None, limits: Limits = Limits()) -> Box:
+        stack = Stack((*layers, self.golden), top or new_ulid(), frozenset({self.golden}))
+        self.stack = stack
+        self.box = await self.engine.boot(BoxSpec(new_ulid(), stack, "testbox", limits))
+        self.box.listen(self)
+        await self.box.open_session(SessionSpec(self.session))
+        return self.box
+
+    def state(self, session_id: str, cwd: str, env: dict[str, str], state: bytes) -> None:
+        self.saved[session_id] = cwd, env, state
+
+    async def run(self, command: str | bytes, **options: object) -> Result:
+        result = Result()
+        raw = command.encode() if isinstance(command, str) else command
+        spec = RunSpec(new_ulid(), self.session, raw, **options)  # type: ignore[arg-type]
+        await self.box.start_run(spec, result)
+        await result.wait(self.box)
+        self.box.forget(spec.run_id)
+        return result
+
+
+class Result:
+    def __init__(self) -> None:
+        self.out, self.err = bytearray(), bytearray()
+        self.end: RunEnd | None = None
+        self._done = asyncio.Event()
+
+    def output(self, stream: int, offset: int, data: bytes) -> None:
+        into = self.out if stream == 1 else self.err
+        assert offset == len(into)
+        into += data
+
+    def finished(self, end: RunEnd) -> None:
+        self.end = end
+        self._done.set()
+
+    async def wait(self, box: Box) -> None:
+        waiting = asyncio.ensure_future(self._done.wait())
+        await asyncio.wait({waiting, box.gone}, return_when=asyncio.FIRST_COMPLETED, timeout=60)
+        waiting.cancel()
+        assert self.end is not None, "the run did not end" if not box.gone.done() else f"box gone: {box.gone.result()}"
+
+    @property
+    def code(self) -> int | None:
+        assert self.end is not None
+        return self.end.exit_code
+
+    @property
+    def text(self) -> str:
+        return self.out.decode()
+
+
+@pytest.fixture
+async def runner(engine: HostEngine, golden: str) -> Runner:
+    runner = Runner(engine, golden)
+    await runner.boot()
+    return runner

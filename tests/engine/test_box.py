@@ -1,0 +1,230 @@
+"""What a box is: its root, its limits, its first process, and how it comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+
+import pytest
+
+from boxfixtures import Runner
+from boxwood.core.ids import new_ulid
+from boxwood.engine.api import BoxGone, BoxSpec, EngineError, GuestError, Limits, SessionSpec, Stack
+from boxwood.engine.host import HostEngine
+
+pytestmark = [pytest.mark.root, pytest.mark.anyio]
+
+
+async def test_a_command_runs(runner: Runner) -> None:
+    result = await runner.run("echo out; echo err >&2; exit 3")
+    assert (result.text, bytes(result.err), result.code) == ("out\n", b"err\n", 3)
+
+
+async def test_it_is_a_computer_of_its_own(runner: Runner) -> None:
+    text = (await runner.run("hostname; id -u; cat /proc/1/comm; echo $$; ls /proc | grep -c '^[0-9]'; pwd")).text.split()
+    assert text[:3] == ["testbox", "0", "agent"] and int(text[3]) < 20 and int(text[4]) < 10 and text[5] == "/root"
+
+
+async def test_loopback_is_up_and_nothing_else_is_there(runner: Runner) -> None:
+    script = (
+        "import socket; s=socket.create_server(('127.0.0.1', 80)); c=socket.create_connection(s.getsockname()); "
+        "print('ok', [n for _, n in socket.if_nameindex()])"
+    )
+    assert (await runner.run(f'python3 -c "{script}"')).text == "ok ['lo']\n"
+
+
+async def test_everyday_programs_work(runner: Runner) -> None:
+    commands = (
+        "python3 -c 'import ssl, sqlite3, ctypes, threading; print(6*7)' && git init -q /tmp/g && perl -e 'print 1' && "
+        "tar cf - /etc/passwd 2>/dev/null | tar tf - && su user -s /bin/sh -c 'id -u; touch /home/user/x' && "
+        "printf 'int main(){return 0;}' > /tmp/a.c && gcc -o /tmp/a /tmp/a.c && /tmp/a && mkfifo /tmp/f && ls /dev/pts"
+    )
+    result = await runner.run(commands)
+    assert result.code == 0, bytes(result.err)
+    assert result.text.startswith("42\n1") and "etc/passwd\n1000\n" in result.text
+
+
+async def test_files_go_in_and_out(runner: Runner) -> None:
+    for content in (b"", b"x", os.urandom(3 << 20)):
+        assert await runner.box.write_file("/a/new/dir/file", content) == len(content)
+        opened = await runner.box.read_file("/a/new/dir/file")
+        try:
+            assert os.pread(opened.fd, 8 << 20, 0) == content and opened.size == len(content) and opened.mode == 0o644
+        finally:
+            os.close(opened.fd)
+
+
+async def test_a_file_keeps_its_mode_and_owner(runner: Runner) -> None:
+    await runner.run("echo old > /tmp/f; chmod 750 /tmp/f; chown user:user /tmp/f")
+    await runner.box.write_file("/tmp/f", b"new")
+    assert (await runner.run("stat -c '%a %u' /tmp/f; cat /tmp/f")).text == "750 1000\nnew"
+
+
+async def test_a_link_is_written_through(runner: Runner) -> None:
+    await runner.run("ln -s /tmp/target /tmp/link; echo old > /tmp/target")
+    await runner.box.write_file("/tmp/link", b"new")
+    assert (await runner.run("readlink /tmp/link; cat /tmp/target")).text == "/tmp/target\nnew"
+
+
+@pytest.mark.parametrize(
+    ("path", "number"),
+    [
+        ("/nowhere/file", errno.ENOENT),
+        ("/tmp", errno.EISDIR),
+        ("/etc/passwd/x", errno.ENOTDIR),
+        ("/proc/meminfo", errno.EACCES),
+        ("/proc/self/environ", errno.EACCES),
+        ("/sys/class/tty/console/active", errno.EACCES),
+        ("/dev/zero", errno.EINVAL),
+        ("/tmp/fifo", errno.EINVAL),
+        ("/run/file", errno.EACCES),
+        ("/dev/shm/file", errno.EACCES),
+        ("/tmp/to-proc", errno.EACCES),
+        ("relative", errno.EINVAL),
+        ("/nul\0byte", errno.EINVAL),
+        ("/" + "x" * 300, errno.ENAMETOOLONG),
+    ],
+)
+async def test_what_is_no_file_is_refused(runner: Runner, path: str, number: int) -> None:
+    await runner.run("mkfifo /tmp/fifo; echo x > /run/file; echo x > /dev/shm/file; ln -s /proc/version /tmp/to-proc")
+    with pytest.raises(GuestError) as refused:
+        os.close((await runner.box.read_file(path)).fd)
+    assert refused.value.errno == number
+    assert (await runner.run("echo on")).text == "on\n"
+
+
+@pytest.mark.parametrize("path", ["/proc/x", "/dev/shm/x", "/run/x", "/sys/x", "/tmp", "/tmp/", "/dev/null"])
+async def test_what_cannot_be_written_is_refused(runner: Runner, path: str) -> None:
+    with pytest.raises(GuestError):
+        await runner.box.write_file(path, b"x")
+
+
+async def test_a_manifest(runner: Runner) -> None:
+    await runner.run("mkdir -p /w/d/e; printf hello > /w/a; printf x > /w/d/e/b; ln -s a /w/link; mkfifo /w/p; chmod 600 /w/a")
+    found = await runner.box.manifest("/w/")
+    shown = [(e.path, e.size, e.mode & 0o777, e.hash[:8]) for e in found.entries]
+    assert shown == [("a", 5, 0o600, "2cf24dba"), ("d/e/b", 1, 0o644, "2d711642")] and found.root == "/w"
+    assert (await runner.box.manifest("/missing")).entries == ()
+    assert (await runner.box.manifest("/usr/bin", 5)).truncated
+    with pytest.raises(GuestError):
+        await runner.box.manifest("/etc/passwd")
+
+
+async def test_limits_hold(engine: HostEngine, golden: str) -> None:
+    runner = Runner(engine, golden)
+    await runner.boot(limits=Limits(vcpu=1, memory_mib=128, pids=64))
+    hog = await runner.run("python3 -c 'x = bytearray(400 << 20)'")
+    assert hog.code == 137
+    bomb = "import os\nn = 0\ntry:\n    while n < 500:\n        n += 1\n        os.fork() or os._exit(os.pause() if 0 else __import__('time').sleep(30) or 0)\nexcept OSError: print(n)"
+    await runner.box.write_file("/tmp/bomb.py", bomb.encode())
+    forked = await runner.run("python3 /tmp/bomb.py", timeout=5)
+    assert 30 < int(forked.text) < 64
+    assert (await runner.run("echo alive")).text == "alive\n"
+
+
+async def test_the_death_of_a_box_is_told(runner: Runner) -> None:
+    await runner.run("kill -9 -1")  # everything but PID 1
+    assert (await runner.run("echo still")).text == "still\n"
+    await runner.box.kill()
+    assert runner.box.gone.done()
+    with pytest.raises(BoxGone):
+        await runner.box.settle()
+
+
+async def test_what_cannot_be_mounted_is_told(engine: HostEngine, golden: str) -> None:
+    stack = Stack((new_ulid(), golden), new_ulid(), frozenset({golden}))
+    with pytest.raises(EngineError, match="overlay"):
+        await engine.boot(BoxSpec(new_ulid(), stack))
+    with pytest.raises(EngineError, match="at most 400"):
+        await engine.boot(BoxSpec(new_ulid(), Stack(tuple(new_ulid() for _ in range(401)), new_ulid())))
+    with pytest.raises(EngineError, match="hostname"):
+        await engine.boot(BoxSpec(new_ulid(), Stack((golden,), new_ulid(), frozenset({golden})), "../x"))
+
+
+async def test_what_was_written_is_there_in_the_next_box(runner: Runner) -> None:
+    await runner.run("echo kept > /root/file; rm /etc/hostname; rm -r /home/user && mkdir /home/user")
+    await runner.box.kill()
+    await runner.boot(top=runner.stack.top)
+    text = (await runner.run("cat /root/file; ls -A /home/user; ls /etc/hostname 2>&1 | grep -c 'No such'")).text
+    assert text == "kept\n1\n"
+
+
+async def test_an_engine_that_comes_back_adopts_its_boxes(engine: HostEngine, golden: str, data: object, images: object) -> None:
+    runner = Runner(engine, golden)
+    box = await runner.boot()
+    await runner.run("cd /tmp; export A=b; x=1")
+    await engine.close()
+    again = HostEngine(data, images)  # type: ignore[arg-type]
+    adopted = await again.start()
+    try:
+        assert [(b.vm_id, b.top) for b in adopted] == [(box.vm_id, runner.stack.top)]  # type: ignore[attr-defined]
+        runner.box = adopted[0]
+        runner.box.listen(runner)
+        assert (await runner.run("pwd; echo $A$x")).text == "/tmp\nb1\n"
+    finally:
+        await again.close()
+        await engine.start()
+
+
+async def test_many_boxes_at_once(engine: HostEngine, golden: str) -> None:
+    async def one(number: int) -> None:
+        runner = Runner(engine, golden)
+        await runner.boot()
+        assert (await runner.run(f"echo {number} > /root/n; cat /root/n")).text == f"{number}\n"
+        await runner.box.kill()
+
+    await asyncio.gather(*(one(n) for n in range(24)))
+
+
+async def test_a_copied_top_is_the_same_and_the_source_goes_on(runner: Runner) -> None:
+    await runner.run("mkdir /w; for i in $(seq 200); do echo $i > /w/$i; done; rm -rf /srv; ln -s a /w/link")
+    loop = "python3 -c \"import time\nfor i in range(10**6):\n open('/w/log','a').write(f'{i}\\n')\n time.sleep(0.001)\" >/dev/null 2>&1 &"
+    from boxfixtures import Result
+    from boxwood.engine.api import RunSpec
+
+    writer = Result()
+    run_id = new_ulid()
+    await runner.box.start_run(RunSpec(run_id, runner.session, loop.encode()), writer)
+    while not (await runner.box.settle()).processes:
+        pass
+    target = new_ulid()
+    report = await runner.engine.copy_top(runner.box, runner.stack.top, target)
+    assert report.inodes > 200 and 0 < report.frozen_ms <= report.total_ms
+    child = Runner(runner.engine, runner.golden)
+    await child.boot(layers=(target,))
+    lines = (await child.run("cat /w/log; ls /w | wc -l; readlink /w/link")).text.split()
+    numbers = [int(n) for n in lines[:-2]]
+    assert numbers == list(range(len(numbers))) and int(lines[-2]) >= 201 and lines[-1] == "a"
+    assert (await runner.box.settle()).processes
+    await runner.box.kill_run(run_id)
+    await writer.wait(runner.box)
+
+
+async def test_a_stranger_cannot_speak_to_the_zygote(engine: HostEngine, data: object) -> None:
+    def attempt() -> bytes:
+        pid = os.fork()
+        if pid == 0:
+            os.setresuid(65534, 65534, 65534)
+            try:
+                socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).connect(f"{data}/zygote.sock")
+            except PermissionError:
+                os._exit(7)
+            os._exit(0)
+        return bytes([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])])
+
+    assert attempt() == b"\x07"
+
+
+async def test_a_session_comes_back_with_what_was_saved(runner: Runner) -> None:
+    await runner.run("cd /tmp; export E='a b'; x=plain; f() { echo \"f $1\"; }")
+    await runner.box.settle()
+    saved = runner.saved[runner.session]
+    assert saved[0] == "/tmp" and saved[1]["E"] == "a b"
+    await runner.box.kill()
+    await runner.boot(top=runner.stack.top)
+    session = new_ulid()
+    await runner.box.open_session(SessionSpec(session, state=saved[2]))
+    runner.session = session
+    assert (await runner.run("pwd; echo \"$E|$x\"; f 1")).text == "/tmp\na b|plain\nf 1\n"
