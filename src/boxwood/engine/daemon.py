@@ -103,7 +103,7 @@ class Zygote:
         loop, sock = asyncio.get_running_loop(), self._sock
         fd = os.dup(sock.fileno())  # of its own: several may wait
         ready: asyncio.Future[None] = loop.create_future()
-        loop.add_writer(fd, lambda: ready.done() or ready.set_result(None))
+        loop.add_writer(fd, _resolve, ready)
         try:
             await ready
         finally:
@@ -197,6 +197,11 @@ class Zygote:
             pass
         finally:
             os.close(pidfd)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def instance(data: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import re
@@ -228,9 +229,8 @@ async def _read_to_end(fd: int, seconds: float) -> bytes:
     """All that comes over a pipe, which is then closed."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=1 << 20)
-    transport, _ = await loop.connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), open(fd, "rb", buffering=0)
-    )
+    pipe = io.FileIO(fd, "rb")
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
     try:
         async with asyncio.timeout(seconds):
             return await reader.read()

@@ -342,7 +342,7 @@ class Zygote:
 
 
 def _live_as_box(range_: Range, stage: str, places: Places | None, seccomp: bytes, hook: socket.socket) -> NoReturn:
-    """The child's side: prepare, wait for a VM, become its box. A failure is told over the link as soon as there is one."""
+    """The child's side: prepare, wait for a VM, become its box. A failure is told over the link, once there is one."""
     step = box.Step()
     failure = ""
     try:
