@@ -177,7 +177,10 @@ class Box(Protocol):
 
     vm_id: str
     gone: asyncio.Future[str]  # done, with a reason, when not a process or mount of the box is left
-    known_runs: Mapping[str, RunEnd | None]  # of an adopted box: its runs, and how those that ended did
+
+    @property
+    def known_runs(self) -> Mapping[str, RunEnd | None]:
+        """Of an adopted box: its runs, and how those that ended did."""
 
     def listen(self, sink: SessionSink) -> None: ...
 
