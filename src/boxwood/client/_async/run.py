@@ -1,0 +1,74 @@
+"""A run: one command in one session, ended or not."""
+
+from __future__ import annotations
+
+from math import inf
+from time import monotonic
+
+from boxwood.client import calls
+from boxwood.client._async.pause import sleep
+from boxwood.client._async.transport import AsyncTransport
+from boxwood.client.errors import BoxwoodError, CommandFailed, Timeout
+from boxwood.client.fields import RunFields
+from boxwood.client.models import Anything, Cancelled, RunRecord
+
+FIRST_POLL, LONGEST_POLL = 0.02, 1.0  # seconds between two looks at a run
+
+
+class AsyncRun(RunFields):
+    """A run and its output so far."""
+
+    def __init__(self, transport: AsyncTransport, vm_id: str, record: RunRecord) -> None:
+        self._transport = transport
+        self._vm_id = vm_id
+        self._record = record
+
+    async def refresh(self) -> AsyncRun:
+        """Asks the server again; `stdout` and `stderr` grow while the command runs. Returns this run."""
+        run_id = self._known_id()
+        self._adopt(await self._transport.call(calls.get(calls.vm_path(self._vm_id, "runs", run_id)), RunRecord))
+        return self
+
+    async def wait(self, timeout: float | None = None) -> AsyncRun:
+        """Waits for the end, at most `timeout` seconds (None: for ever). Returns this run.
+
+        :raises Timeout: it has not ended; it goes on.
+        """
+        deadline = inf if timeout is None else monotonic() + timeout
+        pause = FIRST_POLL
+        if not self.ended or self._record.stdout is None:
+            await self.refresh()
+        while not self.ended:
+            left = deadline - monotonic()
+            if left <= 0:
+                raise Timeout("timeout", f"run {self.run_id} has not ended within {timeout:g} s; it goes on")
+            await sleep(min(pause, left))
+            pause = min(pause * 1.5, LONGEST_POLL)
+            await self.refresh()
+        return self
+
+    async def cancel(self) -> bool:
+        """Kills all that the run started. False: it had already ended."""
+        path = calls.vm_path(self._vm_id, "runs", self._known_id())
+        return (await self._transport.call(calls.delete(path), Cancelled)).cancelled
+
+    async def signal(self, name: str = "SIGINT") -> None:
+        """Sends SIGINT, SIGTERM, SIGKILL or SIGHUP to the foreground of the run's session.
+
+        :raises NotFound: nothing runs there.
+        """
+        await self._transport.call(calls.signal(self._vm_id, name, self.session_id), Anything)
+
+    def check(self) -> AsyncRun:
+        """Returns this run if it ended with exit code 0.
+
+        :raises CommandFailed: it did not.
+        """
+        if not self.ok:
+            raise CommandFailed(self)
+        return self
+
+    def _known_id(self) -> str:
+        if self.run_id is None:
+            raise BoxwoodError("bad_answer", "the server gave this run no id")
+        return self.run_id

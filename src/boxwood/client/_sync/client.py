@@ -1,0 +1,158 @@
+# Made from ../_async/client.py by tools/unasync.py: change that one.
+"""The client: everything starts here."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Any
+
+from boxwood.client import calls, discovery
+from boxwood.client._sync.transport import Transport
+from boxwood.client._sync.vm import VM
+from boxwood.client.answers import Retry
+from boxwood.client.models import Anything, ApiKey, Health, Identity, Image, KeyList, VMPage, VMRecord
+
+PUBLIC_ORG = "ArkerHQ"  # whose VMs are the goldens
+
+
+class Boxwood:
+    """A Boxwood server. As a context manager its connections are closed at the end.
+
+    Without arguments it finds the server of this machine and its key; see `boxwood.client.discovery` for the order.
+
+    :param url: where the server is; else BOXWOOD_URL; else the local server.
+    :param api_key: else BOXWOOD_API_KEY, where that belongs to the url; else the local server's own.
+    :param timeout: seconds without an answer after which a request fails; waiting for commands is not counted.
+    :param retries: how often a request that may be repeated is repeated.
+    :raises ConnectionFailed: no server is named and none runs here; `boxwood up` starts one.
+    :raises Unauthorized: no key belongs to the url.
+    """
+
+    def __init__(
+        self, url: str | None = None, api_key: str | None = None, *, timeout: float = 60.0, retries: int = 3
+    ) -> None:
+        target = discovery.find(url, api_key)
+        self.url = target.url
+        self._transport = Transport(target, timeout, Retry(retries))
+
+    def fork(
+        self,
+        source: VM | str = "ubuntu",
+        name: str | None = None,
+        *,
+        description: str | None = None,
+        public: bool = False,
+        vcpu: float | None = None,
+        memory_mib: int | None = None,
+        disk_mib: int | None = None,
+        command: str | Sequence[str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> VM:
+        """A new VM from another one, or from a golden like "ubuntu".
+
+        :param source: a VM, its id, or a name: your own VMs first, then the goldens.
+        :param name: yours to choose, unique in your organisation.
+        :param public: may others fork it?
+        :param vcpu: cores; `memory_mib`, `disk_mib` in MiB; None: as the source.
+        :param command: started in the background as soon as the VM is there.
+        :param idempotency_key: the same key gives the same VM; without one, each call makes its own.
+        :raises NotFound: no such source.
+        :raises AlreadyExists: the name is taken.
+        """
+        call = calls.fork(
+            source.id if isinstance(source, VM) else source, name=name, description=description, public=public,
+            vcpu=vcpu, memory_mib=memory_mib, disk_mib=disk_mib, command=command, idempotency_key=idempotency_key,
+        )  # fmt: skip
+        return VM(self._transport, self._transport.call(call, VMRecord))
+
+    def get(self, vm: str) -> VM:
+        """A VM by id or name.
+
+        :raises NotFound: there is none, or it is not yours.
+        """
+        return VM(self._transport, self._transport.call(calls.get(calls.vm_path(vm)), VMRecord))
+
+    def list(
+        self,
+        *,
+        state: str | None = None,
+        public: bool | None = None,
+        org_id: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        page_size: int | None = None,
+    ) -> Iterator[VM]:
+        """Your VMs, newest first, fetched page by page (of at most `page_size`)."""
+        cursor = None
+        while True:
+            call = calls.get(
+                "/v1/vms", cursor=cursor, limit=page_size, state=state, public=public, org_id=org_id,
+                created_after=created_after, created_before=created_before,
+            )  # fmt: skip
+            page = self._transport.call(call, VMPage)
+            for record in page.vms:
+                yield VM(self._transport, record)
+            if (cursor := page.next_cursor) is None:
+                return
+
+    def delete(self, vm: VM | str) -> None:
+        """Deletes a VM, given itself, its id or its name.
+
+        :raises NotFound: there is none.
+        """
+        path = calls.vm_path(vm.id if isinstance(vm, VM) else vm)
+        self._transport.call(calls.delete(path), Anything)
+
+    def images(self) -> builtins.list[VM]:
+        """The goldens of this server, to be forked by name."""
+        return list(self.list(public=True, org_id=PUBLIC_ORG))
+
+    def import_image(self, name: str, path: str) -> Image:
+        """Makes a golden of a root filesystem: a directory or a tar archive, at `path` on the server's machine."""
+        return self._transport.call(calls.import_image(name, path), Image)
+
+    def whoami(self) -> Identity:
+        """Whose key this client uses."""
+        return self._transport.call(calls.get("/v1/whoami"), Identity)
+
+    def health(self) -> Health:
+        """How the server is, and which layers of isolation are active.
+
+        :raises Unavailable: it is not ready.
+        """
+        said = self._transport.call(calls.get("/v1/health"), dict[str, Any])
+        return Health(str(said.get("status")), said)
+
+    def api_keys(self) -> builtins.list[ApiKey]:
+        """The API keys of your organisation, newest first, without their secrets."""
+        return (self._transport.call(calls.get("/v1/api-keys"), KeyList)).api_keys
+
+    def create_api_key(self, name: str | None = None) -> ApiKey:
+        """A new API key; only this answer holds the secret, as `key`."""
+        return self._transport.call(calls.create_key(name), ApiKey)
+
+    def revoke_api_key(self, key_id: str) -> None:
+        """:raises NotFound: there is no such key."""
+        self._transport.call(calls.revoke_key(key_id), Anything)
+
+    def down(self) -> None:
+        """Parks every VM and ends the server; only the local server's own key may."""
+        self._transport.call(calls.down(), Anything)
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._transport.close()
+
+    def __enter__(self) -> Boxwood:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.url}>"

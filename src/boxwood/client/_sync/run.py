@@ -1,0 +1,75 @@
+# Made from ../_async/run.py by tools/unasync.py: change that one.
+"""A run: one command in one session, ended or not."""
+
+from __future__ import annotations
+
+from math import inf
+from time import monotonic
+
+from boxwood.client import calls
+from boxwood.client._sync.pause import sleep
+from boxwood.client._sync.transport import Transport
+from boxwood.client.errors import BoxwoodError, CommandFailed, Timeout
+from boxwood.client.fields import RunFields
+from boxwood.client.models import Anything, Cancelled, RunRecord
+
+FIRST_POLL, LONGEST_POLL = 0.02, 1.0  # seconds between two looks at a run
+
+
+class Run(RunFields):
+    """A run and its output so far."""
+
+    def __init__(self, transport: Transport, vm_id: str, record: RunRecord) -> None:
+        self._transport = transport
+        self._vm_id = vm_id
+        self._record = record
+
+    def refresh(self) -> Run:
+        """Asks the server again; `stdout` and `stderr` grow while the command runs. Returns this run."""
+        run_id = self._known_id()
+        self._adopt(self._transport.call(calls.get(calls.vm_path(self._vm_id, "runs", run_id)), RunRecord))
+        return self
+
+    def wait(self, timeout: float | None = None) -> Run:
+        """Waits for the end, at most `timeout` seconds (None: for ever). Returns this run.
+
+        :raises Timeout: it has not ended; it goes on.
+        """
+        deadline = inf if timeout is None else monotonic() + timeout
+        pause = FIRST_POLL
+        if not self.ended or self._record.stdout is None:
+            self.refresh()
+        while not self.ended:
+            left = deadline - monotonic()
+            if left <= 0:
+                raise Timeout("timeout", f"run {self.run_id} has not ended within {timeout:g} s; it goes on")
+            sleep(min(pause, left))
+            pause = min(pause * 1.5, LONGEST_POLL)
+            self.refresh()
+        return self
+
+    def cancel(self) -> bool:
+        """Kills all that the run started. False: it had already ended."""
+        path = calls.vm_path(self._vm_id, "runs", self._known_id())
+        return (self._transport.call(calls.delete(path), Cancelled)).cancelled
+
+    def signal(self, name: str = "SIGINT") -> None:
+        """Sends SIGINT, SIGTERM, SIGKILL or SIGHUP to the foreground of the run's session.
+
+        :raises NotFound: nothing runs there.
+        """
+        self._transport.call(calls.signal(self._vm_id, name, self.session_id), Anything)
+
+    def check(self) -> Run:
+        """Returns this run if it ended with exit code 0.
+
+        :raises CommandFailed: it did not.
+        """
+        if not self.ok:
+            raise CommandFailed(self)
+        return self
+
+    def _known_id(self) -> str:
+        if self.run_id is None:
+            raise BoxwoodError("bad_answer", "the server gave this run no id")
+        return self.run_id

@@ -1,0 +1,200 @@
+# Made from ../_async/vm.py by tools/unasync.py: change that one.
+"""A VM: run commands in it, move its files, fork it, delete it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from types import TracebackType
+from typing import IO, Any
+
+from boxwood.client import calls
+from boxwood.client._sync import files
+from boxwood.client._sync.run import Run
+from boxwood.client._sync.session import Session
+from boxwood.client._sync.transport import Transport
+from boxwood.client.errors import NotFound
+from boxwood.client.fields import VMFields
+from boxwood.client.models import Anything, Manifest, RunPage, RunRecord, SessionPage, SessionRecord, VMRecord
+
+
+class VM(VMFields):
+    """A computer. As a context manager it is deleted at the end."""
+
+    def __init__(self, transport: Transport, record: VMRecord) -> None:
+        self._transport = transport
+        self._record = record
+
+    def run(
+        self,
+        command: str | Sequence[str],
+        *,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        stdin: str | bytes | None = None,
+        background: bool = False,
+        session: Session | str | int | None = None,
+        check: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Run:
+        """Runs a command and waits for its end, however long that takes.
+
+        The command is text for the shell, or a sequence of arguments, which are quoted. It runs in the VM's default
+        session, or in `session` (a session, its id, or an index, which is created if need be), and `cd`, `export` and
+        variables last until the next run there. With `env`, `cwd` or `user` it runs beside the session's shell and
+        changes nothing in it.
+
+        :param timeout: seconds until the server kills all that the run started; None: never.
+        :param stdin: what the command reads, then end of file.
+        :param background: return as soon as it is started; see `wait()` of the run.
+        :param check: raise `CommandFailed` unless the exit code is 0.
+        :param idempotency_key: the same key gives the same run, so that the request may be repeated.
+        """
+        call = calls.create_run(
+            self.id, command, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, background=background,
+            session=session.id if isinstance(session, Session) else session, idempotency_key=idempotency_key,
+        )  # fmt: skip
+        run = Run(self._transport, self.id, self._transport.call(call, RunRecord))
+        if background:
+            return run
+        if not run.ended:
+            run.wait()
+        return run.check() if check else run
+
+    def fork(
+        self,
+        name: str | None = None,
+        *,
+        description: str | None = None,
+        public: bool = False,
+        vcpu: float | None = None,
+        memory_mib: int | None = None,
+        disk_mib: int | None = None,
+        command: str | Sequence[str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> VM:
+        """A new VM that has all that this one has; this one goes on. See `Boxwood.fork`."""
+        call = calls.fork(
+            self.id, name=name, description=description, public=public, vcpu=vcpu, memory_mib=memory_mib,
+            disk_mib=disk_mib, command=command, idempotency_key=idempotency_key,
+        )  # fmt: skip
+        return VM(self._transport, self._transport.call(call, VMRecord))
+
+    def write_file(self, path: str, data: str | bytes | IO[bytes], *, mode: int | None = None) -> None:
+        """Writes a file of the VM, making the directories above it. It appears whole or not at all.
+
+        :param path: absolute.
+        :param data: bytes, text (as UTF-8), or an open binary file, which is read to its end.
+        :param mode: permission bits, like 0o755; None: those of a new file, or of the one that is replaced.
+        """
+        files.write(self._transport, self.id, path, data)
+        if mode is not None:
+            self.run(["chmod", f"{mode & 0o7777:o}", "--", path], cwd="/", check=True)
+
+    def read_file(self, path: str) -> bytes:
+        """The content of a regular file.
+
+        :raises FileMissing: there is none; it is a FileNotFoundError too.
+        """
+        return files.read(self._transport, self.id, path)
+
+    def read_text(self, path: str, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """The content of a text file."""
+        return (self.read_file(path)).decode(encoding, errors)
+
+    def manifest(self, path: str) -> Manifest:
+        """The regular files below a directory, with sizes, modes and SHA-256; empty if there is no such directory."""
+        return self._transport.call(calls.sync_manifest(self.id, path), Manifest)
+
+    def session(self, *, env: Mapping[str, str] | None = None, cwd: str | None = None) -> Session:
+        """A new session, with a shell of its own."""
+        record = self._transport.call(calls.create_session(self.id, env, cwd), SessionRecord)
+        return Session(self, record)
+
+    def sessions(self) -> list[Session]:
+        """All sessions of this VM."""
+        found: list[Session] = []
+        cursor = None
+        while True:
+            call = calls.get(calls.vm_path(self.id, "sessions"), cursor=cursor)
+            page = self._transport.call(call, SessionPage)
+            found += [Session(self, record) for record in page.sessions]
+            if (cursor := page.next_cursor) is None:
+                return found
+
+    def get_session(self, session_id: str) -> Session:
+        """:raises NotFound: this VM has no such session."""
+        path = calls.vm_path(self.id, "sessions", session_id)
+        return Session(self, self._transport.call(calls.get(path), SessionRecord))
+
+    def runs(
+        self,
+        *,
+        state: str | None = None,
+        started_after: datetime | None = None,
+        started_before: datetime | None = None,
+        completed_after: datetime | None = None,
+        page_size: int | None = None,
+    ) -> Iterator[Run]:
+        """The runs of this VM, without their output (`refresh()` of one gets it), fetched page by page."""
+        cursor = None
+        while True:
+            call = calls.get(
+                calls.vm_path(self.id, "runs"), cursor=cursor, limit=page_size, state=state,
+                started_after=started_after, started_before=started_before, completed_after=completed_after,
+            )  # fmt: skip
+            page = self._transport.call(call, RunPage)
+            for record in page.runs:
+                yield Run(self._transport, self.id, record)
+            if (cursor := page.next_cursor) is None:
+                return
+
+    def get_run(self, run_id: str) -> Run:
+        """A run and its output so far.
+
+        :raises NotFound: this VM has no such run.
+        """
+        record = self._transport.call(calls.get(calls.vm_path(self.id, "runs", run_id)), RunRecord)
+        return Run(self._transport, self.id, record)
+
+    def update(
+        self,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        vcpu: float | None = None,
+        memory_mib: int | None = None,
+        disk_mib: int | None = None,
+    ) -> VM:
+        """Changes what is given; an empty description clears it. Returns this VM."""
+        sizes = {"vcpu": vcpu, "memory_mib": memory_mib, "disk_mib": disk_mib}
+        given: dict[str, Any] = {key: value for key, value in sizes.items() if value is not None}
+        changes: dict[str, Any] = {"resources": given} if given else {}
+        changes |= {} if name is None else {"name": name}
+        changes |= {} if description is None else {"description": description}
+        self._record = self._transport.call(calls.update_vm(self.id, changes), VMRecord)
+        return self
+
+    def refresh(self) -> VM:
+        """Asks the server again. Returns this VM."""
+        self._record = self._transport.call(calls.get(calls.vm_path(self.id)), VMRecord)
+        return self
+
+    def delete(self) -> None:
+        """Deletes the VM. Its forks keep all that they have.
+
+        :raises NotFound: it is gone already.
+        """
+        self._transport.call(calls.delete(calls.vm_path(self.id)), Anything)
+
+    def __enter__(self) -> VM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(NotFound):  # whoever deleted it meanwhile did what was wanted
+            self.delete()

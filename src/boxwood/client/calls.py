@@ -1,0 +1,203 @@
+"""Requests of the contract, built and checked; no I/O. Each function's name is the operation that it is for."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shlex
+import time
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from boxwood.client.errors import BadRequest
+
+CHUNK = 4 * 1024 * 1024  # bytes of a file per request
+WINDOW = 300.0  # seconds for which the server may hold the answer to a run
+SIGNALS = ("SIGINT", "SIGTERM", "SIGKILL", "SIGHUP")
+CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+VM_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request. `replay_safe`: repeating it after an unknown outcome does no harm. `patience`: seconds that the
+    server may take beyond the client's own timeout."""
+
+    method: str
+    path: str
+    body: Mapping[str, Any] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    replay_safe: bool = False
+    patience: float = 0.0
+
+
+def get(path: str, **query: Any) -> Call:
+    given = {name: _text(value) for name, value in query.items() if value is not None}
+    return Call("GET", f"{path}?{urlencode(given)}" if given else path, replay_safe=True)
+
+
+def delete(path: str) -> Call:
+    return Call("DELETE", path)
+
+
+def vm_path(vm: str, *rest: str) -> str:
+    """/v1/vms/VM/…, every part percent-encoded as one segment.
+
+    :raises BadRequest: a part that is empty, or that would name another route (`.`, `..`).
+    """
+    return "/".join(["/v1/vms", *(segment(part) for part in (vm, *rest))])
+
+
+def segment(part: str) -> str:
+    if part in ("", ".", ".."):
+        raise BadRequest("bad_request", f"not an id or a name: {part!r}")
+    try:
+        return quote(part, safe="")
+    except UnicodeEncodeError:
+        raise BadRequest("bad_request", f"not an id or a name: {part!r}") from None
+
+
+def fork(
+    source: str,
+    *,
+    name: str | None,
+    description: str | None,
+    public: bool,
+    vcpu: float | None,
+    memory_mib: int | None,
+    disk_mib: int | None,
+    command: str | Sequence[str] | None,
+    idempotency_key: str | None,
+) -> Call:
+    """`source`: what has the shape of an id is one (no name has it). Without a key the call gets one of its own."""
+    body: dict[str, Any] = {"source_vm_id": source.upper()} if VM_ID.fullmatch(source) else {"source_vm_name": source}
+    sizes = _given(vcpu=vcpu, memory_mib=memory_mib, disk_mib=disk_mib)
+    body |= _given(name=name, description=description, public=public or None, resources=sizes or None)
+    if command is not None:
+        body["command"] = command_text(command)
+    key = idempotency_key if idempotency_key is not None else f"boxwood-{secrets.token_hex(16)}"
+    return Call("POST", "/v1/fork", body, {"idempotency-key": checked_key(key)}, replay_safe=True, patience=60)
+
+
+def create_run(
+    vm: str,
+    command: str | Sequence[str],
+    *,
+    timeout: float | None,
+    env: Mapping[str, str] | None,
+    cwd: str | None,
+    user: str | None,
+    stdin: str | bytes | None,
+    background: bool,
+    session: str | int | None,
+    idempotency_key: str | None,
+) -> Call:
+    body: dict[str, Any] = {"command": command_text(command), **_given(timeout=_number(timeout), cwd=cwd, user=user)}
+    if env is not None:
+        body["env"] = dict(env)
+    if stdin is not None:
+        body |= _stdin(stdin)
+    if background:
+        body["time_to_background"] = 0
+    if session is not None:
+        body["session_idx" if isinstance(session, int) else "session_id"] = session
+    headers = {} if idempotency_key is None else {"idempotency-key": checked_key(idempotency_key)}
+    return Call(
+        "POST", vm_path(vm, "runs"), body, headers,
+        replay_safe=idempotency_key is not None, patience=0.0 if background else WINDOW,
+    )  # fmt: skip
+
+
+def signal(vm: str, name: str, session_id: str | None) -> Call:
+    if name not in SIGNALS:
+        raise BadRequest("bad_request", f"not a signal that can be sent: {name!r}; there are {', '.join(SIGNALS)}")
+    return Call("POST", vm_path(vm, "runs"), {"signal": name, **_given(session_id=session_id)})
+
+
+def sync_read(vm: str, path: str) -> Call:
+    return Call("POST", vm_path(vm, "sync"), {"op": "read", "path": path}, replay_safe=True)
+
+
+def sync_manifest(vm: str, path: str) -> Call:
+    return Call("POST", vm_path(vm, "sync"), {"op": "manifest", "path": path}, replay_safe=True)
+
+
+def sync_write(vm: str, path: str, size: int, upload_id: str, start: int, data: bytes) -> Call:
+    entry = {"path": path, "size": size, "upload_id": upload_id, "start": start, "end": start + len(data)}
+    entry["content"] = b64encode(data).decode("ascii")
+    return Call("POST", vm_path(vm, "sync"), {"op": "write", "writes": [entry]})
+
+
+def update_vm(vm: str, changes: Mapping[str, Any]) -> Call:
+    return Call("PATCH", vm_path(vm), changes)
+
+
+def create_session(vm: str, env: Mapping[str, str] | None, cwd: str | None) -> Call:
+    return Call("POST", vm_path(vm, "sessions"), _given(env=dict(env) if env is not None else None, cwd=cwd))
+
+
+def create_key(name: str | None) -> Call:
+    return Call("POST", "/v1/api-keys", _given(name=name))
+
+
+def revoke_key(key_id: str) -> Call:
+    return delete(f"/v1/api-keys/{segment(key_id)}")
+
+
+def import_image(name: str, path: str) -> Call:
+    """A big root filesystem takes minutes: the server may take an hour."""
+    return Call("POST", "/boxwood/images", {"name": name, "path": path}, patience=3600)
+
+
+def down() -> Call:
+    return Call("POST", "/boxwood/down", {}, patience=300)
+
+
+def command_text(command: str | Sequence[str]) -> str:
+    """Shell text as it is; a sequence of arguments quoted for the shell.
+
+    :raises BadRequest: nothing to run, or something that is not text.
+    """
+    if isinstance(command, str):
+        return command
+    words: list[object] = list(command)
+    texts = [word for word in words if isinstance(word, str)]
+    if not texts or len(texts) != len(words):
+        raise BadRequest("bad_request", "a command is text for the shell, or a sequence of arguments, all of them text")
+    return shlex.join(texts)
+
+
+def checked_key(key: str) -> str:
+    if not 1 <= len(key) <= 64 or not key.isascii() or not key.isprintable():
+        raise BadRequest("bad_request", "an idempotency key has 1 to 64 printable ASCII characters")
+    return key
+
+
+def new_upload_id() -> str:
+    """A ULID: 48 bits of milliseconds, 80 random ones."""
+    value = int(time.time() * 1000) << 80 | secrets.randbits(80)
+    return "".join(CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
+
+
+def _stdin(data: str | bytes) -> dict[str, str]:
+    if isinstance(data, str):
+        return {"stdin": data, "stdin_encoding": "utf-8"}
+    return {"stdin": b64encode(data).decode("ascii"), "stdin_encoding": "base64"}
+
+
+def _number(seconds: float | None) -> float | int | None:
+    whole = seconds is not None and float(seconds).is_integer()
+    return int(seconds) if seconds is not None and whole else seconds
+
+
+def _given(**members: Any) -> dict[str, Any]:
+    return {name: value for name, value in members.items() if value is not None}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)

@@ -1,0 +1,181 @@
+"""What the SDK hands out, and how it lies on the wire. Plain data; members that a newer server adds are ignored."""
+
+from __future__ import annotations
+
+import base64
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from boxwood.client.errors import ServerError
+
+__all__ = [
+    "ApiKey", "Health", "Identity", "Image", "Manifest", "ManifestEntry", "Resources", "RunRecord",
+    "SessionRecord", "VMRecord",
+]
+
+ENDED = frozenset({"completed", "failed", "cancelled"})
+
+
+class Resources(msgspec.Struct, frozen=True):
+    """vcpu in cores, memory and disk in MiB; None where the server does not say."""
+
+    vcpu: float | None = None
+    memory_mib: int | None = None
+    disk_mib: int | None = None
+
+
+class SessionRecord(msgspec.Struct, frozen=True):
+    """A session as the server last told it. `state`: idle, pending or running. `cwd` is empty before the first run."""
+
+    session_id: str
+    state: str = "idle"
+    cwd: str = ""
+    session_idx: int = 0
+    env: dict[str, str] | None = None
+    started_at: datetime | None = None
+
+
+class VMRecord(msgspec.Struct, frozen=True):
+    """A VM as the server last told it. `state`: idle or running."""
+
+    vm_id: str
+    owner_org_id: str | None = None
+    created_at: datetime | None = None
+    description: str | None = None
+    public: bool = False
+    state: str = "idle"
+    name: str | None = None
+    immutable: bool = False
+    resources: Resources | None = None
+    root_source_vm_id: str | None = None
+    root_source_vm_name: str | None = None
+    region: str | None = None
+    platform: str | None = None
+    last_active_at: datetime | None = None
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A run as the server last told it; `stdout` is None where the answer carried no output."""
+
+    run_id: str | None = None
+    session_id: str | None = None
+    state: str | None = None
+    exit_code: int | None = None
+    stdout: str | None = None
+    stdout_encoding: str = "utf-8"
+    stderr: str | None = None
+    stderr_encoding: str = "utf-8"
+    command: str | None = None
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    fail_reason: str | None = None
+    duration_ms: float | None = None
+    truncated: int = 0
+
+
+class ManifestEntry(msgspec.Struct, frozen=True):
+    """A regular file: `path` relative to the manifest's root, `size` in bytes, `hash` its SHA-256 in hex."""
+
+    path: str
+    size: int
+    mode: int
+    hash: str
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """The regular files below a directory of a VM. `truncated`: there were more than the server lists."""
+
+    root: str
+    entries: list[ManifestEntry]
+    truncated: bool = False
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Whose key this is."""
+
+    org_id: str
+    org_name: str
+
+
+class ApiKey(msgspec.Struct, frozen=True):
+    """An API key. `key` is the secret itself, present only in the answer to its creation."""
+
+    api_key_id: str
+    role: str = "admin"
+    created_at: datetime | None = None
+    key: str | None = None
+
+    def __repr__(self) -> str:
+        return f"ApiKey(api_key_id={self.api_key_id!r}, role={self.role!r})"
+
+
+class Image(msgspec.Struct, frozen=True):
+    """A golden that was just made: fork it by `name`."""
+
+    vm_id: str
+    name: str
+
+
+class Health(msgspec.Struct, frozen=True):
+    """`status` is "ok" or "unavailable"; `details` holds all that the server said, its isolation layers included."""
+
+    status: str
+    details: dict[str, Any] = {}
+
+
+class ReadAnswer(msgspec.Struct, frozen=True):
+    size: int = 0
+    content: str | None = None
+    encoding: str = "utf8"
+    presigned_url: str | None = None
+
+
+class WriteResult(msgspec.Struct, frozen=True):
+    complete: bool = False
+    written: bool = False
+    error: dict[str, Any] | None = None
+
+
+class WriteAnswer(msgspec.Struct, frozen=True):
+    results: list[WriteResult]
+
+
+class VMPage(msgspec.Struct, frozen=True):
+    vms: list[VMRecord] = []
+    next_cursor: str | None = None
+
+
+class RunPage(msgspec.Struct, frozen=True):
+    runs: list[RunRecord] = []
+    next_cursor: str | None = None
+
+
+class SessionPage(msgspec.Struct, frozen=True):
+    sessions: list[SessionRecord] = []
+    next_cursor: str | None = None
+
+
+class KeyList(msgspec.Struct, frozen=True):
+    api_keys: list[ApiKey] = []
+
+
+class Cancelled(msgspec.Struct, frozen=True):
+    cancelled: bool = False
+
+
+class Anything(msgspec.Struct, frozen=True):
+    """An answer of which nothing is needed."""
+
+
+def decode_bytes(text: str | None, encoding: str) -> bytes:
+    """Output or content as it lies on the wire, to bytes. Only the label base64 is special (wire 5.21)."""
+    if not text:
+        return b""
+    if encoding != "base64":
+        return text.encode("utf-8", "surrogatepass")
+    try:
+        return base64.b64decode(text)
+    except ValueError as error:
+        raise ServerError("bad_answer", f"not base64: {error}") from None

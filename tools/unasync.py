@@ -1,0 +1,71 @@
+"""Makes the blocking SDK, src/boxwood/client/_sync, from the awaitable one, src/boxwood/client/_async.
+
+    python tools/unasync.py            write it
+    python tools/unasync.py --check    exit 1, naming the files, if it is not current
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+CLIENT = Path(__file__).resolve().parent.parent / "src" / "boxwood" / "client"
+NOTE = "# Made from ../_async/{name} by tools/unasync.py: change that one.\n"
+
+RULES = [
+    (r"\[(\w+) async for \1 in (.+)\]", r"list(\2)"),
+    (r"\bawait\s+", ""),
+    (r"\basync (def|with|for)\b", r"\1"),
+    (r"\b__a(enter|exit|iter|next)__\b", r"__\1__"),
+    (r"\bAsync([A-Z]\w*)", r"\1"),
+    (r"\baclose\b", "close"),
+    (r"\bfrom asyncio import sleep\b", "from time import sleep"),
+    (r"\bboxwood\.client\._async\b", "boxwood.client._sync"),
+    (r"The awaitable SDK, and the source from which tools/unasync\.py makes the blocking one in \.\./_sync\.",
+     "The blocking SDK."),
+]  # fmt: skip
+
+
+def blocking(source: str, name: str) -> str:
+    """The blocking form of an awaitable module's text."""
+    for pattern, replacement in RULES:
+        source = re.sub(pattern, replacement, source)
+    if left := re.search(r"\b(async|await|asyncio)\b", source):
+        raise SystemExit(f"{name}: {left.group()!r} is left; teach tools/unasync.py about it")
+    return NOTE.format(name=name) + source
+
+
+def generated() -> dict[Path, str]:
+    """Every file of the blocking SDK and what has to be in it."""
+    return {
+        CLIENT / "_sync" / path.name: blocking(path.read_text("utf-8"), path.name)
+        for path in sorted((CLIENT / "_async").glob("*.py"))
+    }
+
+
+def outdated() -> list[Path]:
+    """Files that are missing, differ, or have no source."""
+    wanted = generated()
+    there = {path: path.read_text("utf-8") for path in (CLIENT / "_sync").glob("*.py")}
+    return sorted(path for path in {*wanted, *there} if wanted.get(path) != there.get(path))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, say what is not current")
+    if parser.parse_args().check:
+        stale = outdated()
+        sys.exit("not current, run tools/unasync.py: " + ", ".join(map(str, stale)) if stale else 0)
+    (CLIENT / "_sync").mkdir(exist_ok=True)
+    wanted = generated()
+    for path in outdated():
+        if path in wanted:
+            path.write_text(wanted[path], "utf-8")
+        else:
+            path.unlink()
+
+
+if __name__ == "__main__":
+    main()
