@@ -209,8 +209,12 @@ class HostBox:
         header, payload, _ = await self._ask(
             "file.manifest", {"path": path, "limit": limit}, timeout=FILE_SECONDS, parts=part
         )
-        entries = await asyncio.to_thread(_entries, bytes(lines) + payload, limit)
-        return Manifest(text(header, "root"), entries, header.get("truncated") is True)
+        try:
+            entries = await asyncio.to_thread(_entries, bytes(lines) + payload, limit)
+            return Manifest(text(header, "root"), entries, header.get("truncated") is True)
+        except (FrameError, ValueError, AttributeError) as error:
+            self._on_broken(f"the agent's manifest makes no sense: {error}"[:500])
+            raise BoxGone(self._why) from None
 
     # --- what the agent says on its own
 

@@ -1,0 +1,184 @@
+"""An agent that has been taken over: whatever it says, the server is not harmed and puts its box down."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from boxwood.engine.api import BoxGone, GuestError, RunEnd, RunSpec
+from boxwood.engine.frames import pack
+from boxwood.engine.hostbox import HostBox
+
+pytestmark = pytest.mark.anyio
+RUN, SESSION = "01JD0000000000000000000000", "01JD0000000000000000000001"
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.got: list[tuple[int, int, bytes]] = []
+        self.end: RunEnd | None = None
+
+    def output(self, stream: int, offset: int, data: bytes) -> None:
+        self.got.append((stream, offset, data))
+
+    def finished(self, end: RunEnd) -> None:
+        self.end = end
+
+
+class Hostile:
+    """The far end of a box's link, under our control."""
+
+    def __init__(self) -> None:
+        ours, self.far = socket.socketpair()
+        self.downs: list[str] = []
+        self.box = HostBox("01JD0000000000000000000002", "01JD0000000000000000000003", "01JD0000000000000000000004", self._down)
+        self.sock = ours
+        self.down = asyncio.Event()
+
+    async def _down(self, box_id: str) -> None:
+        self.downs.append(box_id)
+        self.down.set()
+        self.box.died("put down")
+
+    async def hello(self) -> HostBox:
+        self.say({"ev": "hello", "runs": [], "sessions": []})
+        await self.box.attach(self.sock)
+        return self.box
+
+    def say(self, header: dict[str, Any], payload: bytes = b"", fds: list[int] | None = None) -> None:
+        data = pack({**header, "fds": len(fds)} if fds else header, payload)
+        socket.send_fds(self.far, [data], fds or [])
+
+    async def put_down(self) -> None:
+        async with asyncio.timeout(10):
+            await self.down.wait()
+        assert self.downs == [self.box.box_id]
+
+
+@pytest.fixture
+async def hostile() -> AsyncIterator[Hostile]:
+    hostile = Hostile()
+    yield hostile
+    hostile.box.died("the test is over")
+    hostile.far.close()
+    hostile.sock.close()
+
+
+async def start(hostile: Hostile) -> Sink:
+    sink = Sink()
+    hostile.say({"re": 1})
+    await hostile.box.start_run(RunSpec(RUN, SESSION, b"true"), sink)
+    return sink
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"ev": "out", "rid": RUN, "stream": 3, "at": 0},
+        {"ev": "out", "rid": RUN, "stream": 1, "at": 7},
+        {"ev": "out", "rid": RUN, "stream": 1, "at": -1},
+        {"ev": "out", "rid": RUN, "stream": True, "at": 0},
+        {"ev": "out", "rid": 5, "stream": 1, "at": 0},
+        {"ev": "out"},
+        {"ev": "end", "rid": RUN, "code": 256, "reason": "exit", "out": 0, "err": 0},
+        {"ev": "end", "rid": RUN, "code": "0", "reason": "exit", "out": 0, "err": 0},
+        {"ev": "end", "rid": RUN, "code": 0, "reason": "../x", "out": 0, "err": 0},
+        {"ev": "end", "rid": RUN, "code": 0, "reason": "exit", "out": 9, "err": 0},
+        {"ev": "end", "rid": RUN, "code": 0, "reason": "exit"},
+        {"ev": "state", "sid": SESSION, "cwd": 7, "env": {}},
+        {"ev": "state", "sid": SESSION, "cwd": "/", "env": {"a": 1}},
+        {"ev": "state", "sid": "x" * 99, "cwd": "/", "env": {}},
+        {"ev": "hello", "runs": {"a": 1}},
+        {"ev": "hello", "runs": [{"rid": RUN, "end": {"code": 1}}]},
+        {"ev": ["nested"]},
+        {"boot": "failed", "error": "late"},
+        {"re": 99, "more": True, "x": 1, "fds": 2},
+        {},
+    ],
+)
+async def test_what_makes_no_sense_ends_the_box(hostile: Hostile, header: dict[str, Any]) -> None:
+    await hostile.hello()
+    await start(hostile)
+    hostile.say(header)
+    await hostile.put_down()
+
+
+async def test_a_run_that_ends_twice_ends_once(hostile: Hostile) -> None:
+    await hostile.hello()
+    sink = await start(hostile)
+    end = {"ev": "end", "rid": RUN, "code": 0, "reason": "exit", "out": 0, "err": 0}
+    hostile.say(end)
+    hostile.say({**end, "code": 1})
+    hostile.say({"ev": "out", "rid": RUN, "stream": 1, "at": 0}, b"late")
+    await hostile.put_down()
+    assert sink.end == RunEnd(0) and sink.got == []
+
+
+async def test_silence_ends_the_box(hostile: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("boxwood.engine.hostbox.ANSWER_SECONDS", 0.05)
+    await hostile.hello()
+    with pytest.raises(BoxGone):
+        await hostile.box.settle()
+    await hostile.put_down()
+
+
+async def test_no_greeting_ends_the_box(hostile: Hostile) -> None:
+    with pytest.raises(BoxGone, match="hello"):
+        await hostile.box.attach(hostile.sock, 0.05)
+    await hostile.put_down()
+
+
+async def test_a_refusal_is_a_refusal(hostile: Hostile) -> None:
+    await hostile.hello()
+    hostile.say({"re": 1, "errno": 2, "error": "no such file"})
+    with pytest.raises(GuestError) as refused:
+        await hostile.box.read_file("/x")
+    assert refused.value.errno == 2 and not hostile.downs
+
+
+def _pipe() -> int:
+    r, w = os.pipe()
+    os.close(w)
+    return r
+
+
+@pytest.mark.parametrize("handed", [_pipe, lambda: os.open("/", os.O_RDONLY), lambda: os.open("/etc/passwd", os.O_RDONLY), lambda: os.memfd_create("x")])
+async def test_only_files_of_the_vm_are_taken(hostile: Hostile, handed: Callable[[], int]) -> None:
+    """Not a pipe, directory, memory or file of another file system: fstat and statfs tell."""
+    await hostile.hello()
+    fd = handed()
+    hostile.say({"re": 1, "size": 5, "mode": 0o644}, fds=[fd])
+    os.close(fd)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(BoxGone):
+        await hostile.box.read_file("/x")
+    await hostile.put_down()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+async def test_descriptors_that_nobody_asked_for_are_closed(hostile: Hostile) -> None:
+    await hostile.hello()
+    sink = await start(hostile)
+    before = len(os.listdir("/proc/self/fd"))
+    fd = os.open("/", os.O_RDONLY)
+    for _ in range(20):
+        hostile.say({"ev": "out", "rid": RUN, "stream": 1, "at": len(sink.got)}, b"x", fds=[fd])
+        while not sink.got or sink.got[-1][1] != len(sink.got) - 1 or len(sink.got) <= _:
+            await asyncio.sleep(0)
+    os.close(fd)
+    assert len(os.listdir("/proc/self/fd")) == before and not hostile.downs
+
+
+async def test_a_manifest_that_leads_out_is_refused(hostile: Hostile) -> None:
+    await hostile.hello()
+    line = b'{"path":"../../etc/shadow","size":1,"mode":33188,"hash":"' + b"a" * 64 + b'"}\n'
+    hostile.say({"re": 1, "more": True}, line)
+    hostile.say({"re": 1, "root": "/w", "truncated": False})
+    with pytest.raises(BoxGone):
+        await hostile.box.manifest("/w")
+    await hostile.put_down()
