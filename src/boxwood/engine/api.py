@@ -13,10 +13,12 @@ Errors::
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:  # the zygote imports this module, and must stay small
+    import asyncio
 
 
 class EngineError(Exception):
