@@ -1,0 +1,172 @@
+"""Nothing may be left behind: the test session runs in a child of a process that adopts every orphan, and looks.
+
+The guard is the subreaper of the session, so a server, zygote or box that outlives its test becomes its child however
+it daemonised. The session's temporary directory is its own, so mounts and loop devices are told by their paths.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36
+GRACE_SECONDS = 5.0  # for processes and groups that are on their way out when the session ends
+ENVIRONMENT = "BOXWOOD_TEST_GUARDED"
+
+
+def enter() -> int | None:
+    """Fork. In the child, which goes on as the session: None. In the guard, when the session has ended: its exit code,
+    or 1 if it passed and left something behind."""
+    temporary = Path(tempfile.mkdtemp(prefix="bw-"))
+    before = set(groups()), set(named_namespaces())
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if not child:
+        os.environ[ENVIRONMENT] = "1"
+        os.environ["TMPDIR"] = str(temporary)
+        tempfile.tempdir = None
+        return None
+    code = _reap_until(child)
+    left = _leftovers(temporary, *before)
+    _remove(temporary)
+    if left:
+        print(f"\nLEFT BEHIND by this session ({len(left)}):", *left[:50], sep="\n  ", file=sys.stderr)
+        return code or 1
+    return code
+
+
+def _reap_until(child: int) -> int:
+    """Wait for the session, reaping orphans meanwhile. Interrupts are the session's to handle."""
+    kept = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        while True:
+            pid, status = os.waitpid(-1, 0)
+            if pid == child:
+                code = os.waitstatus_to_exitcode(status)
+                return code if code >= 0 else 128 - code
+    finally:
+        signal.signal(signal.SIGINT, kept)
+
+
+def _leftovers(temporary: Path, groups_before: set[str], namespaces_before: set[str]) -> list[str]:
+    deadline = time.monotonic() + GRACE_SECONDS
+    while (left := _look(temporary, groups_before, namespaces_before)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in list(descendants(os.getpid())):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    return left
+
+
+def _look(temporary: Path, groups_before: set[str], namespaces_before: set[str]) -> list[str]:
+    _reap_dead()
+    left = [f"process {pid}: {name_of(pid)}" for pid in descendants(os.getpid())]
+    left += [f"mount {place}" for place in mounts(temporary)]
+    left += [f"loop device {device}" for device in loops(temporary)]
+    left += [f"cgroup {group}" for group in groups() if group not in groups_before]
+    left += [f"network namespace {name}" for name in named_namespaces() if name not in namespaces_before]
+    return left
+
+
+def _reap_dead() -> None:
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+def _remove(temporary: Path) -> None:
+    if os.environ.get("BOXWOOD_KEEP_TMP"):
+        print(f"kept: {temporary}", file=sys.stderr)
+    else:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+# --- what there is
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """The children of a process, theirs, and so on."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (fields := stat(int(entry.name))) is not None:
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    waiting = [pid]
+    while waiting:
+        for child in children.get(waiting.pop(), ()):
+            waiting.append(child)
+            yield child
+
+
+def stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat from the state on; None: there is no such process any more."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def alive(pid: int) -> bool:
+    fields = stat(pid)
+    return fields is not None and fields[0] not in "ZX"
+
+
+def name_of(pid: int) -> str:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return b" ".join(words).decode(errors="replace").strip() or Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return "gone"
+
+
+def mounts(below: Path) -> list[str]:
+    places = (line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines())
+    return [place for place in places if place.startswith(f"{below}/")]
+
+
+def loops(below: Path) -> list[str]:
+    found = []
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            if backing.read_text().startswith(f"{below}/"):
+                found.append(backing.parent.parent.name)
+        except OSError:
+            continue  # detached meanwhile
+    return found
+
+
+def groups() -> list[str]:
+    """The cgroups of instances that no zygote runs any more, of whatever session: others may be running beside us."""
+    from boxwood.engine.daemon import instance
+
+    owned = {f"boxwood-{instance(data)}" for data in _data_directories()}
+    tops = {*Path("/sys/fs/cgroup").glob("boxwood-*"), *Path("/sys/fs/cgroup").glob("*/boxwood-*")}
+    return sorted(str(top) for top in tops if top.name not in owned)
+
+
+def _data_directories() -> Iterator[Path]:
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = file.read_bytes().decode(errors="replace").split("\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if "boxwood.engine.zygote" in words and "--data" in words:
+            yield Path(words[words.index("--data") + 1])
+
+
+def named_namespaces() -> list[str]:
+    directory = Path("/run/netns")
+    return sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []

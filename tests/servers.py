@@ -1,0 +1,177 @@
+"""A real server for tests: started as users start it, on a data directory and a port of its own."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import guard
+
+from boxwood import Boxwood
+
+START_SECONDS = 90.0  # the very first start on a machine makes the host image
+
+
+class Server:
+    """`url`, `key`, `data`; `start`, `stop`, `kill9`, `restart`, `down`. The url stays the same over restarts."""
+
+    def __init__(self, data: Path, **settings: object) -> None:
+        self.data = data
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._settings = {f"BOXWOOD_{name.upper()}": str(value) for name, value in settings.items()}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def key(self) -> str:
+        return (self.data / "root.key").read_text().strip()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "the server does not run"
+        return self._process.pid
+
+    @property
+    def zygote_pid(self) -> int:
+        return int(json.loads((self.data / "zygote.json").read_text())["pid"])
+
+    def client(self) -> Boxwood:
+        return Boxwood(url=self.url, api_key=self.key)
+
+    def box_pids(self) -> list[int]:
+        """The first processes of the boxes that live, and of those prepared ahead."""
+        return [pid for pid in guard.descendants(self.zygote_pid) if _parent(pid) == self.zygote_pid]
+
+    # --- life
+
+    def start(self) -> Server:
+        assert self._process is None, "the server runs already"
+        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "boxwood.server", "--data", str(self.data), "--port", str(self.port)]
+        environment = {**_clean(os.environ), **self._settings}
+        with (self.data.parent / f"{self.data.name}.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        self._wait_ready()
+        return self
+
+    def kill9(self) -> None:
+        """The server dies as if the power had gone; the zygote and its boxes live on."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+
+    def kill9_all(self) -> None:
+        """Server, zygote and every box at once."""
+        zygote, boxes = self.zygote_pid, list(guard.descendants(self.zygote_pid))
+        self.kill9()
+        for pid in (zygote, *boxes):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        wait_gone(zygote, *boxes)
+
+    def stop(self) -> None:
+        """SIGTERM: the server ends in good order; boxes live on."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(60)
+        self._process = None
+
+    def restart(self) -> None:
+        if self._process is not None:
+            self.stop()
+        self.start()
+
+    def down(self) -> None:
+        """Park everything and end the zygote too, as `boxwood down` does; whatever happened before, nothing remains."""
+        if self._process is None:
+            self.start()
+        zygote = self.zygote_pid
+        status, body = self.request("POST", "/boxwood/down")
+        assert status == 200, body
+        assert self._process is not None
+        assert self._process.wait(60) == 0, self.log()[-4000:]
+        self._process = None
+        wait_gone(zygote)
+
+    # --- HTTP without the SDK
+
+    def request(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        """Status and decoded JSON (None: no body)."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            sent = None if body is None else json.dumps(body)
+            given = {"authorization": f"Bearer {self.key}", "content-type": "application/json", **headers}
+            connection.request(method, path, sent, given)
+            answer = connection.getresponse()
+            text = answer.read()
+        finally:
+            connection.close()
+        return answer.status, json.loads(text) if text else None
+
+    def log(self) -> str:
+        logs = [self.data.parent / f"{self.data.name}.log", *sorted((self.data / "log").glob("*.log"))]
+        return "\n".join(f"--- {file.name}\n{file.read_text(errors='replace')}" for file in logs if file.exists())
+
+    def _wait_ready(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + START_SECONDS
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                code, self._process = self._process.returncode, None
+                raise AssertionError(f"the server did not start (exit code {code}):\n{self.log()[-4000:]}")
+            time.sleep(0.01)
+
+    def _answers(self) -> bool:
+        try:
+            written = json.loads((self.data / "server.json").read_text())
+            port = urlsplit(written["url"]).port
+            return written["pid"] == self.pid and port == self.port and self._healthy()
+        except (OSError, ValueError, http.client.HTTPException):
+            return False
+
+    def _healthy(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", "/v1/health")
+            return connection.getresponse().status == 200
+        finally:
+            connection.close()
+
+
+def wait_gone(*pids: int, seconds: float = 30.0) -> None:
+    """Until none of these processes runs any more (a zombie does not)."""
+    deadline = time.monotonic() + seconds
+    while left := [pid for pid in pids if guard.alive(pid)]:
+        assert time.monotonic() < deadline, f"still alive: {[(pid, guard.name_of(pid)) for pid in left]}"
+        time.sleep(0.005)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _clean(environ: os._Environ[str]) -> dict[str, str]:
+    """Without the settings of whoever runs the tests, save where images are."""
+    kept = {"BOXWOOD_IMAGES"}
+    return {name: value for name, value in environ.items() if not name.startswith("BOXWOOD_") or name in kept}
+
+
+def _parent(pid: int) -> int:
+    fields = guard.stat(pid)
+    return int(fields[1]) if fields else 0
