@@ -6,7 +6,6 @@ import asyncio
 import io
 import json
 import os
-import re
 import secrets
 import socket
 import time
@@ -19,8 +18,8 @@ from boxwood.engine.api import Box, BoxGone, BoxSpec, CopyReport, EngineError, E
 from boxwood.engine.daemon import Zygote
 from boxwood.engine.hostbox import HostBox
 from boxwood.engine.seccomp import program
+from boxwood.engine.ulid import checked, is_ulid
 
-_ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}\Z")
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _JOB_SECONDS = 3600.0
 _ADOPT_SECONDS = 5.0
@@ -155,7 +154,7 @@ class HostEngine:
     # --- layers
 
     async def is_empty(self, layer_id: str) -> bool:
-        path = self._data / "layers" / _checked(layer_id) / "upper"
+        path = self._data / "layers" / checked(layer_id) / "upper"
 
         def look() -> bool:
             try:
@@ -169,7 +168,7 @@ class HostEngine:
     async def copy_top(self, box: Box, source: str, target: str) -> CopyReport:
         assert isinstance(box, HostBox)
         began = time.perf_counter()
-        job = {"kind": "copy", "source": _checked(source), "target": _checked(target)}
+        job = {"kind": "copy", "source": checked(source), "target": checked(target)}
         first = await self._job({**job, "phase": 1})
         froze = time.perf_counter()
         await self._zygote.ask("freeze", {"box": box.box_id})
@@ -187,15 +186,15 @@ class HostEngine:
 
     async def merge(self, layers: Sequence[str], target: str) -> None:
         await self._job(
-            {"kind": "merge", "layers": [["data", _checked(i)] for i in layers], "target": _checked(target)}
+            {"kind": "merge", "layers": [["data", checked(i)] for i in layers], "target": checked(target)}
         )
 
     async def remove(self, layers: Sequence[str]) -> None:
         for at in range(0, len(layers), _REMOVE_AT_ONCE):
-            await self._job({"kind": "remove", "layers": [_checked(i) for i in layers[at : at + _REMOVE_AT_ONCE]]})
+            await self._job({"kind": "remove", "layers": [checked(i) for i in layers[at : at + _REMOVE_AT_ONCE]]})
 
     async def stored(self) -> set[str]:
-        return {name for name in await asyncio.to_thread(os.listdir, self._data / "layers") if _ULID.match(name)}
+        return {name for name in await asyncio.to_thread(os.listdir, self._data / "layers") if is_ulid(name)}
 
     async def _job(self, job: dict[str, Any]) -> dict[str, Any]:
         """Have a jailed child of the zygote do something to layers; its result is one line of JSON."""
@@ -220,9 +219,9 @@ class HostEngine:
 
 def _boot_fields(spec: BoxSpec) -> dict[str, Any]:
     stack: Stack = spec.stack
-    layers = [["image" if ident in stack.images else "data", _checked(ident)] for ident in stack.layers]
+    layers = [["image" if ident in stack.images else "data", checked(ident)] for ident in stack.layers]
     limits = {"vcpu": spec.limits.vcpu, "memory_mib": spec.limits.memory_mib, "pids": spec.limits.pids}
-    return {"vm": spec.vm_id, "layers": layers, "top": _checked(stack.top), "hostname": spec.hostname, "limits": limits}
+    return {"vm": spec.vm_id, "layers": layers, "top": checked(stack.top), "hostname": spec.hostname, "limits": limits}
 
 
 async def _read_to_end(fd: int, seconds: float) -> bytes:
@@ -236,12 +235,6 @@ async def _read_to_end(fd: int, seconds: float) -> bytes:
             return await reader.read()
     finally:
         transport.close()
-
-
-def _checked(layer_id: str) -> str:
-    if not _ULID.match(layer_id):
-        raise ValueError(f"not a layer id: {layer_id!r}")
-    return layer_id
 
 
 def _new_ulid() -> str:

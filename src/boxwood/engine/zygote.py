@@ -36,10 +36,10 @@ from boxwood.engine.cgroup import Cgroups
 from boxwood.engine.layers import jail
 from boxwood.engine.overlay import MOST_LAYERS, Places, by_descriptor, prepare_top
 from boxwood.engine.uidrange import Range, Ranges
+from boxwood.engine.ulid import checked
 
 PACKET_LIMIT = 1 << 17
-_ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}\Z")
-_HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")
+_HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}\Z")
 _AHEAD = 4  # processes prepared for boxes to come
 _QUIET = 0.004  # seconds without a request after which they are made
 _RETRY = 0.02  # seconds until a busy cgroup is tried again
@@ -188,22 +188,22 @@ class Zygote:
         self._seccomp = os.pread(fds[0], 1 << 20, 0)
         instance = request["instance"]
         if self._cgroups is None:
-            self._cgroups = Cgroups.find(_ident(instance))
+            self._cgroups = Cgroups.find(checked(instance))
             self._cgroups.sweep()
         return {"ok": True, "pid": os.getpid()}
 
     def _boot(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         if self._cgroups is None:
             raise Refused("not configured yet")
-        box_id, vm, top = _ident(request["box"]), _ident(request["vm"]), _ident(request["top"])
-        layers = tuple((str(place), _ident(ident)) for place, ident in request["layers"])
+        box_id, vm, top = checked(request["box"]), checked(request["vm"]), checked(request["top"])
+        layers = tuple((str(place), checked(ident)) for place, ident in request["layers"])
         if box_id in self._boxes or any(live.top == top for live in self._boxes.values()):
             raise Refused("this box or its top lives already")
         if len(layers) > MOST_LAYERS:
             raise Refused(f"{len(layers)} layers: at most {MOST_LAYERS} can be mounted")
         hostname = request["hostname"]
         if not _HOSTNAME.match(hostname):
-            raise Refused("a hostname has 1 to 63 letters, digits and hyphens")
+            raise Refused("a hostname has 1 to 63 letters, digits, dots and hyphens")
         prepare_top(self._layers, top)
         plan = {"layers": layers, "top": top, "hostname": hostname}
         plan["cgroups"] = self._cgroups.make(box_id, Limits(**request["limits"]))
@@ -396,12 +396,6 @@ def _kill(pidfd: int) -> None:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     except ProcessLookupError:
         pass  # its death is about to be read
-
-
-def _ident(text: Any) -> str:
-    if not isinstance(text, str) or not _ULID.match(text):
-        raise Refused("an id must be a ULID")
-    return text
 
 
 # --- how the daemon starts
