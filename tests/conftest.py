@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import guard
 import pytest
+
+import guard
 import servers
 
 TESTS = Path(__file__).parent

@@ -15,7 +15,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import guard
-
 from boxwood import Boxwood
 
 START_SECONDS = 90.0  # the very first start on a machine makes the host image

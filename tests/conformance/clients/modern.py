@@ -1,0 +1,296 @@
+"""Cases for arker 0.9.0 and later, run by an interpreter that has one of them: `modern.py VERSION CASE`."""
+
+import hashlib
+import secrets
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import arker
+from arker import Arker, ArkerError
+
+client = Arker()
+
+
+def fresh(prefix="g6"):
+    return prefix + "-" + secrets.token_hex(6)
+
+
+@contextmanager
+def forked(source="ubuntu", **options):
+    made = client.fork(source_vm_name=source, **options) if isinstance(source, str) else source.fork(**options)
+    try:
+        yield made
+    finally:
+        made.delete()
+
+
+def refused(step):
+    try:
+        step()
+    except ArkerError as error:
+        checked(error)
+        return error.code, error.status
+    raise AssertionError("not refused")
+
+
+def checked(error):
+    """From 1.2.9 on the client validates the error body against its own contract, and drops what does not conform."""
+    if sys.argv[1] >= "1.3" and error.status:
+        assert error.body is not None, error.raw
+        assert error.body.request_id and error.body.timestamp and error.message, error.raw
+
+
+def fork_and_run():
+    with forked(name=fresh(), description="told") as vm:
+        got = client.get_vm(vm.id)
+        assert got.id == vm.id and got.name == vm.name and got.description == "told"
+        result = vm.run("echo hello; echo oops >&2; exit 3")
+        assert (result.stdout, result.stderr, result.exit_code) == ("hello\n", "oops\n", 3), result
+        assert result.state == "completed" and result.run_id
+        assert vm.run("printf '\\377\\000x'").stdout_bytes == b"\xff\x00x"
+        assert vm.run("echo still here").stdout == "still here\n"
+
+
+def fork_older():
+    """0.9.0 and 1.0.0 take the source as an argument, and their answers are stripped to what all of them know."""
+    vm = client.fork(source="ubuntu", name=fresh())
+    try:
+        result = vm.run("export WORD=kept; cd /tmp; echo hello; echo oops >&2; exit 3")
+        assert (result.stdout, result.stderr, result.exit_code) == ("hello\n", "oops\n", 3), result
+        assert vm.run('echo "$WORD"; pwd').stdout == "kept\n/tmp\n"
+        child = client.fork(source=vm.id)
+        assert child.run('echo "$WORD"').stdout == "kept\n"
+        child.delete()
+        assert vm.id in {item.id for item in client.list_vms(limit=1000)}
+        assert refused(lambda: vm.sync("/root/none")) == ("not_found", 404)
+        if sys.argv[1] < "1.0":
+            data = secrets.token_bytes(5 << 20)
+            vm.sync("/root/large", data)
+            assert vm.sync("/root/large") == data
+    finally:
+        vm.delete()
+    assert refused(lambda: client.get_vm(vm.id)) == ("not_found", 404)
+
+
+def shell_state_persists():
+    with forked() as vm:
+        vm.run('export WORD=kept; mkdir -p /root/w && cd /root/w; plain=also; f() { echo "f $1"; }; set -e')
+        assert vm.run('pwd; echo "$WORD $plain"; f x; false; echo on').stdout == "/root/w\nkept also\nf x\non\n"
+        assert vm.run("cd /nowhere 2>/dev/null || exit 3").exit_code == 3
+        assert vm.run('echo "[$WORD]"', session_idx=1).stdout == "[]\n"
+        assert vm.run('echo "$WORD"', session_idx=0).stdout == "kept\n"
+
+
+def files():
+    large = secrets.token_bytes(8 << 20)
+    with forked() as vm:
+        for path, data in (("/root/a b/ü.txt", "grüße\n".encode()), ("/tmp/empty", b""), ("/root/large", large)):
+            vm.sync(path, data)
+            assert vm.sync(path) == data, path
+        assert vm.run("cat '/root/a b/ü.txt'; stat -c %s /tmp/empty").stdout == "grüße\n0\n"
+        assert hashlib.sha256(large).hexdigest() in vm.run("sha256sum /root/large").stdout
+        vm.run("printf 'a\\000b' > /root/b")
+        assert vm.sync("/root/b") == b"a\0b"
+
+
+def directory():
+    tree = Path("tree")
+    (tree / "sub").mkdir(parents=True)
+    (tree / "one").write_text("1\n")
+    (tree / "sub" / "two").write_bytes(bytes(range(256)) * 40)
+    with forked() as vm:
+        sent = vm.sync_dir(str(tree), "/root/here")
+        assert (sent.sent, sent.skipped) == (2, 0), sent
+        assert vm.run("cat /root/here/one; stat -c %s /root/here/sub/two").stdout == "1\n10240\n"
+        (tree / "one").write_text("other\n")
+        again = vm.sync_dir(str(tree), "/root/here")
+        assert (again.sent, again.skipped) == (1, 1), again
+        assert vm.run("cat /root/here/one").stdout == "other\n"
+
+
+def list_with_filter():
+    with forked(name=fresh()) as one, forked(name=fresh()) as two:
+        seen, cursor = {}, None
+        while True:
+            page = client.list_vms(limit=1, cursor=cursor, public=False)
+            assert len(page) <= 1
+            seen |= {vm.id: vm for vm in page}
+            cursor = page.next_cursor
+            if not cursor:
+                break
+        assert {one.id, two.id} <= set(seen)
+        assert seen[one.id].run("echo through the list").stdout == "through the list\n"
+        assert {one.id, two.id} & {vm.id for vm in client.list_vms(state="running", limit=1000)} == set()
+        names = {vm.name for vm in client.list_vms(org_id=arker.ARKER_ORG_ID, public=True)}
+        assert "ubuntu" in names, names
+
+
+def child_sees_the_parents_files():
+    with forked() as parent:
+        parent.run("export SEEN=yes; cd /root; echo old > f")
+        with forked(parent) as child:
+            assert child.run("cat f; pwd; echo $SEEN").stdout == "old\n/root\nyes\n"
+            child.run("echo new > f")
+            parent.run("echo mine > g")
+            assert parent.run("cat f").stdout == "old\n"
+            assert child.run("cat f; ls").stdout == "new\nf\n"
+            assert client.get_vm(child.id).root_source_vm_name == "ubuntu"
+
+
+def missing_is_not_found():
+    with forked() as vm:
+        assert refused(lambda: vm.sync("/root/none")) == ("not_found", 404)
+        assert refused(lambda: vm.run("true", session_id="01ARZ3NDEKTSV4RRFFQ69G5FAV")) == ("not_found", 404)
+        assert refused(lambda: vm.get_run("01ARZ3NDEKTSV4RRFFQ69G5FAV")) == ("not_found", 404)
+    for absent in ("01ARZ3NDEKTSV4RRFFQ69G5FAV", fresh("no-such-name")):
+        assert refused(lambda absent=absent: client.get_vm(absent)) == ("not_found", 404)
+        assert refused(lambda absent=absent: client.vm(absent).run("true")) == ("not_found", 404)
+    assert refused(lambda: client.fork(source_vm_name=fresh("no-such-name"))) == ("not_found", 404)
+
+
+def refusals():
+    with forked(name=fresh()) as vm:
+        for path in (
+            "relative",
+            "/root/../../x/..",
+            "/root",
+            "/proc/self/environ",
+            "/dev/null",
+            "/dev/shm/x",
+            "/run/x",
+        ):
+            code, status = refused(lambda path=path: vm.sync(path))
+            assert 400 <= status < 500 and code != "internal", (path, code, status)
+        assert refused(lambda: client.fork(source_vm_name="ubuntu", name=vm.name)) == ("already_exists", 409)
+        assert refused(lambda: client.fork(source_vm_name="ubuntu", name=vm.id))[0] == "bad_request"
+        assert refused(lambda: client.fork(source_vm_name="ubuntu", nmae="typo"))[0] == "bad_request"
+        assert refused(lambda: client.fork(image="alpine:3"))[0] == "unsupported_operation"
+        assert refused(lambda: vm.run("true", time_to_background=301))[0] == "bad_request"
+        assert refused(lambda: vm.run("x" * (4 << 20)))[0] == "payload_too_large"
+    assert refused(lambda: Arker(api_key="ark_live_nobody").list_vms()) == ("unauthorized", 401)
+    assert refused(lambda: Arker(api_key="ark_live_nobody").fork(source_vm_name="ubuntu")) == ("unauthorized", 401)
+
+
+def background():
+    with forked() as vm:
+        vm.run("mkfifo /root/go")
+        waiting = vm.run("echo one; cat /root/go; exit 7", time_to_background=0)
+        assert waiting.type == "background" and waiting.state in ("running", "pending")
+        until(lambda: vm.get_run(waiting.run_id).stdout == "one\n")
+        assert client.get_vm(vm.id).state == "running"
+        vm.run("echo two > /root/go", session_idx=1)
+        until(lambda: vm.get_run(waiting.run_id).state == "completed")
+        ended = vm.get_run(waiting.run_id)
+        assert (ended.stdout, ended.exit_code) == ("one\ntwo\n", 7), ended
+        listed = vm.list_runs(limit=1000)
+        assert waiting.run_id in {run.run_id for run in listed.runs}
+        assert waiting.run_id not in {run.run_id for run in vm.list_runs(state="running").runs}
+
+
+def cancel_and_kill():
+    with forked() as vm:
+        stuck = vm.run("sleep 1000 & sleep 1000", time_to_background=0)
+        until(lambda: vm.get_run(stuck.run_id).state == "running")
+        assert vm.cancel_run(stuck.run_id).cancelled is True
+        until(lambda: vm.get_run(stuck.run_id).state == "cancelled")
+        slow = vm.run("echo begun; sleep 1000 & sleep 1000", timeout=1)
+        assert slow.stdout == "begun\n" and slow.exit_code not in (0, None), slow
+        assert vm.run("ps -eo comm= 2>/dev/null | grep -c '^sleep$'").stdout.strip() == "0"
+        assert vm.run("echo usable").stdout == "usable\n"
+
+
+def signal():
+    with forked() as vm:
+        stuck = vm.run("trap 'echo caught; exit 5' INT; echo set; while :; do sleep 0.05; done", time_to_background=0)
+        until(lambda: vm.get_run(stuck.run_id).stdout == "set\n")
+        vm.run("", signal="SIGINT")
+        until(lambda: vm.get_run(stuck.run_id).state in ("completed", "failed", "cancelled"))
+        assert refused(lambda: vm.run("", signal="SIGINT")) == ("not_found", 404)
+
+
+def sessions():
+    with forked() as vm:
+        made = vm.create_session(env={"COLOUR": "green"}, cwd="/tmp")
+        assert vm.run("echo $COLOUR; pwd", session_id=made.session_id).stdout == "green\n/tmp\n"
+        assert made.session_id in {one.session_id for one in vm.list_sessions().sessions}
+        assert vm.get_session(made.session_id).cwd == "/tmp"
+        assert vm.delete_session(made.session_id).deleted is True
+        assert refused(lambda: vm.run("true", session_id=made.session_id)) == ("not_found", 404)
+        assert vm.run("echo ${COLOUR-none}").stdout == "none\n"
+
+
+def idempotency():
+    key, name = fresh("key"), fresh()
+    with forked(name=name, idempotency_key=key) as vm:
+        assert client.fork(source_vm_name="ubuntu", name=name, idempotency_key=key).id == vm.id
+        code, status = refused(lambda: client.fork(source_vm_name="ubuntu", name=fresh(), idempotency_key=key))
+        assert (code, status) == ("idempotency_conflict", 409)
+        command = "echo x >> /root/count; wc -l < /root/count"
+        first = vm.run(command, idempotency_key=key)
+        assert vm.run(command, idempotency_key=key).run_id == first.run_id
+        assert vm.run("wc -l < /root/count").stdout == "1\n"
+
+
+def delete():
+    vm = client.fork(source_vm_name="ubuntu", name=fresh())
+    vm.run("true")
+    assert vm.delete().deleted is True
+    assert refused(lambda: vm.run("true")) == ("not_found", 404)
+    assert refused(vm.delete) == ("not_found", 404)
+    assert vm.id not in {one.id for one in client.list_vms(limit=1000)}
+
+
+def placement():
+    assert client.whoami() is not None
+    for region in arker.discover_regions().regions:
+        assert region.region and region.provider, region
+
+
+def e2b_surface():
+    from arker.e2b import Sandbox
+
+    sandbox = Sandbox.create()
+    try:
+        sandbox.files.write("/root/d/a.txt", "text")
+        assert sandbox.files.read("/root/d/a.txt") == "text"
+        assert sandbox.files.list("/root/d") == [{"type": "file", "name": "a.txt"}]
+        try:
+            sandbox.files.list("/root/none")
+        except RuntimeError:
+            pass
+        else:
+            raise AssertionError("a missing directory was listed")
+        assert sandbox.commands.run("echo out; exit 4").exit_code == 4
+        assert sandbox.files.exists("/root/d/a.txt")
+        sandbox.files.remove("/root/d")
+        assert not sandbox.files.exists("/root/d/a.txt")
+    finally:
+        sandbox.kill()
+
+
+def twenty_at_once():
+    def live(number):
+        with forked(name=fresh()) as vm:
+            vm.sync("/root/n", str(number))
+            return vm.run("cat /root/n; expr $(cat /root/n) \\* 2").stdout
+
+    with ThreadPoolExecutor(20) as pool:
+        assert list(pool.map(live, range(20))) == [f"{n}{2 * n}\n" for n in range(20)]
+
+
+def until(condition, seconds=60):
+    """The client offers no event to wait for."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "never happened"
+        time.sleep(0.02)
+
+
+if __name__ == "__main__":
+    version, case = sys.argv[1:]
+    assert arker.__version__ == version, arker.__version__
+
+    globals()[case]()
