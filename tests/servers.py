@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import guard
 from boxwood import Boxwood
+from boxwood.engine.daemon import instance
 
 START_SECONDS = 90.0  # the very first start on a machine makes the host image
 
@@ -49,6 +51,12 @@ class Server:
     def box_pids(self) -> list[int]:
         """The first processes of the boxes that live, and of those prepared ahead."""
         return [pid for pid in guard.descendants(self.zygote_pid) if _parent(pid) == self.zygote_pid]
+
+    def boxes(self) -> list[str]:
+        """The ids of the boxes that live, which is what their cgroups are called."""
+        group = f"boxwood-{instance(self.data)}"
+        tops = [*Path("/sys/fs/cgroup").glob(group), *Path("/sys/fs/cgroup").glob(f"*/{group}")]
+        return sorted({entry.name for top in tops for entry in top.iterdir() if entry.is_dir()})
 
     # --- life
 
@@ -174,3 +182,11 @@ def _clean(environ: os._Environ[str]) -> dict[str, str]:
 def _parent(pid: int) -> int:
     fields = guard.stat(pid)
     return int(fields[1]) if fields else 0
+
+
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait for what no event tells of."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "never happened"
+        time.sleep(0.01)
