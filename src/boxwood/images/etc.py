@@ -48,10 +48,11 @@ STATE = (  # of /var/lib: what the tools of packages remember
 PACKAGES = ("alternatives", "arch", "available", "cmethopt", "diversions", "info", "parts", "statoverride", "status",
             "triggers")  # of /var/lib/dpkg  # fmt: skip
 NEVER = (
-    "*.key", "*.p12", "*.pfx", "*.jks", "*.keytab", "*.kdbx", "*.ovpn", "opasswd*", "*.password", "*.passwd", "*secret*",
-    "*credential*", "*token*", "auth.conf*", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "private", "nssdb",
-    "settings.xml", "entitlement", "consumer", "product", "gnupg", "*.dpkg-*", "*.ucf-*", "*.rpm*", "*~", "*.bak",
-    "*.old", "*.orig", "*.save", "*.sw?", ".*.sw?", ".git", ".netrc", ".npmrc", ".pypirc", ".pgpass", ".git-credentials",
+    "*.key", "*.p12", "*.pfx", "*.jks", "*.keytab", "*.kdbx", "*.ovpn", "opasswd*", "*.password", "*.passwd",
+    "*secret*", "*credential*", "*token*", "auth.conf*", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "private",
+    "nssdb", "settings.xml", "entitlement", "consumer", "product", "gnupg", "*.dpkg-*", "*.ucf-*", "*.rpm*", "*~",
+    "*.bak", "*.old", "*.orig", "*.save", "*.sw?", ".*.sw?", ".git", ".netrc", ".npmrc", ".pypirc", ".pgpass",
+    ".git-credentials",
 )  # fmt: skip
 APT_OPTIONS = ("01autoremove*", "70debconf", "docker-*")  # taken as they are, though they name programs to be run
 MOST = 32 << 20  # bytes of one file

@@ -59,6 +59,7 @@ class _Directory:
 def plant(source: Path, target: Path, leave_out: LeaveOut, progress: Progress) -> Tally:
     """Make `target`, an empty directory, a farm of `source`. Forks: only for a process of one thread."""
     tally = Tally()
+    progress("directories", 0, 1)
     directories = list(_lay_out(source, target, leave_out, tally))
     total = sum(len(directory.files) for directory in directories)
     shares = _shares(directories, total, len(os.sched_getaffinity(0)))

@@ -1,8 +1,8 @@
 """The host golden: an image made of the machine that Boxwood runs on, once for each state of its packages.
 
-`ensure` answers at once where the golden of today's packages is there; else it starts `python -I -m boxwood.images.host`,
-which makes it, so that a server's threads are neither forked nor starved. Two at once make one: the second waits, shows
-the first one's progress and takes its result.
+`ensure` answers at once where the golden of today's packages is there; else it starts
+`python -I -m boxwood.images.host`, which makes it, so that a server's threads are neither forked nor starved. Two at
+once make one: the second waits, shows the first one's progress and takes its result.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _listen(child: subprocess.Popen[bytes], progress: Progress | None) -> HostIm
         if "image" in said:
             return _image(said["image"])
         if "error" in said:
-            raise ImageError(said["error"])
+            raise ImageError("; ".join([said["error"], *child.stderr.read().decode(errors="replace").splitlines()]))
         if progress is not None:
             progress(said["phase"], said["done"], said["total"])
     text = child.stderr.read().decode(errors="replace").strip()

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from boxwood.engine import kernel
 from boxwood.images import accounts, etc, python, skeleton
 from boxwood.images.farm import Progress, Tally, plant
 
@@ -49,7 +50,19 @@ def make(host: Path, root: Path, progress: Progress) -> Made:
     skeleton.set_groups(root)
     progress("python", 0, 1)
     note = python.equip(root)
+    progress("disk", 0, 1)
+    _sync(root)
     return Made(tally, (note,) if note else ())
+
+
+def _sync(root: Path) -> None:
+    """An image is on the disk before its name is: it is not made again after a power cut."""
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if kernel.libc.syncfs(fd) < 0:
+            raise OSError("the disk did not take the image")
+    finally:
+        os.close(fd)
 
 
 def _leave_out(path: str, name: str, is_directory: bool) -> bool:
@@ -59,7 +72,7 @@ def _leave_out(path: str, name: str, is_directory: bool) -> bool:
 
 
 def _take_merged(host: Path, root: Path, tally: Tally, progress: Progress) -> None:
-    """/bin, /lib and so on: links into /usr as on the host, or farms of their own where the host has not merged them."""
+    """/bin, /lib and so on: links into /usr as on the host, or farms of their own where it has not merged them."""
     for name in _MERGED:
         if (host / name).is_symlink():
             (root / name).symlink_to(os.readlink(host / name))

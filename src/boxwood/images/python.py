@@ -36,7 +36,7 @@ def equip(root: Path) -> str | None:
         return None
     wheel = _pip_wheel(root)
     if wheel is None:
-        return "no pip: neither this host's python nor the one that runs Boxwood brings the wheel (python3-venv, ensurepip)"
+        return "no pip: neither the host's python3 (python3-venv) nor the one that runs Boxwood brings its wheel"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(packages)
     for name in ("pip", "pip3", f"pip{version}"):
