@@ -27,8 +27,8 @@ _HOMES = {
         "Unrecoverable", "Unsupported",
     ],
     "boxwood.client.models": [
-        "ApiKey", "Health", "Identity", "Image", "Manifest", "ManifestEntry", "Resources", "RunRecord",
-        "SessionRecord", "VMRecord",
+        "ApiKey", "CopyReport", "Health", "Identity", "Image", "Manifest", "ManifestEntry", "Preparing", "Resources",
+        "RunRecord", "SessionRecord", "VMRecord",
     ],
     "boxwood.client._sync.client": ["Boxwood"],
     "boxwood.client._sync.run": ["Run"],
@@ -72,11 +72,13 @@ if TYPE_CHECKING:
     )
     from boxwood.client.models import (
         ApiKey,
+        CopyReport,
         Health,
         Identity,
         Image,
         Manifest,
         ManifestEntry,
+        Preparing,
         Resources,
         RunRecord,
         SessionRecord,
@@ -85,11 +87,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "VM", "AlreadyExists", "ApiKey", "AsyncBoxwood", "AsyncRun", "AsyncSession", "AsyncVM", "BadRequest", "Boxwood",
-    "BoxwoodError", "CommandFailed", "Conflict", "ConnectionFailed", "Expired", "FileMissing", "Forbidden", "Health",
-    "IdempotencyConflict", "Identity", "Image", "InvalidState", "Manifest", "ManifestEntry", "NotFound",
-    "OperationFailed", "PayloadTooLarge", "RateLimited", "ResourceBusy", "Resources", "Run", "RunRecord", "ServerError",
-    "Session", "SessionRecord", "Timeout", "Unauthorized", "Unavailable", "Unrecoverable", "Unsupported", "VMRecord",
-    "__version__",
+    "BoxwoodError", "CommandFailed", "Conflict", "ConnectionFailed", "CopyReport", "Expired", "FileMissing",
+    "Forbidden", "Health", "IdempotencyConflict", "Identity", "Image", "InvalidState", "Manifest", "ManifestEntry",
+    "NotFound", "OperationFailed", "PayloadTooLarge", "Preparing", "RateLimited", "ResourceBusy", "Resources",
+    "Run", "RunRecord", "ServerError", "Session", "SessionRecord", "Timeout", "Unauthorized", "Unavailable",
+    "Unrecoverable", "Unsupported", "VMRecord", "__version__",
 ]  # fmt: skip
 
 

@@ -35,12 +35,12 @@ BY_STATUS: dict[int, type[BoxwoodError]] = {
 }  # fmt: skip
 
 
-def decode(status: int, body: bytes, answer: type[T]) -> T:
+def decode(call: Call, status: int, body: bytes, answer: type[T]) -> T:
     """The answer's value. An error body is one whatever its status.
 
     :raises BoxwoodError: the answer is an error, or not one of the contract.
     """
-    if status >= 300 or body.startswith(b'{"error":'):
+    if status not in call.answers or body.startswith(b'{"error":'):
         raise _refusal(status, body)
     if answer is Anything:
         return answer()
@@ -55,6 +55,8 @@ def _refusal(status: int, body: bytes) -> BoxwoodError:
     if found is not None:
         return error_from(found, status)
     said = " ".join(body[:300].decode("utf-8", "replace").split())
+    if status < 300:
+        return ServerError("bad_answer", f"HTTP {status} is no answer to this request", status)
     if status < 400:
         return ServerError("bad_answer", f"HTTP {status}: a redirect; use the url that it leads to", status)
     kind = BY_STATUS.get(status, ServerError if status >= 500 else BoxwoodError)

@@ -24,7 +24,7 @@ VM_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}", re.IGNORECASE)
 @dataclass(frozen=True, slots=True)
 class Call:
     """One request. `replay_safe`: repeating it after an unknown outcome does no harm. `patience`: seconds that the
-    server may take beyond the client's own timeout."""
+    server may take beyond the client's own timeout. `answers`: the statuses of answers that are not errors."""
 
     method: str
     path: str
@@ -32,11 +32,17 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)
     replay_safe: bool = False
     patience: float = 0.0
+    answers: tuple[int, ...] = (200, 201, 202, 204)
 
 
 def get(path: str, **query: Any) -> Call:
     given = {name: _text(value) for name, value in query.items() if value is not None}
     return Call("GET", f"{path}?{urlencode(given)}" if given else path, replay_safe=True)
+
+
+def health() -> Call:
+    """A server that is not ready tells of its health with status 503."""
+    return Call("GET", "/v1/health", replay_safe=True, answers=(200, 503))
 
 
 def delete(path: str) -> Call:
@@ -66,7 +72,7 @@ def fork(
     name: str | None,
     description: str | None,
     public: bool,
-    vcpu: float | None,
+    vcpu: int | None,
     memory_mib: int | None,
     disk_mib: int | None,
     command: str | Sequence[str] | None,
@@ -147,9 +153,10 @@ def revoke_key(key_id: str) -> Call:
     return delete(f"/v1/api-keys/{segment(key_id)}")
 
 
-def import_image(name: str, path: str) -> Call:
+def import_image(name: str, path: str, replace: bool) -> Call:
     """A big root filesystem takes minutes: the server may take an hour."""
-    return Call("POST", "/boxwood/images", {"name": name, "path": path}, patience=3600)
+    body = {"name": name, "path": path, **_given(replace=replace or None)}
+    return Call("POST", "/boxwood/images", body, patience=3600)
 
 
 def down() -> Call:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from functools import cached_property
 
-from boxwood.client.models import ENDED, Resources, RunRecord, SessionRecord, VMRecord, decode_bytes
+from boxwood.client.models import ENDED, CopyReport, Resources, RunRecord, SessionRecord, VMRecord, decode_bytes
 
 
 class VMFields:
@@ -70,6 +70,11 @@ class VMFields:
     @property
     def region(self) -> str | None:
         return self._record.region
+
+    @property
+    def copied(self) -> CopyReport | None:
+        """Of a fork just made from a VM with running processes: what it cost."""
+        return self._record.copied
 
     @property
     def record(self) -> VMRecord:

@@ -11,8 +11,8 @@ import msgspec
 from boxwood.client.errors import ServerError
 
 __all__ = [
-    "ApiKey", "Health", "Identity", "Image", "Manifest", "ManifestEntry", "Resources", "RunRecord",
-    "SessionRecord", "VMRecord",
+    "ApiKey", "CopyReport", "Health", "Identity", "Image", "Manifest", "ManifestEntry", "Preparing", "Resources",
+    "RunRecord", "SessionRecord", "VMRecord",
 ]
 
 ENDED = frozenset({"completed", "failed", "cancelled"})
@@ -21,7 +21,7 @@ ENDED = frozenset({"completed", "failed", "cancelled"})
 class Resources(msgspec.Struct, frozen=True):
     """vcpu in cores, memory and disk in MiB; None where the server does not say."""
 
-    vcpu: float | None = None
+    vcpu: int | None = None
     memory_mib: int | None = None
     disk_mib: int | None = None
 
@@ -35,6 +35,15 @@ class SessionRecord(msgspec.Struct, frozen=True):
     session_idx: int = 0
     env: dict[str, str] | None = None
     started_at: datetime | None = None
+
+
+class CopyReport(msgspec.Struct, frozen=True):
+    """What the fork of a VM with running processes cost: inodes and bytes copied, and how long the processes stood."""
+
+    inodes: int = 0
+    bytes: int = 0
+    frozen_ms: float = 0.0
+    total_ms: float = 0.0
 
 
 class VMRecord(msgspec.Struct, frozen=True):
@@ -54,6 +63,8 @@ class VMRecord(msgspec.Struct, frozen=True):
     region: str | None = None
     platform: str | None = None
     last_active_at: datetime | None = None
+    sessions: list[SessionRecord] = []
+    copied: CopyReport | None = None
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,26 +114,39 @@ class ApiKey(msgspec.Struct, frozen=True):
     """An API key. `key` is the secret itself, present only in the answer to its creation."""
 
     api_key_id: str
+    name: str | None = None
+    prefix: str | None = None
     role: str = "admin"
     created_at: datetime | None = None
     key: str | None = None
 
     def __repr__(self) -> str:
-        return f"ApiKey(api_key_id={self.api_key_id!r}, role={self.role!r})"
+        return f"ApiKey(api_key_id={self.api_key_id!r}, name={self.name!r}, role={self.role!r})"
 
 
 class Image(msgspec.Struct, frozen=True):
     """A golden that was just made: fork it by `name`."""
 
     vm_id: str
-    name: str
+    name: str | None = None
+
+
+class Preparing(msgspec.Struct, frozen=True):
+    """What a server that starts is busy with, and how much of it is done, from 0 to 1."""
+
+    step: str
+    fraction: float = 0.0
 
 
 class Health(msgspec.Struct, frozen=True):
-    """`status` is "ok" or "unavailable"; `details` holds all that the server said, its isolation layers included."""
+    """How a server is. `status`: ok or unavailable. `isolation`: for each layer, is it active? `problem`: why it is
+    not ok. `preparing`: what it has to finish before it is."""
 
     status: str
-    details: dict[str, Any] = {}
+    version: str | None = None
+    isolation: dict[str, bool] = {}
+    preparing: Preparing | None = None
+    problem: str | None = None
 
 
 class ReadAnswer(msgspec.Struct, frozen=True):

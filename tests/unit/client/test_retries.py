@@ -125,6 +125,7 @@ def test_no_answer_in_time() -> None:
         ((200, {"name": "no id"}), ServerError),
         ((200, b"\xff\xfe"), ServerError),
         ((307, b""), ServerError),
+        ((206, VM), ServerError),
         ((401, b"no"), Unauthorized),
         ((404, {"detail": "x"}), NotFound),
         ((418, b"teapot"), BoxwoodError),

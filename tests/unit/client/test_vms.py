@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from boxwood import AlreadyExists, BadRequest, Boxwood, NotFound
-from unit.client.stub import KEY, VM, VM_ID, StubServer, error
+from unit.client.stub import KEY, RUN, VM, VM_ID, StubServer, error
 
 
 @pytest.fixture
@@ -64,6 +64,21 @@ def test_a_name_that_is_taken(server: StubServer, box: Boxwood) -> None:
     with pytest.raises(AlreadyExists, match="taken") as caught:
         box.fork(name="n")
     assert (caught.value.status, caught.value.request_id, caught.value.resource) == (409, "q1", "vm")
+
+
+def test_a_fork_of_a_busy_vm_tells_what_it_cost(server: StubServer, box: Boxwood) -> None:
+    copied = {"inodes": 3, "bytes": 4096, "frozen_ms": 0.5, "total_ms": 2.0}
+    server.script("POST /v1/fork", (200, VM | {"copied": copied}))
+    report = box.fork().copied
+    assert report is not None
+    assert (report.inodes, report.bytes, report.frozen_ms) == (3, 4096, 0.5)
+
+
+def test_a_handle_needs_no_request(server: StubServer, box: Boxwood) -> None:
+    vm = box.vm("n")
+    assert not server.requests
+    server.script("POST /v1/vms/n/runs", (200, RUN))
+    assert vm.run("echo hi").stdout == "hi"
 
 
 def test_list_follows_the_pages(server: StubServer, box: Boxwood) -> None:
@@ -127,6 +142,11 @@ def test_images_whoami_health_down(server: StubServer, box: Boxwood) -> None:
     server.script("GET /v1/whoami", (200, {"org_id": "o", "org_name": "O"}))
     assert box.whoami().org_name == "O"
     server.script("GET /v1/health", (200, {"status": "ok", "timestamp": "t", "isolation": {"seccomp": True}}))
-    assert (box.health().status, box.health().details["isolation"]) == ("ok", {"seccomp": True})
+    assert (box.health().status, box.health().isolation) == ("ok", {"seccomp": True})
+    starting = {"status": "unavailable", "timestamp": "t", "preparing": {"step": "copying", "fraction": 0.5}}
+    server.script("GET /v1/health", (503, starting))
+    preparing = box.health().preparing
+    assert preparing is not None
+    assert (preparing.step, preparing.fraction) == ("copying", 0.5)
     server.script("POST /boxwood/down", (200, {}))
     box.down()

@@ -6,7 +6,6 @@ import builtins
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any
 
 from boxwood.client import calls, discovery
 from boxwood.client._async.transport import AsyncTransport
@@ -44,7 +43,7 @@ class AsyncBoxwood:
         *,
         description: str | None = None,
         public: bool = False,
-        vcpu: float | None = None,
+        vcpu: int | None = None,
         memory_mib: int | None = None,
         disk_mib: int | None = None,
         command: str | Sequence[str] | None = None,
@@ -66,6 +65,11 @@ class AsyncBoxwood:
             vcpu=vcpu, memory_mib=memory_mib, disk_mib=disk_mib, command=command, idempotency_key=idempotency_key,
         )  # fmt: skip
         return AsyncVM(self._transport, await self._transport.call(call, VMRecord))
+
+    def vm(self, vm: str) -> AsyncVM:
+        """A handle for the VM with this id or name, without asking the server; `refresh()` of it does."""
+        calls.vm_path(vm)
+        return AsyncVM(self._transport, VMRecord(vm))
 
     async def get(self, vm: str) -> AsyncVM:
         """A VM by id or name.
@@ -109,21 +113,20 @@ class AsyncBoxwood:
         """The goldens of this server, to be forked by name."""
         return [vm async for vm in self.list(public=True, org_id=PUBLIC_ORG)]
 
-    async def import_image(self, name: str, path: str) -> Image:
-        """Makes a golden of a root filesystem: a directory or a tar archive, at `path` on the server's machine."""
-        return await self._transport.call(calls.import_image(name, path), Image)
+    async def import_image(self, name: str, path: str, *, replace: bool = False) -> Image:
+        """Makes a golden of a root filesystem: a directory or a tar archive, at `path` on the server's machine.
+
+        :raises AlreadyExists: there is one of this name, and it is not to be replaced.
+        """
+        return await self._transport.call(calls.import_image(name, path, replace), Image)
 
     async def whoami(self) -> Identity:
         """Whose key this client uses."""
         return await self._transport.call(calls.get("/v1/whoami"), Identity)
 
     async def health(self) -> Health:
-        """How the server is, and which layers of isolation are active.
-
-        :raises Unavailable: it is not ready.
-        """
-        said = await self._transport.call(calls.get("/v1/health"), dict[str, Any])
-        return Health(str(said.get("status")), said)
+        """How the server is, what it is preparing, and which layers of isolation are active."""
+        return await self._transport.call(calls.health(), Health)
 
     async def api_keys(self) -> builtins.list[ApiKey]:
         """The API keys of your organisation, newest first, without their secrets."""

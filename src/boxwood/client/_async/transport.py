@@ -45,7 +45,7 @@ class AsyncTransport:
         while True:
             try:
                 status, body = await self._send(call)
-                return decode(status, body, answer)
+                return decode(call, status, body, answer)
             except BoxwoodError as error:
                 delay = self._retry.delay(call, error, tried)
                 if delay is None:

@@ -7,7 +7,6 @@ import builtins
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any
 
 from boxwood.client import calls, discovery
 from boxwood.client._sync.transport import Transport
@@ -45,7 +44,7 @@ class Boxwood:
         *,
         description: str | None = None,
         public: bool = False,
-        vcpu: float | None = None,
+        vcpu: int | None = None,
         memory_mib: int | None = None,
         disk_mib: int | None = None,
         command: str | Sequence[str] | None = None,
@@ -67,6 +66,11 @@ class Boxwood:
             vcpu=vcpu, memory_mib=memory_mib, disk_mib=disk_mib, command=command, idempotency_key=idempotency_key,
         )  # fmt: skip
         return VM(self._transport, self._transport.call(call, VMRecord))
+
+    def vm(self, vm: str) -> VM:
+        """A handle for the VM with this id or name, without asking the server; `refresh()` of it does."""
+        calls.vm_path(vm)
+        return VM(self._transport, VMRecord(vm))
 
     def get(self, vm: str) -> VM:
         """A VM by id or name.
@@ -110,21 +114,20 @@ class Boxwood:
         """The goldens of this server, to be forked by name."""
         return list(self.list(public=True, org_id=PUBLIC_ORG))
 
-    def import_image(self, name: str, path: str) -> Image:
-        """Makes a golden of a root filesystem: a directory or a tar archive, at `path` on the server's machine."""
-        return self._transport.call(calls.import_image(name, path), Image)
+    def import_image(self, name: str, path: str, *, replace: bool = False) -> Image:
+        """Makes a golden of a root filesystem: a directory or a tar archive, at `path` on the server's machine.
+
+        :raises AlreadyExists: there is one of this name, and it is not to be replaced.
+        """
+        return self._transport.call(calls.import_image(name, path, replace), Image)
 
     def whoami(self) -> Identity:
         """Whose key this client uses."""
         return self._transport.call(calls.get("/v1/whoami"), Identity)
 
     def health(self) -> Health:
-        """How the server is, and which layers of isolation are active.
-
-        :raises Unavailable: it is not ready.
-        """
-        said = self._transport.call(calls.get("/v1/health"), dict[str, Any])
-        return Health(str(said.get("status")), said)
+        """How the server is, what it is preparing, and which layers of isolation are active."""
+        return self._transport.call(calls.health(), Health)
 
     def api_keys(self) -> builtins.list[ApiKey]:
         """The API keys of your organisation, newest first, without their secrets."""

@@ -46,7 +46,7 @@ class Transport:
         while True:
             try:
                 status, body = self._send(call)
-                return decode(status, body, answer)
+                return decode(call, status, body, answer)
             except BoxwoodError as error:
                 delay = self._retry.delay(call, error, tried)
                 if delay is None:

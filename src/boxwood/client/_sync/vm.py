@@ -70,7 +70,7 @@ class VM(VMFields):
         *,
         description: str | None = None,
         public: bool = False,
-        vcpu: float | None = None,
+        vcpu: int | None = None,
         memory_mib: int | None = None,
         disk_mib: int | None = None,
         command: str | Sequence[str] | None = None,
@@ -165,16 +165,21 @@ class VM(VMFields):
         *,
         name: str | None = None,
         description: str | None = None,
-        vcpu: float | None = None,
+        vcpu: int | None = None,
         memory_mib: int | None = None,
         disk_mib: int | None = None,
+        immutable: bool = False,
     ) -> VM:
-        """Changes what is given; an empty description clears it. Returns this VM."""
+        """Changes what is given; an empty description clears it. Returns this VM.
+
+        :param immutable: from now on it can be listed, forked and deleted, and nothing else; for good, and set alone.
+        """
         sizes = {"vcpu": vcpu, "memory_mib": memory_mib, "disk_mib": disk_mib}
         given: dict[str, Any] = {key: value for key, value in sizes.items() if value is not None}
         changes: dict[str, Any] = {"resources": given} if given else {}
         changes |= {} if name is None else {"name": name}
         changes |= {} if description is None else {"description": description}
+        changes |= {"immutable": True} if immutable else {}
         self._record = self._transport.call(calls.update_vm(self.id, changes), VMRecord)
         return self
 

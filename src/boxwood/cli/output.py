@@ -1,0 +1,91 @@
+"""What the command prints: lines for people, free of what a terminal would obey; JSON for programs."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+# Controls (C0, DEL, C1), and what reorders or hides text: names and messages may come from a stranger.
+HOSTILE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+def clean(text: object) -> str:
+    """`text` on one line, with everything that a terminal would obey written out as an escape."""
+    return HOSTILE.sub(lambda found: ascii(found.group())[1:-1], str(text))
+
+
+def say(text: object = "") -> None:
+    """A line to standard output."""
+    print(clean(text), flush=True)  # noqa: T201 - this is what prints
+
+
+def note(text: object) -> None:
+    """A line to standard error."""
+    print(clean(text), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def say_json(value: Any) -> None:
+    """A value, dates and records included, as one line of JSON to standard output."""
+    import msgspec
+
+    write_bytes(msgspec.json.encode(value) + b"\n")
+
+
+def write_bytes(data: bytes, error: bool = False) -> None:
+    """Bytes as they are to standard output or standard error."""
+    stream = sys.stderr if error else sys.stdout
+    stream.flush()
+    stream.buffer.write(data)
+    stream.buffer.flush()
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Rows in columns; just the rows, tab-separated, when standard output is no terminal."""
+    cells = [[clean("-" if cell is None else cell) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        for row in cells:
+            say_row("\t".join(row))
+        return
+    lines = [list(titles), *cells]
+    widths = [max(_width(line[at]) for line in lines) for at in range(len(titles))]
+    for line in lines:
+        padded = (cell + " " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True))
+        say_row("  ".join(padded).rstrip())
+
+
+def say_row(line: str) -> None:
+    """A line whose cells are clean already: the tabs between them are ours."""
+    print(line)  # noqa: T201
+
+
+def age(moment: datetime | None) -> str:
+    """How long ago, in one unit."""
+    if moment is None:
+        return "-"
+    seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"
+
+
+def report(message: str, as_json: bool, **more: Any) -> None:
+    """An error: a line for people on standard error, or {"error": {…}} on standard output."""
+    if as_json:
+        say_json({"error": {"message": message, **{name: value for name, value in more.items() if value is not None}}})
+    else:
+        note(f"boxwood: {message}")
+
+
+def abandon_output() -> None:
+    """Nobody reads any more: what is still buffered must not fail again when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)

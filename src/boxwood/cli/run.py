@@ -1,0 +1,98 @@
+"""`boxwood run`: one command in a VM, its output byte for byte, its exit code ours."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from boxwood.cli.options import Json, connect
+from boxwood.cli.output import note, say, say_json, write_bytes
+
+if TYPE_CHECKING:
+    from boxwood import Run
+
+FACTS = ("run_id", "session_id", "state", "exit_code", "fail_reason", "duration_ms", "truncated", "stdout", "stderr")
+STDIN_LIMIT = 3_000_000  # bytes; a request to run something holds 4 MiB, and base64 makes 4 of 3
+
+
+def run(
+    vm: Annotated[str, typer.Argument(metavar="VM", help="By id or name.")],
+    command: Annotated[
+        list[str], typer.Argument(metavar="COMMAND...", help="One word: text for the shell. More: arguments, quoted.")
+    ],
+    timeout: Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Kill it after that.")] = None,
+    env: Annotated[list[str] | None, typer.Option("--env", "-e", metavar="K=V", help="For this run.")] = None,
+    cwd: Annotated[str | None, typer.Option(metavar="DIR", help="Directory, for this run.")] = None,
+    user: Annotated[str | None, typer.Option(help="User, for this run.")] = None,
+    session: Annotated[str | None, typer.Option(help="A session's id, or a number; default 0.")] = None,
+    background: Annotated[bool, typer.Option("--background", help="Return at once; prints the run's id.")] = False,
+    stdin: Annotated[
+        bool | None, typer.Option("--stdin/--no-stdin", help="Hand on standard input. Default: if it is no terminal.")
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Run a command in a VM.
+
+    `boxwood run VM 'cd /tmp; ls'` is text for the shell, `boxwood run VM -- ls -l '/a b'` arguments. Without --env,
+    --cwd and --user it runs in the VM's shell, which keeps its directory, environment and variables.
+    """
+    data = _standard_input() if (stdin if stdin is not None else not _is_terminal()) else None
+    with connect() as box:
+        done = box.vm(vm).run(
+            command[0] if len(command) == 1 else command,
+            timeout=timeout,
+            env=_pairs(env) if env else None,
+            cwd=cwd,
+            user=user,
+            session=int(session) if session is not None and _is_index(session) else session,
+            stdin=data,
+            background=background,
+        )
+    if json:
+        say_json(_facts(done))
+    elif background and not done.ended:
+        say(done.run_id)
+    else:
+        write_bytes(done.stdout_bytes)
+        write_bytes(done.stderr_bytes, error=True)
+    return _exit_code(done, quiet=json)
+
+
+def _exit_code(done: Run, quiet: bool) -> int:
+    if done.truncated and not quiet:
+        note(f"boxwood: {done.truncated} bytes of output were not kept")
+    if done.state in ("failed", "cancelled") and not quiet:
+        note(f"boxwood: the run was {done.state}" + (f": {done.fail_reason}" if done.fail_reason else ""))
+    if done.exit_code is not None:
+        return done.exit_code & 0xFF
+    return 1 if done.state in ("failed", "cancelled") else 0
+
+
+def _facts(done: Run) -> dict[str, object]:
+    return {name: getattr(done, name) for name in FACTS}
+
+
+def _pairs(given: list[str]) -> dict[str, str]:
+    for pair in given:
+        if "=" not in pair or pair.startswith("="):
+            raise typer.BadParameter(f"--env takes NAME=VALUE, not {pair!r}")
+    return dict(pair.split("=", 1) for pair in given)
+
+
+def _is_index(session: str) -> bool:
+    return session.isascii() and session.isdigit() and len(session) < 11
+
+
+def _is_terminal() -> bool:
+    return sys.stdin is None or sys.stdin.closed or sys.stdin.isatty()
+
+
+def _standard_input() -> bytes:
+    data = sys.stdin.buffer.read(STDIN_LIMIT + 1)
+    if len(data) > STDIN_LIMIT:
+        raise typer.BadParameter(
+            f"standard input is more than {STDIN_LIMIT} bytes: `boxwood cp - VM:/tmp/input` and read it from there"
+        )
+    return data
