@@ -5,40 +5,155 @@ One `Core` per data directory: a second one is refused as long as the first hold
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+from pathlib import Path
+
+from boxwood.core import clock
+from boxwood.core.access import Access
+from boxwood.core.boxes import Boxes
 from boxwood.core.config import Config
+from boxwood.core.errors import CoreError
 from boxwood.core.files import Files
 from boxwood.core.goldens import Goldens
+from boxwood.core.idempotency import KEPT_SECONDS, Idempotency
 from boxwood.core.keys import Keys
+from boxwood.core.lanes import Lanes
+from boxwood.core.layers import Layers
+from boxwood.core.refusals import of_store
 from boxwood.core.runs import Runs
 from boxwood.core.sessions import Sessions
+from boxwood.core.signing import Signer
+from boxwood.core.tasks import Tasks
+from boxwood.core.uploads import Uploads
 from boxwood.core.vms import VMs
 from boxwood.engine.api import Engine
+from boxwood.store import idempotency as idempotency_rows
+from boxwood.store.database import Database
+
+SWEEP_SECONDS = 3600.0
+log = logging.getLogger(__name__)
+
+
+class DataInUse(Exception):
+    """Another server has this data directory; the text says which."""
 
 
 class Core:
     """`keys`, `vms`, `runs`, `sessions`, `files`, `goldens`: see the class of each."""
 
-    config: Config
-    engine: Engine
-    keys: Keys
-    vms: VMs
-    runs: Runs
-    sessions: Sessions
-    files: Files
-    goldens: Goldens
+    def __init__(self, config: Config, engine: Engine, database: Database, keys: Keys, signer: Signer) -> None:
+        spool = config.data / "spool"
+        self.config = config
+        self.engine = engine
+        self.keys = keys
+        self._database = database
+        self._tasks = Tasks()
+        self._boxes = Boxes(database, engine, config, self._tasks)
+        self._lanes = Lanes(database, self._boxes, config, self._tasks, spool)
+        self.layers = Layers(database, engine, config, self._tasks, spool)
+        self._boxes.put_down_hook = self.layers.box_gone
+        self._uploads = Uploads(database, config.data / "uploads")
+        access = Access(database, self._boxes)
+        repeats = Idempotency(database)
+        self.goldens = Goldens(database, access, self.layers, config)
+        self.sessions = Sessions(database, self._boxes, access, self._lanes, signer, self._tasks)
+        self.files = Files(self._boxes, access, self._uploads, signer, config, self._tasks)
+        self.runs = Runs(
+            database, self._boxes, access, self._lanes, self.sessions, repeats, signer, config, self._tasks, spool
+        )
+        self.vms = VMs(
+            database, engine, self._boxes, access, self._lanes, self.runs, self.layers, self.goldens, repeats, signer,
+            config, self._tasks,
+        )  # fmt: skip
+        self._held = contextlib.ExitStack()
 
     @classmethod
     async def open(cls, config: Config, engine: Engine) -> Core:
         """Open the data directory (made if need be), start the engine, take over the boxes that live and their runs.
 
-        Raises `DataInUse` (another server), `store.SchemaTooNew`, `engine.api.EngineUnavailable`.
+        Raises `DataInUse` (another server), `store.database.SchemaTooNew` and `StoreError`,
+        `engine.api.EngineUnavailable`.
         """
-        raise NotImplementedError
+        with contextlib.ExitStack() as held:
+            _make_directories(config.data)
+            held.callback(os.close, _lock(config.data / "lock"))
+            signer = Signer.of(config.data / "secret")
+            database = await Database.open(config.data / "boxwood.db", of_store)
+            try:
+                keys = await Keys.open(database, config.data / "root.key")
+                core = cls(config, engine, database, keys, signer)
+                try:
+                    await core._start()
+                except BaseException:
+                    await core._tasks.close()
+                    raise
+            except BaseException:
+                await database.close()
+                raise
+            core._held = held.pop_all()
+            return core
+
+    async def _start(self) -> None:
+        live = await self.engine.start()
+        try:
+            await self._lanes.recover(await self._boxes.adopt(live))
+            await self.layers.sweep()
+            await self._sweep()
+            self.goldens.look()
+        except BaseException:
+            await self.engine.close()
+            raise
+        self.layers.start()
+        self._tasks.start(self._sweep_often())
+
+    async def _sweep(self) -> None:
+        await self._uploads.sweep()
+        before = clock.now() - KEPT_SECONDS * 1_000_000
+        await self._database.write(lambda connection: idempotency_rows.expire(connection, before))
+
+    async def _sweep_often(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            try:
+                await self._sweep()
+            except (CoreError, OSError) as error:
+                log.error("old uploads were not removed: %s", error)
 
     async def close(self) -> None:
         """Let go of everything; boxes and their runs live on and are taken over by the next `open`."""
-        raise NotImplementedError
+        self._boxes.close()
+        self._lanes.stop()
+        await self._tasks.close()
+        await self.engine.close()
+        await self._lanes.close()
+        await self._database.close()
+        self._held.close()
 
     async def shutdown(self) -> None:
         """Park every VM (runs end as failed), end the engine, then as `close`."""
-        raise NotImplementedError
+        self._lanes.stop()
+        await self._boxes.park_all()
+        await self._lanes.recorded()
+        await self.engine.shutdown()
+        await self.close()
+
+
+def _make_directories(data: Path) -> None:
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    data.chmod(0o700)
+    for name in ("spool", "uploads", "log"):
+        (data / name).mkdir(mode=0o700, exist_ok=True)
+
+
+def _lock(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise DataInUse(f"{path.parent} is in use by another server: stop it, or give another data directory") from None
+    return descriptor

@@ -2,23 +2,107 @@
 
 from __future__ import annotations
 
-from boxwood.core.model import ApiKey, Caller
+import hashlib
+import hmac
+import secrets
+from pathlib import Path
+
+from boxwood.core import clock, words
+from boxwood.core.errors import BadRequest, Forbidden, NotFound, Unauthorized
+from boxwood.core.ids import new_id
+from boxwood.core.model import PUBLIC_ORG, ApiKey, Caller
+from boxwood.core.signing import secret_file
+from boxwood.store import keys as rows
+from boxwood.store.database import Database
+from boxwood.store.keys import KeyRow
+
+ORG_NAME = "default"
+PREFIX = "bxw_"
+ROLES = ("admin", "member")
+NAME_CHARACTERS = 255
+_RANDOM_BYTES = 32  # 43 URL-safe characters
+_SHOWN = len(PREFIX) + 6
 
 
 class Keys:
+    """All keys are in memory, by hash: there are few, and every request asks for one."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._callers: dict[bytes, tuple[KeyRow, Caller]] = {}
+
+    @classmethod
+    async def open(cls, database: Database, root: Path) -> Keys:
+        """Makes the organisations and the first key if they are not there."""
+        keys = cls(database)
+        raw = secret_file(root, (PREFIX + secrets.token_urlsafe(_RANDOM_BYTES) + "\n").encode())
+        key = raw.decode(errors="replace").strip()
+        await database.write(lambda connection: rows.insert_org(connection, PUBLIC_ORG, PUBLIC_ORG, clock.now()))
+        names = rows.orgs(database.near)
+        org_id = next((org for org, name in names.items() if name == ORG_NAME), None) or new_id()
+        await database.write(lambda connection: rows.insert_org(connection, org_id, ORG_NAME, clock.now()))
+        names = rows.orgs(database.near)
+        for row in rows.all_keys(database.near):
+            keys._remember(row, names[row.org_id])
+        if key and _hash(key) not in keys._callers:
+            row = KeyRow(new_id(), org_id, _hash(key), key[:_SHOWN], "admin", "root", clock.now())
+            await database.write(lambda connection: rows.insert(connection, row))
+            keys._remember(row, ORG_NAME)
+        return keys
+
+    def _remember(self, row: KeyRow, org_name: str) -> None:
+        self._callers[row.hash] = (row, Caller(row.org_id, org_name, row.id, row.role))
+
     async def authenticate(self, key: str) -> Caller:
         """Whose key is this? Unauthorized."""
-        raise NotImplementedError
+        mark = _hash(key)
+        found = self._callers.get(mark)
+        # Looking a hash up tells nobody about the key; it is compared once more in constant time all the same.
+        if found is None or not hmac.compare_digest(found[0].hash, mark):
+            raise Unauthorized("this API key is not valid here")
+        return found[1]
 
     async def create(self, caller: Caller, name: str | None = None, role: str = "admin") -> ApiKey:
         """A new key of the caller's organisation; the answer alone holds the key itself.
         `role`: admin, or member (may not manage keys). Forbidden, BadRequest (name over 255 characters, role)."""
-        raise NotImplementedError
+        _admin(caller)
+        if role not in ROLES:
+            raise words.refuse("role", f"one of {', '.join(ROLES)}")
+        if name is not None:
+            words.text("name", name)
+            if len(name) > NAME_CHARACTERS:
+                raise BadRequest(f"name: at most {NAME_CHARACTERS} characters")
+        key = PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
+        row = KeyRow(new_id(), caller.org_id, _hash(key), key[:_SHOWN], role, name or None, clock.now())
+        await self._database.write(lambda connection: rows.insert(connection, row))
+        self._remember(row, caller.org_name)
+        return _shown(row, key)
 
     async def list(self, caller: Caller) -> tuple[ApiKey, ...]:
         """The organisation's keys, oldest first. Forbidden."""
-        raise NotImplementedError
+        _admin(caller)
+        mine = (row for row, _ in self._callers.values() if row.org_id == caller.org_id)
+        return tuple(_shown(row) for row in sorted(mine, key=lambda row: row.id))
 
     async def revoke(self, caller: Caller, key_id: str) -> None:
-        """From now on the key is nobody's. NotFound (api_key), Forbidden."""
-        raise NotImplementedError
+        """From now on the key is nobody's. NotFound (api_key), Forbidden. The root key comes back with the next
+        start, unless DATA/root.key is removed: then another one is made."""
+        _admin(caller)
+        row = next((row for row, _ in self._callers.values() if row.id == key_id and row.org_id == caller.org_id), None)
+        if row is None:
+            raise NotFound("api_key", "there is no such API key")
+        await self._database.write(lambda connection: rows.delete(connection, row.id))
+        self._callers.pop(row.hash, None)
+
+
+def _admin(caller: Caller) -> None:
+    if caller.role != "admin":
+        raise Forbidden("only a key with the role admin may manage keys")
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.sha256(key.encode(errors="surrogatepass")).digest()
+
+
+def _shown(row: KeyRow, key: str | None = None) -> ApiKey:
+    return ApiKey(row.id, row.name, row.role, clock.shown(row.created_at), row.prefix, key)

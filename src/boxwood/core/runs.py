@@ -2,20 +2,133 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from boxwood.core import clock, words
+from boxwood.core.access import Access
+from boxwood.core.boxes import Boxes
+from boxwood.core.config import Config
+from boxwood.core.errors import (
+    BadRequest,
+    CoreError,
+    Internal,
+    InvalidState,
+    NotFound,
+    PayloadTooLarge,
+    Unrecoverable,
+)
+from boxwood.core.idempotency import Claim, Idempotency
+from boxwood.core.ids import is_id, new_id
+from boxwood.core.lanes import Lanes
+from boxwood.core.liverun import LiveRun, Options
 from boxwood.core.model import Caller, Page, Run, RunFilter, RunRequest
+from boxwood.core.refusals import of_engine
+from boxwood.core.sessions import Sessions
+from boxwood.core.signing import Signer
+from boxwood.core.tasks import Tasks
+from boxwood.engine.api import BoxGone, EngineError
+from boxwood.store import runs as run_rows
+from boxwood.store import sessions as session_rows
+from boxwood.store.database import Database
+from boxwood.store.runs import RunRow
+from boxwood.store.sessions import SessionRow
+from boxwood.store.vms import VMRow
+
+COMMAND_BYTES = 4 << 20
+STDIN_BYTES = 8 << 20
+STATES = ("pending", "running", "completed", "failed", "cancelled")
+log = logging.getLogger(__name__)
 
 
 class Runs:
+    def __init__(
+        self,
+        database: Database,
+        boxes: Boxes,
+        access: Access,
+        lanes: Lanes,
+        sessions: Sessions,
+        idempotency: Idempotency,
+        signer: Signer,
+        config: Config,
+        tasks: Tasks,
+        spool: Path,
+    ) -> None:
+        self._database = database
+        self._boxes = boxes
+        self._access = access
+        self._lanes = lanes
+        self._sessions = sessions
+        self._idempotency = idempotency
+        self._signer = signer
+        self._config = config
+        self._tasks = tasks
+        self._spool = spool
+
+    # Starting
+
     async def start(self, caller: Caller, vm: str, request: RunRequest, idempotency_key: str | None = None) -> Run:
         """Start a run and wait `request.wait` seconds for its end (0: not at all; None: `config.wait_seconds`).
 
         Without a session: the default one (index 0); an unknown index is made. The answer may still be pending or
         running. What goes wrong with the box is told by the run (`failed`, `fail_reason`), not raised.
         BadRequest, NotFound (vm, session), Forbidden (a public VM of others), InvalidState (immutable),
-        PayloadTooLarge (command over 4 MiB), IdempotencyConflict,
+        PayloadTooLarge (command over 4 MiB), ResourceBusy (too many are pending), IdempotencyConflict,
         Unavailable (not started within `queueing_timeout`; the session is being deleted), CapacityUnavailable.
         """
-        raise NotImplementedError
+        _check(request)
+        row = self._access.usable(caller, vm)
+        with self._idempotency.claim(f"run:{caller.org_id}:{row.id}", idempotency_key, request) as claim:
+            if claim is not None and claim.made is not None:
+                return await self.wait(caller, row.id, claim.made, request.wait)
+            session = await self._session(row, request.session_id, request.session_index)
+            run = self._accept(row, session, request, claim)
+            if claim is not None:
+                await _inserted(run)
+        return await self._answer(run, request.wait)
+
+    async def start_in(self, row: VMRow, command: str) -> None:
+        """A background run in the default session of a VM that has just been made."""
+        session = await self._session(row, None, None)
+        await _inserted(self._accept(row, session, RunRequest(command), None))
+
+    async def _session(self, row: VMRow, session_id: str | None, index: int | None) -> SessionRow:
+        if session_id is not None:
+            return self._sessions.known(row, session_id)
+        return await self._sessions.at(row, index or 0)
+
+    def _accept(self, row: VMRow, session: SessionRow, request: RunRequest, claim: Claim | None) -> LiveRun:
+        run = self._lanes.make(new_id(), row.id, row.name, session.id, request.command, Options.of(request))
+        self._lanes.enqueue(run)
+        if request.queueing_timeout and run.state == "pending":
+            self._lanes.give_up_after(run, request.queueing_timeout)
+        stored = run.row()
+
+        def insert(connection: sqlite3.Connection) -> None:
+            run_rows.put(connection, stored)
+            if session.started_at is None:
+                session_rows.started(connection, session.id, run.started_at)
+            if claim is not None:
+                claim.record(connection, run.id)
+
+        run.inserted = self._database.submit(insert)
+        run.inserted.add_done_callback(_heard)
+        return run
+
+    # Asking
+
+    async def _answer(self, run: LiveRun, seconds: float | None) -> Run:
+        most = self._config.wait_seconds
+        await run.wait(most if seconds is None else min(seconds, most))
+        if run.over or run.failure is not None:
+            await self._lanes.on_record(run)
+        elif run.inserted is not None:
+            await _inserted(run)
+        return await run.shown()
 
     async def resume(
         self,
@@ -27,26 +140,69 @@ class Runs:
     ) -> Run:
         """The entirely empty run request: wait for the run that has been pending longest.
         BadRequest if none is (a command is needed then)."""
-        raise NotImplementedError
+        row = self._access.usable(caller, vm)
+        wanted = session_id
+        if wanted is None and session_index is not None:
+            found = session_rows.by_index(self._database.near, row.id, session_index)
+            wanted = "" if found is None else found.id
+        pending = [run for run in self._lanes.pending(row.id) if wanted in (None, run.session_id)]
+        if not pending:
+            raise words.refuse("command", "is missing, and no run is pending that could be resumed")
+        return await self._answer(pending[0], wait)
 
     async def get(self, caller: Caller, vm: str, run_id: str) -> Run:
         """With the output so far. NotFound."""
-        raise NotImplementedError
+        return await self.wait(caller, vm, run_id, 0)
 
     async def wait(self, caller: Caller, vm: str, run_id: str, seconds: float | None = None) -> Run:
         """`get`, once the run has ended or `seconds` (at most `config.wait_seconds`) have passed. NotFound."""
-        raise NotImplementedError
+        words.seconds("seconds", seconds)
+        row = self._access.own(caller, vm)
+        run = self._lanes.find(row.id, run_id)
+        if run is not None:
+            return await self._answer(run, seconds)
+        stored = run_rows.by_id(self._database.near, row.id, run_id) if is_id(run_id) else None
+        if stored is None:
+            raise _no_run()
+        return await self._shown(stored, row.name)
+
+    async def _shown(self, row: RunRow, vm_name: str | None) -> Run:
+        spool = self._spool / row.vm_id
+        out = await _kept(spool / f"{row.id}.out", row.out, row)
+        err = await _kept(spool / f"{row.id}.err", row.err, row)
+        return _run(row, vm_name, out, err)
 
     async def list(
         self, caller: Caller, vm: str, where: RunFilter | None = None, cursor: str | None = None, limit: int = 100
     ) -> Page[Run]:
         """Newest first, without output. `limit`: 1 to 1000. BadRequest, NotFound."""
-        raise NotImplementedError
+        words.limit(limit)
+        row = self._access.own(caller, vm)
+        conditions, params = _conditions(row.id, where or RunFilter())
+        scope = f"runs:{row.id}"
+        if (before := self._signer.position(scope, cursor)) is not None:
+            conditions.append("id < :before")
+            params["before"] = before
+        found = await self._database.read(lambda connection: run_rows.page(connection, conditions, params, limit + 1))
+        items = tuple(_run(run, row.name, b"", b"") for run in found[:limit])
+        more = self._signer.cursor(scope, items[-1].run_id) if len(found) > limit else None
+        return Page(items, more)
 
     async def cancel(self, caller: Caller, vm: str, run_id: str) -> bool:
         """End a run as cancelled: a pending one never starts, of a running one everything it started is killed.
         False: it had ended already. NotFound."""
-        raise NotImplementedError
+        row = self._access.own(caller, vm)
+        run = self._lanes.find(row.id, run_id)
+        if run is None:
+            if not is_id(run_id) or run_rows.by_id(self._database.near, row.id, run_id) is None:
+                raise _no_run()
+            return False
+        if run.over:
+            return False
+        if not await self._tasks.finish(self._lanes.cancel(run)):
+            raise Internal("the run was told to end, but has not ended yet", recovery={"work": "unknown"})
+        await self._lanes.on_record(run)
+        return run.state == "cancelled"
 
     async def signal(
         self,
@@ -58,4 +214,112 @@ class Runs:
     ) -> None:
         """Send a signal to the foreground process group of a session (default: index 0).
         NotFound (session; run: nothing runs in it), InvalidState (the VM is not running)."""
-        raise NotImplementedError
+        row = self._access.usable(caller, vm)
+        if session_id is not None:
+            session: SessionRow | None = self._sessions.known(row, session_id)
+        else:
+            session = session_rows.by_index(self._database.near, row.id, session_index or 0)
+        if not self._boxes.live(row.id):
+            raise InvalidState("vm", "running", "the VM is not running: there is nothing to signal", row.id)
+        run = self._lanes.current(session.id) if session is not None else None
+        if run is None or run.box is None:
+            raise NotFound("run", "nothing runs in this session")
+        try:
+            delivered = await run.box.signal_run(run.id, signum)
+        except BoxGone:
+            delivered = False
+        except EngineError as error:
+            raise of_engine(error, "run") from error
+        if not delivered:
+            raise NotFound("run", "nothing runs in this session any more")
+
+
+def _check(request: RunRequest) -> None:
+    size = len(words.text("command", request.command))
+    if size > COMMAND_BYTES:
+        raise PayloadTooLarge(f"the command has {size} bytes; at most {COMMAND_BYTES} are taken", COMMAND_BYTES, size)
+    if request.stdin is not None and len(request.stdin) > STDIN_BYTES:
+        raise PayloadTooLarge(
+            f"stdin has {len(request.stdin)} bytes; at most {STDIN_BYTES} are taken", STDIN_BYTES, len(request.stdin)
+        )
+    words.seconds("timeout", request.timeout)
+    words.seconds("wait", request.wait)
+    words.seconds("queueing_timeout", request.queueing_timeout)
+    words.environment(request.env)
+    words.user(request.user)
+    if request.cwd is not None:
+        words.path(request.cwd, "cwd")
+    if request.prompt not in ("auto", "none"):
+        raise words.refuse("end_symbol", "auto or none")
+    if request.session_index is not None:
+        words.session_index(request.session_index)
+
+
+def _conditions(vm_id: str, where: RunFilter) -> tuple[list[str], dict[str, Any]]:
+    conditions, params = ["vm_id = :vm"], {"vm": vm_id}  # type: tuple[list[str], dict[str, Any]]
+    if where.state is not None:
+        if where.state not in STATES:
+            raise BadRequest(f"state: one of {', '.join(STATES)}", [("state", f"one of {', '.join(STATES)}")])
+        conditions.append("state = :state")
+        params["state"] = where.state
+    for column, sign, at in (
+        ("started_at", ">=", where.started_after),
+        ("started_at", "<=", where.started_before),
+        ("completed_at", ">=", where.completed_after),
+    ):
+        if at is not None:
+            name = f"t{len(params)}"
+            conditions.append(f"{column} {sign} :{name}")
+            params[name] = clock.stored(at)
+    return conditions, params
+
+
+def _run(row: RunRow, vm_name: str | None, out: bytes, err: bytes) -> Run:
+    return Run(
+        run_id=row.id,
+        vm_id=row.vm_id,
+        vm_name=vm_name,
+        session_id=row.session_id,
+        command=row.command,
+        state=row.state,
+        exit_code=row.exit_code,
+        started_at=clock.shown(row.started_at),
+        completed_at=clock.shown_or_none(row.completed_at),
+        fail_reason=row.fail_reason,
+        duration_ms=None if row.duration_us is None else row.duration_us / 1000,
+        stdout=out,
+        stderr=err,
+        truncated=row.truncated,
+    )
+
+
+async def _kept(path: Path, inline: bytes | None, row: RunRow) -> bytes:
+    if inline is not None:
+        return inline
+    try:
+        return await asyncio.to_thread(path.read_bytes)
+    except FileNotFoundError:
+        raise Unrecoverable("run", row.id, "the output of this run is not there any more") from None
+
+
+def _no_run() -> NotFound:
+    return NotFound("run", "there is no such run")
+
+
+async def _inserted(run: LiveRun) -> None:
+    """The run can be found again, whatever happens."""
+    if run.inserted is None:
+        return
+    try:
+        await run.inserted
+    except CoreError as error:
+        context = {"vm_id": run.vm_id, "run_id": run.id}
+        raise Internal(
+            f"the run was started, which could not be recorded: {error}",
+            recovery={"work": "continuing", "context": context},
+        ) from error
+
+
+def _heard(future: asyncio.Future[None]) -> None:
+    if not future.cancelled() and (error := future.exception()) is not None:
+        log.error("a run's start was not recorded: %s", error)

@@ -2,33 +2,127 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping
 
+from boxwood.core import clock, words
+from boxwood.core.access import Access
+from boxwood.core.boxes import Boxes
+from boxwood.core.errors import NotFound, ResourceBusy, Unavailable
+from boxwood.core.ids import is_id, new_id
+from boxwood.core.lanes import Lanes
 from boxwood.core.model import Caller, Page, Session
+from boxwood.core.refusals import of_engine
+from boxwood.core.signing import Signer
+from boxwood.core.tasks import Tasks
+from boxwood.engine.api import EngineError
+from boxwood.store import sessions as rows
+from boxwood.store.database import Database
+from boxwood.store.sessions import SessionRow
+from boxwood.store.vms import VMRow
+
+SESSIONS = 1000  # of one VM
+STATES = ("idle", "pending", "running")
 
 
 class Sessions:
+    def __init__(
+        self, database: Database, boxes: Boxes, access: Access, lanes: Lanes, signer: Signer, tasks: Tasks
+    ) -> None:
+        self._database = database
+        self._boxes = boxes
+        self._access = access
+        self._lanes = lanes
+        self._signer = signer
+        self._tasks = tasks
+        self._closing: set[str] = set()
+
     async def create(
         self, caller: Caller, vm: str, env: Mapping[str, str] | None = None, cwd: str | None = None
     ) -> Session:
         """A new session with the next free index (from 1 on). Its shell starts with its first run.
-        BadRequest (env names and values, cwd not absolute), NotFound, Forbidden, InvalidState (immutable)."""
-        raise NotImplementedError
+        BadRequest (env names and values, cwd not absolute), NotFound, Forbidden, InvalidState (immutable),
+        ResourceBusy (too many)."""
+        given = words.environment(env)
+        place = words.path(cwd, "cwd") if cwd else ""
+        row = self._access.usable(caller, vm)
+        return self._access.session(await self._made(row, None, given, place))
 
     async def find_or_create(self, caller: Caller, vm: str, index: int) -> Session:
         """The session of an index, made if there is none. Unavailable while that one is being deleted."""
-        raise NotImplementedError
+        row = self._access.usable(caller, vm)
+        return self._access.session(await self.at(row, words.session_index(index)))
+
+    async def at(self, vm: VMRow, index: int) -> SessionRow:
+        """The row of the session with this index, made if there is none. Unavailable, ResourceBusy."""
+        row = rows.by_index(self._database.near, vm.id, index)
+        if row is None:
+            row = await self._made(vm, index, None, "")
+        if row.id in self._closing:
+            raise Unavailable("the session is being deleted: try again", not_started=True)
+        return row
+
+    def known(self, vm: VMRow, session_id: str) -> SessionRow:
+        """The row of a session that is there and stays. NotFound."""
+        row = rows.by_id(self._database.near, vm.id, session_id) if is_id(session_id) else None
+        if row is None or row.id in self._closing:
+            raise _no_session()
+        return row
+
+    async def _made(self, vm: VMRow, index: int | None, env: dict[str, str] | None, cwd: str) -> SessionRow:
+        def make(connection: sqlite3.Connection) -> SessionRow:
+            if index is not None and (found := rows.by_index(connection, vm.id, index)) is not None:
+                return found
+            if rows.count(connection, vm.id) >= SESSIONS:
+                raise ResourceBusy("session", f"the VM has {SESSIONS} sessions already: delete some")
+            at = rows.next_index(connection, vm.id) if index is None else index
+            if at >= 1 << 32:
+                raise ResourceBusy("session", "no higher index is left: delete the session with the highest one")
+            row = SessionRow(new_id(), vm.id, at, cwd, rows.env_text(env), None, clock.now(), None)
+            try:
+                rows.insert(connection, row)
+            except sqlite3.IntegrityError as error:  # the VM has gone meanwhile
+                raise NotFound("vm", "the VM is not there any more") from error
+            return row
+
+        return await self._database.write(make)
 
     async def get(self, caller: Caller, vm: str, session_id: str) -> Session:
         """NotFound (vm, session)."""
-        raise NotImplementedError
+        return self._access.session(self.known(self._access.own(caller, vm), session_id))
 
     async def list(
         self, caller: Caller, vm: str, state: str | None = None, cursor: str | None = None, limit: int = 100
     ) -> Page[Session]:
         """By index. `state`: idle, pending or running. BadRequest, NotFound."""
-        raise NotImplementedError
+        words.limit(limit)
+        if state is not None and state not in STATES:
+            raise words.refuse("state", f"one of {', '.join(STATES)}")
+        row = self._access.own(caller, vm)
+        scope = f"sessions:{row.id}"
+        position = self._signer.position(scope, cursor)
+        found = rows.of_vm(self._database.near, row.id, -1 if position is None else int(position))
+        items = [self._access.session(session) for session in found if session.id not in self._closing]
+        chosen = [item for item in items if state in (None, item.state)]
+        page = tuple(chosen[:limit])
+        return Page(page, self._signer.cursor(scope, str(page[-1].index)) if len(chosen) > limit else None)
 
     async def delete(self, caller: Caller, vm: str, session_id: str) -> None:
         """End all its runs as cancelled and kill what they started. NotFound, also the second time."""
-        raise NotImplementedError
+        row = self._access.usable(caller, vm)
+        session = self.known(row, session_id)
+        await self._tasks.finish(self._delete(row.id, session.id))
+
+    async def _delete(self, vm_id: str, session_id: str) -> None:
+        self._closing.add(session_id)
+        try:
+            await self._lanes.end_session(vm_id, session_id)
+            await self._database.write(lambda connection: rows.delete(connection, session_id))
+        except EngineError as error:
+            raise of_engine(error, "session") from error
+        finally:
+            self._closing.discard(session_id)
+
+
+def _no_session() -> NotFound:
+    return NotFound("session", "there is no such session")

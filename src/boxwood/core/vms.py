@@ -7,9 +7,47 @@ are the same NotFound.
 
 from __future__ import annotations
 
-from typing import Final
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
+from boxwood.core import clock, words
+from boxwood.core.access import Access
+from boxwood.core.boxes import Boxes, Slot
+from boxwood.core.config import Config
+from boxwood.core.errors import (
+    AlreadyExists,
+    BadRequest,
+    InsufficientResources,
+    Internal,
+    InvalidState,
+    NotFound,
+    ResourceBusy,
+)
+from boxwood.core.goldens import Goldens
+from boxwood.core.idempotency import Claim, Idempotency
+from boxwood.core.ids import new_id
+from boxwood.core.lanes import Lanes
+from boxwood.core.layers import Layers
 from boxwood.core.model import VM, Caller, ForkRequest, Page, Resources, VMFilter
+from boxwood.core.refusals import of_engine
+from boxwood.core.runs import Runs
+from boxwood.core.signing import Signer
+from boxwood.core.tasks import Tasks
+from boxwood.engine.api import Box, BoxGone, CopyReport, Engine, EngineError
+from boxwood.store import keys as key_rows
+from boxwood.store import layers as layer_rows
+from boxwood.store import sessions as session_rows
+from boxwood.store import vms as rows
+from boxwood.store.database import Database
+from boxwood.store.sessions import SessionRow
+from boxwood.store.vms import VMRow
+
+Conditions = tuple[list[str], dict[str, Any]]
+MEMORY_MIB = 64  # the least that a box is of use with
+MIB = 1 << 20
 
 
 class Unset:
@@ -19,7 +57,46 @@ class Unset:
 UNSET: Final = Unset()
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a fork does with the source's top: nothing (`seal` and `copy` unset), seal it, or take a copy of it."""
+
+    seal: bool = False
+    copy: str | None = None
+    report: CopyReport | None = None
+
+
 class VMs:
+    def __init__(
+        self,
+        database: Database,
+        engine: Engine,
+        boxes: Boxes,
+        access: Access,
+        lanes: Lanes,
+        runs: Runs,
+        layers: Layers,
+        goldens: Goldens,
+        idempotency: Idempotency,
+        signer: Signer,
+        config: Config,
+        tasks: Tasks,
+    ) -> None:
+        self._database = database
+        self._engine = engine
+        self._boxes = boxes
+        self._access = access
+        self._lanes = lanes
+        self._runs = runs
+        self._layers = layers
+        self._goldens = goldens
+        self._idempotency = idempotency
+        self._signer = signer
+        self._config = config
+        self._tasks = tasks
+
+    # Forking
+
     async def fork(self, caller: Caller, request: ForkRequest, idempotency_key: str | None = None) -> VM:
         """A new VM that shows what its source shows now. Neither waits for nor harms what runs in the source.
 
@@ -28,22 +105,187 @@ class VMs:
         IdempotencyConflict, Unavailable (the same key is still being worked on; the host image is still being made),
         CapacityUnavailable.
         """
-        raise NotImplementedError
+        request = replace(
+            request,
+            name=None if request.name is None else words.name(request.name),
+            description=words.description(request.description),
+        )
+        _check_resources(request.resources)
+        if request.command is not None:
+            words.text("command", request.command)
+        with self._idempotency.claim(f"fork:{caller.org_id}", idempotency_key, request) as claim:
+            if claim is not None and claim.made is not None:
+                return self._made_before(caller, claim.made)
+            return await self._tasks.finish(self._fork(caller, request, claim))
+
+    def _made_before(self, caller: Caller, vm_id: str) -> VM:
+        row = rows.by_id(self._database.near, vm_id)
+        if row is None or row.org_id != caller.org_id:
+            raise NotFound("vm", "the VM that was made with this Idempotency-Key is not there any more")
+        return self._shown(row)
+
+    async def _fork(self, caller: Caller, request: ForkRequest, claim: Claim | None) -> VM:
+        self._goldens.check(request.source_name)
+        source = self._access.source(caller, request.source_id, request.source_name, request.name_org)
+        if self._boxes.slot(source.id).still and not source.written:
+            row, sessions = await self._make(caller, request, claim, source, _Plan())
+            plan = _Plan()
+        else:
+            async with self._boxes.alone(source.id) as slot:
+                plan = await self._plan(slot)
+                row, sessions = await self._make(caller, request, claim, source, plan)
+        self._layers.grown(row.base, row.depth)
+        if request.command is not None:
+            await self._runs.start_in(row, request.command)
+        return self._access.vm(row, sessions, plan.report)
+
+    async def _plan(self, slot: Slot) -> _Plan:
+        """Bring a source, which is held alone, into a state in which it can be forked."""
+        row = rows.by_id(self._database.near, slot.vm_id)
+        if row is None:
+            raise NotFound("source", "the VM to fork is not there any more")
+        if row.depth >= self._config.layers_refused_above:
+            raise ResourceBusy(
+                "source", f"the VM has {row.depth} layers: they are being merged, try again", retry_after=1
+            )
+        for _ in range(2):
+            try:
+                if slot.box is not None and not await self._boxes.park_held(slot):
+                    return await self._copy(slot.box, row)
+                if not row.written or await self._engine.is_empty(row.top):
+                    return _Plan()
+                return _Plan(seal=True)
+            except BoxGone:  # as good as parked, once nothing of it is left
+                await self._boxes.put_down(slot, "the box was lost")
+            except EngineError as error:
+                raise of_engine(error, "source") from error
+        raise Internal("the source's box died twice while it was forked", recovery={"work": "stopped"})
+
+    async def _copy(self, box: Box, row: VMRow) -> _Plan:
+        """Its processes go on; the child gets a copy of the top."""
+        target = new_id()
+        try:
+            return _Plan(copy=target, report=await self._engine.copy_top(box, row.top, target))
+        except BaseException:
+            self._layers.orphaned(target)
+            raise
+
+    async def _make(
+        self, caller: Caller, request: ForkRequest, claim: Claim | None, source: VMRow, plan: _Plan
+    ) -> tuple[VMRow, list[SessionRow]]:
+        vm_id, at = new_id(), clock.now()
+        wanted = request.resources
+
+        def make(connection: sqlite3.Connection) -> tuple[VMRow, list[SessionRow]]:
+            now = rows.by_id(connection, source.id)  # its base may have been merged since
+            if now is None:
+                raise NotFound("source", "the VM to fork is not there any more")
+            base, depth = now.base, now.depth
+            if plan.seal:
+                base, depth = now.top, layer_rows.insert(connection, now.top, now.base)
+                rows.retop(connection, now.id, base, new_id())
+            elif plan.copy is not None:
+                base, depth = plan.copy, layer_rows.insert(connection, plan.copy, now.base)
+            row = VMRow(
+                id=vm_id,
+                org_id=caller.org_id,
+                name=request.name,
+                description=request.description,
+                public=request.public,
+                immutable=False,
+                base=base,
+                top=new_id(),
+                written=False,
+                box_base=None,
+                vcpu=now.vcpu if wanted.vcpu is None else wanted.vcpu,
+                memory_mib=now.memory_mib if wanted.memory_mib is None else wanted.memory_mib,
+                disk_mib=now.disk_mib if wanted.disk_mib is None else wanted.disk_mib,
+                root_source_id=now.root_source_id or now.id,
+                root_source_name=now.root_source_name if now.root_source_id else now.name,
+                origin=None,
+                created_at=at,
+                last_active_at=None,
+                depth=depth,
+            )
+            _insert(connection, row)
+            sessions = session_rows.copy(connection, source.id, vm_id, new_id, at)
+            if not sessions or sessions[0].idx != 0:
+                sessions.insert(0, SessionRow(new_id(), vm_id, 0, "", None, None, at, None))
+                session_rows.insert(connection, sessions[0])
+            if claim is not None:
+                claim.record(connection, vm_id)
+            return row, sessions
+
+        try:
+            return await self._database.write(make)
+        except BaseException:
+            if plan.copy is not None:
+                self._layers.orphaned(plan.copy)
+            raise
+
+    # Looking
 
     async def get(self, caller: Caller, vm: str) -> VM:
         """A VM of the caller's or a public one, with its sessions. NotFound."""
-        raise NotImplementedError
+        return self._shown(self._access.seen(caller, vm))
+
+    def _shown(self, row: VMRow) -> VM:
+        return self._access.vm(row, session_rows.of_vm(self._database.near, row.id))
 
     async def list(
         self, caller: Caller, where: VMFilter | None = None, cursor: str | None = None, limit: int = 100
     ) -> Page[VM]:
         """Newest first. `where.org_id` None: the caller's own; of another organisation only public ones are shown.
         `limit`: 1 to 1000. BadRequest (cursor, limit)."""
-        raise NotImplementedError
+        words.limit(limit)
+        conditions, params = self._conditions(caller, where or VMFilter())
+        scope = f"vms:{caller.org_id}"
+        if (before := self._signer.position(scope, cursor)) is not None:
+            conditions.append("v.id < :before")
+            params["before"] = before
+
+        def page(connection: sqlite3.Connection) -> tuple[Sequence[VMRow], Mapping[str, Sequence[SessionRow]]]:
+            found = rows.page(connection, conditions, params, limit + 1)
+            return found, session_rows.of_vms(connection, [row.id for row in found[:limit]])
+
+        found, sessions = await self._database.read(page)
+        items = tuple(self._access.vm(row, sessions.get(row.id, [])) for row in found[:limit])
+        return Page(items, self._signer.cursor(scope, items[-1].vm_id) if len(found) > limit else None)
 
     async def count(self, caller: Caller, where: VMFilter | None = None) -> int:
         """How many VMs `list` would show in all."""
-        raise NotImplementedError
+        conditions, params = self._conditions(caller, where or VMFilter())
+        return await self._database.read(lambda connection: rows.count(connection, conditions, params))
+
+    def _conditions(self, caller: Caller, where: VMFilter) -> Conditions:
+        conditions = ["v.org_id = :org"]
+        params: dict[str, Any] = {"org": caller.org_id}
+        if where.org_id is not None and where.org_id != caller.org_id:
+            words.text("org_id", where.org_id)
+            params["org"] = key_rows.org_by_id_or_name(self._database.near, where.org_id)
+            if params["org"] != caller.org_id:
+                conditions.append("v.public")
+        if where.public is not None:
+            conditions.append("v.public" if where.public else "NOT v.public")
+        if where.state is not None:
+            if where.state not in ("idle", "running"):
+                raise words.refuse("state", "idle or running")
+            among = "v.id IN (SELECT value FROM json_each(:running))"
+            conditions.append(among if where.state == "running" else "NOT " + among)
+            params["running"] = json.dumps(self._boxes.running_ids())
+        if where.name_contains:
+            words.text("q", where.name_contains)
+            conditions.append("instr(lower(v.name), lower(:contains))")
+            params["contains"] = where.name_contains
+        if where.created_after is not None:
+            conditions.append("v.created_at >= :after")
+            params["after"] = clock.stored(where.created_after)
+        if where.created_before is not None:
+            conditions.append("v.created_at < :until")
+            params["until"] = clock.stored(where.created_before)
+        return conditions, params
+
+    # Changing
 
     async def update(
         self,
@@ -58,13 +300,99 @@ class VMs:
         """Change what is given. `immutable` can only become true, and only alone; resources count from the next box
         on, for which an idle one is parked. BadRequest, NotFound, Forbidden, AlreadyExists, InvalidState (immutable),
         ResourceBusy (something runs)."""
-        raise NotImplementedError
+        values: dict[str, Any] = {}
+        if not isinstance(description, Unset):
+            values["description"] = words.description(description)
+        if not isinstance(name, Unset):
+            values["name"] = None if name is None else words.name(name)
+        if not isinstance(resources, Unset):
+            _check_resources(resources)
+            given = {"vcpu": resources.vcpu, "memory_mib": resources.memory_mib, "disk_mib": resources.disk_mib}
+            values |= {key: value for key, value in given.items() if value is not None}
+        if not isinstance(immutable, Unset):
+            if not immutable:
+                raise words.refuse("immutable", "can only become true")
+            if values:
+                raise words.refuse("immutable", "must be given alone")
+            values["immutable"] = True
+        row = self._access.own(caller, vm)
+        if row.immutable and not isinstance(immutable, Unset):
+            return self._shown(row)
+        row = self._access.usable(caller, vm)
+        if values:
+            await self._tasks.finish(self._update(row, values))
+        return self._shown(self._access.own(caller, row.id))
+
+    async def _update(self, row: VMRow, values: dict[str, Any]) -> None:
+        async with self._boxes.alone(row.id) as slot:
+            if not values.keys() <= {"name", "description"} and not await self._boxes.park_held(slot):
+                raise ResourceBusy("vm", "something runs in the VM: wait for its end", retry_after=1)
+            await self._database.write(lambda connection: _change(connection, row.id, values))
+
+    async def park(self, caller: Caller, vm: str) -> None:
+        """Put the box of an idle VM down, if it has one; the next use boots another. NotFound, ResourceBusy."""
+        row = self._access.own(caller, vm)
+        if not await self._tasks.finish(self._boxes.park(row.id)):
+            raise ResourceBusy("vm", "something runs in the VM: wait for its end", retry_after=1)
 
     async def delete(self, caller: Caller, vm: str) -> None:
         """End what runs (as cancelled), put the box down, forget the VM; its name is free at once.
         NotFound, also the second time; Forbidden."""
-        raise NotImplementedError
+        row = self._access.own(caller, vm)
+        await self._tasks.finish(self._delete(row.id))
 
-    async def park(self, caller: Caller, vm: str) -> None:
-        """Put the box of an idle VM down, if it has one; the next use boots another. NotFound, ResourceBusy."""
-        raise NotImplementedError
+    async def _delete(self, vm_id: str) -> None:
+        slot = self._boxes.slot(vm_id)
+        async with slot.lock:
+            if slot.deleted:
+                raise NotFound("vm", "there is no such VM any more")
+            slot.deleted = True
+            try:
+                self._lanes.end_vm(vm_id)
+                await self._boxes.put_down(slot, "the VM was deleted")
+                row = await self._database.write(lambda connection: _delete(connection, vm_id))
+            except BaseException:
+                slot.deleted = False
+                raise
+        self._layers.released(vm_id, row.base, row.top if row.written else None)
+
+
+def _insert(connection: sqlite3.Connection, row: VMRow) -> None:
+    try:
+        rows.insert(connection, row)
+    except sqlite3.IntegrityError as error:
+        if row.name is not None and rows.by_name(connection, row.org_id, row.name) is not None:
+            raise AlreadyExists("vm", f"there is a VM named {row.name} already") from error
+        raise
+
+
+def _change(connection: sqlite3.Connection, vm_id: str, values: dict[str, Any]) -> None:
+    row = rows.by_id(connection, vm_id)
+    if row is None:
+        raise NotFound("vm", "there is no such VM any more")
+    if row.immutable:
+        raise InvalidState("vm", "mutable", "the VM has become immutable", vm_id)
+    try:
+        rows.change(connection, vm_id, values)
+    except sqlite3.IntegrityError as error:
+        raise AlreadyExists("vm", f"there is a VM named {values.get('name')} already") from error
+
+
+def _delete(connection: sqlite3.Connection, vm_id: str) -> VMRow:
+    row = rows.by_id(connection, vm_id)
+    if row is None:
+        raise NotFound("vm", "there is no such VM any more")
+    rows.delete(connection, vm_id)
+    return row
+
+
+def _check_resources(wanted: Resources) -> None:
+    for field, value in (("vcpu", wanted.vcpu), ("memory_mib", wanted.memory_mib), ("disk_mib", wanted.disk_mib)):
+        if value is not None and not 0 <= value <= 1 << 40:
+            raise BadRequest(f"{field}: out of range", [(field, "out of range")])
+    if wanted.vcpu is not None and wanted.vcpu > 255:
+        raise words.refuse("vcpu", "at most 255")
+    if wanted.vcpu == 0:
+        raise InsufficientResources("a VM needs at least one vcpu", "cpu", 1)
+    if wanted.memory_mib is not None and wanted.memory_mib < MEMORY_MIB:
+        raise InsufficientResources(f"a VM needs at least {MEMORY_MIB} MiB of memory", "memory", MEMORY_MIB * MIB)

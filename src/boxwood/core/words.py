@@ -125,3 +125,9 @@ def seconds(field: str, value: float | None, most: float = 1e9) -> float | None:
     if value is not None and not 0 <= value <= most:
         raise refuse(field, f"0 to {most:g} seconds")
     return value
+
+
+def session_index(value: int) -> int:
+    if not 0 <= value < 1 << 32:
+        raise refuse("session_idx", "0 to 4294967295")
+    return value

@@ -126,3 +126,8 @@ def delete(connection: sqlite3.Connection, layer_ids: list[str]) -> None:
 
 def data_ids(connection: sqlite3.Connection) -> set[str]:
     return {row[0] for row in connection.execute("SELECT id FROM layers WHERE place = 'data'")}
+
+
+def superseded(connection: sqlite3.Connection) -> list[str]:
+    """Layers that are there for a live box only: its VM has been put on a merged one."""
+    return [row[0] for row in connection.execute("SELECT box_base FROM vms WHERE box_base <> base")]

@@ -33,14 +33,14 @@ _COLUMNS = tuple(field.name for field in fields(RunRow))
 _ALL = ", ".join(_COLUMNS)
 _BRIEF = _ALL.replace(" out,", " NULL,").replace(" err,", " NULL,")
 _PUT = (
-    f"INSERT INTO runs ({_ALL}) VALUES ({', '.join('?' * len(_COLUMNS))}) ON CONFLICT (id) DO UPDATE SET "
-    + ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS[4:])
+    f"INSERT INTO runs ({_ALL}) SELECT {', '.join('?' * len(_COLUMNS))} WHERE EXISTS (SELECT 1 FROM vms WHERE id = ?)"
+    " ON CONFLICT (id) DO UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS[4:])
 )
 
 
 def put(connection: sqlite3.Connection, row: RunRow) -> None:
-    """Insert or replace."""
-    connection.execute(_PUT, tuple(getattr(row, name) for name in _COLUMNS))
+    """Insert or replace; nothing if the VM has gone meanwhile."""
+    connection.execute(_PUT, (*[getattr(row, name) for name in _COLUMNS], row.vm_id))
 
 
 def by_id(connection: sqlite3.Connection, vm_id: str, run_id: str) -> RunRow | None:

@@ -1,0 +1,124 @@
+"""Who may do what with which VM. Everything that names a VM comes through here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from boxwood.core import clock
+from boxwood.core.boxes import Boxes
+from boxwood.core.errors import BadRequest, Forbidden, InvalidState, NotFound
+from boxwood.core.ids import has_id_shape, is_id
+from boxwood.core.model import PUBLIC_ORG, VM, Caller, Resources, Session
+from boxwood.engine.api import CopyReport
+from boxwood.store import keys as key_rows
+from boxwood.store import sessions as session_rows
+from boxwood.store import vms as vm_rows
+from boxwood.store.database import Database
+from boxwood.store.sessions import SessionRow
+from boxwood.store.vms import VMRow
+
+_REFERENCE_CHARACTERS = 256
+
+
+class Access:
+    def __init__(self, database: Database, boxes: Boxes) -> None:
+        self._database = database
+        self._boxes = boxes
+
+    def seen(self, caller: Caller, vm: str) -> VMRow:
+        """One's own or a public one, by id or name (public names first). NotFound."""
+        row = self._found((PUBLIC_ORG, caller.org_id), vm)
+        if row is None or not _may_see(caller, row):
+            raise _no_vm(vm)
+        return row
+
+    def own(self, caller: Caller, vm: str) -> VMRow:
+        """To be changed or deleted. NotFound, Forbidden."""
+        row = self.seen(caller, vm)
+        if row.org_id != caller.org_id:
+            raise Forbidden("this VM is not yours: a public VM can be looked at and forked, nothing else")
+        return row
+
+    def usable(self, caller: Caller, vm: str) -> VMRow:
+        """To be run in, read and written. NotFound, Forbidden, InvalidState."""
+        row = self.own(caller, vm)
+        if row.immutable:
+            raise InvalidState("vm", "mutable", "the VM is immutable: fork it and use the fork", row.id)
+        return row
+
+    def source(self, caller: Caller, source_id: str | None, name: str | None, org: str | None) -> VMRow:
+        """Of a fork: by id, or by name in an organisation, without one first in the caller's. BadRequest, NotFound."""
+        if (source_id is None) == (name is None):
+            raise BadRequest("give exactly one source: an id or a name")
+        row = self._found((), source_id) if source_id is not None else None
+        if name is not None:
+            row = self._found(self._orgs(caller, org), name)
+        if row is None or not _may_see(caller, row):
+            raise NotFound("source", f"there is no VM {_quoted(source_id or name or '')} to fork")
+        return row
+
+    def _orgs(self, caller: Caller, org: str | None) -> tuple[str, ...]:
+        if org is None:
+            return (caller.org_id, PUBLIC_ORG)
+        if len(org) > _REFERENCE_CHARACTERS or not org.isprintable():
+            raise NotFound("organization", "there is no such organisation")
+        found = key_rows.org_by_id_or_name(self._database.near, org)
+        if found is None:
+            raise NotFound("organization", f"there is no organisation {_quoted(org)}")
+        return (found,)
+
+    def _found(self, orgs: tuple[str, ...], reference: str) -> VMRow | None:
+        near = self._database.near
+        if has_id_shape(reference):
+            ident = reference.upper()
+            return vm_rows.by_id(near, ident) if is_id(ident) else None
+        if len(reference) > _REFERENCE_CHARACTERS or not reference.isascii():
+            return None
+        rows = (vm_rows.by_name(near, org, reference) for org in orgs)
+        return next((row for row in rows if row is not None), None)
+
+    # Shapes
+
+    def vm(self, row: VMRow, sessions: Sequence[SessionRow], copied: CopyReport | None = None) -> VM:
+        return VM(
+            vm_id=row.id,
+            org_id=row.org_id,
+            name=row.name,
+            description=row.description,
+            public=bool(row.public),
+            immutable=bool(row.immutable),
+            state="running" if self._boxes.running(row.id) else "idle",
+            live=self._boxes.live(row.id),
+            resources=Resources(row.vcpu, row.memory_mib, row.disk_mib),
+            root_source_id=row.root_source_id,
+            root_source_name=row.root_source_name,
+            created_at=clock.shown(row.created_at),
+            last_active_at=clock.shown_or_none(row.last_active_at),
+            depth=row.depth,
+            sessions=tuple(self.session(session) for session in sessions),
+            copied=copied,
+        )
+
+    def session(self, row: SessionRow) -> Session:
+        return Session(
+            session_id=row.id,
+            vm_id=row.vm_id,
+            index=row.idx,
+            state=self._boxes.session_state(row.id),
+            cwd=row.cwd,
+            env=session_rows.env_of(row.env),
+            started_at=clock.shown_or_none(row.started_at),
+        )
+
+
+def _may_see(caller: Caller, row: VMRow) -> bool:
+    return row.org_id == caller.org_id or bool(row.public)
+
+
+def _no_vm(vm: str) -> NotFound:
+    return NotFound("vm", f"there is no VM {_quoted(vm)}")
+
+
+def _quoted(reference: str) -> str:
+    return json.dumps(reference[:80])

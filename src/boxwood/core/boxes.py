@@ -1,0 +1,375 @@
+"""The live side: which VMs have a box, who uses it, when it is made and put down.
+
+A `Slot` is one VM's place: its box if it has one, the count of short uses (`ops`) and the runs in it. Its lock is held
+while a box is made or put down and while the VM's layers are changed; whoever holds it and has waited for the short
+uses to end (`alone`) has the VM to himself, but for runs. Who merely uses a box takes no lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import weakref
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from boxwood.core import clock
+from boxwood.core.config import Config
+from boxwood.core.errors import Internal, NotFound, Unavailable
+from boxwood.core.tasks import Tasks
+from boxwood.engine.api import (
+    Box,
+    BoxGone,
+    BoxSpec,
+    Engine,
+    EngineError,
+    EngineUnavailable,
+    Limits,
+    SessionSpec,
+    Stack,
+)
+from boxwood.store import layers as layer_rows
+from boxwood.store import sessions as session_rows
+from boxwood.store import vms as vm_rows
+from boxwood.store.database import Database
+from boxwood.store.vms import VMRow
+
+ACTIVE_MARK_SECONDS = 60.0
+STATE_BYTES = 8 << 20
+log = logging.getLogger(__name__)
+
+
+class Resident(Protocol):
+    """A run in a box, as the box's slot sees it."""
+
+    def lost(self, reason: str) -> None: ...
+
+
+class Slot:
+    """One VM's place among the living. Hears of its sessions' states (`api.SessionSink`)."""
+
+    def __init__(self, vm_id: str, database: Database) -> None:
+        self.vm_id = vm_id
+        self.lock = asyncio.Lock()
+        self.box: Box | None = None
+        self.ops = 0
+        self.runs: dict[str, Resident] = {}
+        self.opened: set[str] = set()  # sessions that this box knows
+        self.sessions: set[str] = set()  # sessions that it may speak of
+        self.deleted = False
+        self.idle_since = 0.0
+        self.marked_at = float("-inf")
+        self.timer: asyncio.TimerHandle | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._database = database
+        self._unsaved: dict[str, tuple[str, dict[str, str], bytes]] = {}
+
+    @property
+    def busy(self) -> bool:
+        return self.ops > 0 or bool(self.runs)
+
+    @property
+    def still(self) -> bool:
+        """It has no box, and none is being made."""
+        return self.box is None and not self.lock.locked()
+
+    async def drain(self) -> None:
+        """Wait for the end of all short uses; only with the lock held, so that no new ones begin."""
+        while self.ops:
+            if self._drained is None or self._drained.done():
+                self._drained = asyncio.get_running_loop().create_future()
+            await self._drained
+
+    def used(self) -> None:
+        if not self.ops and self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    def state(self, session_id: str, cwd: str, env: dict[str, str], state: bytes) -> None:
+        if session_id not in self.sessions or len(state) > STATE_BYTES:
+            log.warning("VM %s: a state that nobody asked for was dropped", self.vm_id)
+            return
+        # Only the newest is kept: a box that sends states without end costs no memory.
+        self._unsaved[session_id] = (cwd.encode(errors="replace").decode(), env, state)
+
+        def save(connection: sqlite3.Connection) -> None:
+            if newest := self._unsaved.pop(session_id, None):
+                session_rows.save(connection, self.vm_id, session_id, *newest)
+
+        self._database.post(save)
+
+
+class Boxes:
+    def __init__(self, database: Database, engine: Engine, config: Config, tasks: Tasks) -> None:
+        self._database = database
+        self._engine = engine
+        self._config = config
+        self._tasks = tasks
+        self._slots: weakref.WeakValueDictionary[str, Slot] = weakref.WeakValueDictionary()
+        self._live: dict[str, Slot] = {}  # those with a box
+        self._closing = False
+        self.session_states: dict[str, str] = {}  # of those that are not idle
+        self.put_down_hook: Callable[[], None] = lambda: None  # a box is gone: its layers may be collected
+
+    def slot(self, vm_id: str) -> Slot:
+        slot = self._slots.get(vm_id)
+        if slot is None:
+            slot = self._slots[vm_id] = Slot(vm_id, self._database)
+        return slot
+
+    def live(self, vm_id: str) -> bool:
+        return vm_id in self._live
+
+    def running(self, vm_id: str) -> bool:
+        slot = self._live.get(vm_id)
+        return slot is not None and slot.busy
+
+    def running_ids(self) -> list[str]:
+        return [vm_id for vm_id, slot in self._live.items() if slot.busy]
+
+    def session_state(self, session_id: str) -> str:
+        return self.session_states.get(session_id, "idle")
+
+    # Use
+
+    async def enter(self, vm_id: str) -> Slot:
+        """Begin a short use of a VM's box, booting it if need be: its `box` is there until it dies by itself.
+        NotFound, Unavailable, Internal."""
+        slot = self.slot(vm_id)
+        while slot.box is None or slot.lock.locked():
+            await self._tasks.finish(self._have_box(slot))
+        slot.ops += 1
+        now = asyncio.get_running_loop().time()
+        if now - slot.marked_at >= ACTIVE_MARK_SECONDS:
+            slot.marked_at = now
+            at = clock.now()
+            self._database.post(lambda connection: vm_rows.change(connection, vm_id, {"last_active_at": at}))
+        return slot
+
+    def leave(self, slot: Slot) -> None:
+        slot.ops -= 1
+        slot.used()
+        self.touch(slot)
+
+    @asynccontextmanager
+    async def using(self, vm_id: str) -> AsyncIterator[tuple[Slot, Box]]:
+        slot = await self.enter(vm_id)
+        try:
+            if slot.box is None:
+                raise BoxGone("the box died")
+            yield slot, slot.box
+        finally:
+            self.leave(slot)
+
+    @asynccontextmanager
+    async def alone(self, vm_id: str) -> AsyncIterator[Slot]:
+        """Nobody else begins to use the VM, and all short uses have ended. For tasks that nobody cancels."""
+        slot = self.slot(vm_id)
+        async with slot.lock:
+            if slot.deleted:
+                raise NotFound("vm", f"there is no VM {vm_id}")
+            await slot.drain()
+            try:
+                yield slot
+            finally:
+                self.touch(slot)
+
+    async def open_session(self, slot: Slot, box: Box, session_id: str) -> None:
+        if session_id in slot.opened:
+            return
+        near = self._database.near
+        row = session_rows.by_id(near, slot.vm_id, session_id)
+        if row is None:
+            raise NotFound("session", f"there is no session {session_id}")
+        env = session_rows.env_of(row.exported) or session_rows.env_of(row.env) or {}
+        state = session_rows.saved_state(near, session_id)
+        slot.sessions.add(session_id)
+        await box.open_session(SessionSpec(session_id, env, row.cwd, state))
+        if slot.box is box:
+            slot.opened.add(session_id)
+
+    # Coming and going
+
+    async def _have_box(self, slot: Slot) -> None:
+        async with slot.lock:
+            if slot.box is not None:
+                return
+            if slot.deleted:
+                raise NotFound("vm", f"there is no VM {slot.vm_id}")
+            if self._closing:
+                raise Unavailable("the server is stopping")
+            spec = await self._database.write(lambda connection: self._spec(connection, slot.vm_id))
+            if spec is None:
+                raise NotFound("vm", f"there is no VM {slot.vm_id}")
+            try:
+                box = await self._engine.boot(spec)
+            except EngineError as error:
+                log.error("VM %s: its box could not be made: %s", slot.vm_id, error)
+                self._database.post(lambda connection: vm_rows.parked(connection, slot.vm_id))
+                if isinstance(error, EngineUnavailable):
+                    raise Unavailable(f"boxes cannot be made now: {error}") from error
+                raise Internal(f"the VM's box could not be made: {error}") from error
+            self._install(slot, box)
+
+    def _spec(self, connection: sqlite3.Connection, vm_id: str) -> BoxSpec | None:
+        row = vm_rows.boot(connection, vm_id)
+        if row is None:
+            return None
+        stack, images = layer_rows.chain(connection, row.base)
+        return BoxSpec(vm_id, Stack(stack, row.top, images), _hostname(row), self._limits(row))
+
+    def _limits(self, row: VMRow) -> Limits:
+        config = self._config
+        return Limits(
+            vcpu=config.vcpu if row.vcpu is None else row.vcpu,
+            memory_mib=config.memory_mib if row.memory_mib is None else row.memory_mib,
+            pids=config.pids,
+        )
+
+    def _install(self, slot: Slot, box: Box) -> None:
+        slot.box = box
+        slot.opened.clear()
+        self._live[slot.vm_id] = slot
+        box.listen(slot)
+        box.gone.add_done_callback(lambda gone: self._died(slot, box, gone))
+        self.touch(slot)
+
+    def _died(self, slot: Slot, box: Box, gone: asyncio.Future[str]) -> None:
+        if slot.box is not box or self._closing:  # put down by us, or only let go of
+            return
+        reason = "the server let go of it" if gone.cancelled() else gone.result()
+        log.warning("VM %s: its box died: %s", slot.vm_id, reason)
+        self._vacate(slot, f"the box was lost: {reason}")
+
+    def _vacate(self, slot: Slot, reason: str) -> None:
+        """The slot has no box any more: its runs are over."""
+        slot.box = None
+        slot.opened.clear()
+        self._live.pop(slot.vm_id, None)
+        if slot.timer is not None:
+            slot.timer.cancel()
+            slot.timer = None
+        runs = list(slot.runs.values())
+        slot.runs.clear()
+        self._database.post(lambda connection: vm_rows.parked(connection, slot.vm_id))
+        for run in runs:
+            run.lost(reason)
+        self.put_down_hook()
+
+    async def put_down(self, slot: Slot, reason: str) -> None:
+        """End the box, with the lock held. Its runs are told the reason."""
+        box = slot.box
+        if box is None:
+            return
+        slot.box = None  # its death is no surprise
+        try:
+            await box.kill()
+        except BoxGone:
+            pass
+        except EngineError as error:
+            if not box.gone.done():
+                slot.box = box
+            raise Internal(f"the VM's box could not be put down: {error}") from error
+        finally:
+            if slot.box is None:
+                self._vacate(slot, reason)
+
+    async def end(self, slot: Slot, box: Box, reason: str) -> None:
+        """Put down a box that does not behave, whoever uses it."""
+        async with slot.lock:
+            if slot.box is box:
+                await self.put_down(slot, f"the box was put down: {reason}")
+
+    # Parking
+
+    def touch(self, slot: Slot) -> None:
+        """Something ended: from now on the box may be idle."""
+        if slot.busy or slot.box is None or self._closing:
+            return
+        loop = asyncio.get_running_loop()
+        slot.idle_since = loop.time()
+        if slot.timer is None:
+            slot.timer = loop.call_later(self._config.idle_seconds, self._idle, slot)
+
+    def _idle(self, slot: Slot) -> None:
+        slot.timer = None
+        if slot.busy or slot.box is None or self._closing:
+            return
+        loop = asyncio.get_running_loop()
+        left = slot.idle_since + self._config.idle_seconds - loop.time()
+        if left > 0.001:
+            slot.timer = loop.call_later(left, self._idle, slot)
+        else:
+            self._tasks.start(self._park_idle(slot.vm_id))
+
+    async def _park_idle(self, vm_id: str) -> None:
+        try:
+            await self.park(vm_id)
+        except NotFound:
+            pass
+
+    async def park(self, vm_id: str) -> bool:
+        """Put the box down unless something lives in it. True: there is none now."""
+        async with self.alone(vm_id) as slot:
+            return await self.park_held(slot)
+
+    async def park_held(self, slot: Slot) -> bool:
+        """`park` for a slot that the caller has alone."""
+        if slot.box is None:
+            return True
+        if slot.runs:
+            return False
+        try:
+            if not (await slot.box.settle()).idle:
+                return False
+        except BoxGone:
+            pass
+        await self.put_down(slot, "the VM was parked")
+        return True
+
+    # Start and end of the server
+
+    async def adopt(self, boxes: Sequence[Box]) -> dict[str, Slot]:
+        """Take over the boxes that an earlier server left; those that belong to no VM are put down."""
+        near = self._database.near
+        adopted: dict[str, Slot] = {}
+        for box in boxes:
+            row = vm_rows.by_id(near, box.vm_id)
+            if row is None or row.box_base is None or box.vm_id in adopted or box.gone.done():
+                log.warning("a box of no VM (%s) is put down", box.vm_id)
+                await box.kill()
+                continue
+            slot = adopted[box.vm_id] = self.slot(box.vm_id)
+            slot.sessions = {session.id for session in session_rows.of_vm(near, box.vm_id)}
+            self._install(slot, box)
+        live = tuple(adopted)
+        await self._database.write(lambda connection: vm_rows.parked_but(connection, live))
+        return adopted
+
+    async def park_all(self) -> None:
+        """Put every box down, whatever runs in it; shells are saved first where the box still answers."""
+        self._closing = True
+        for vm_id in list(self._live):
+            slot = self.slot(vm_id)
+            async with slot.lock:
+                if slot.box is None:
+                    continue
+                try:
+                    async with asyncio.timeout(5):
+                        await slot.box.settle()
+                except (EngineError, TimeoutError) as error:
+                    log.warning("VM %s: put down without a word: %s", vm_id, error)
+                await self.put_down(slot, "the server was shut down")
+
+    def close(self) -> None:
+        self._closing = True
+        for slot in list(self._live.values()):
+            if slot.timer is not None:
+                slot.timer.cancel()
+                slot.timer = None
+
+
+def _hostname(row: VMRow) -> str:
+    name = (row.name or "boxwood").replace("_", "-").strip(".-")
+    return name if name and len(name) <= 63 else "boxwood"

@@ -1,0 +1,337 @@
+"""The runs that are not on record as ended yet: a lane for each session, in which one run goes at a time.
+
+A run is accepted (`enqueue`), handed to the VM's box when its turn comes, and when it has ended its row is written;
+only then may anyone be told of the end, and the box forget the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+from boxwood.core.boxes import Boxes, Slot
+from boxwood.core.config import Config
+from boxwood.core.errors import CoreError, Internal, ResourceBusy, Unavailable
+from boxwood.core.liverun import LiveRun, Options
+from boxwood.core.refusals import clean, of_engine
+from boxwood.core.tasks import Tasks
+from boxwood.engine.api import Box, BoxGone, EngineError, RunEnd
+from boxwood.store import runs as run_rows
+from boxwood.store import vms as vm_rows
+from boxwood.store.database import Database
+from boxwood.store.runs import RunRow
+
+PENDING_RUNS = 1000  # behind one session
+END_SECONDS = 30.0  # until a killed run must have ended
+_NEVER_STARTED = "the server was stopped before the run was started"
+_LOST = "the box was lost while the server was down"
+log = logging.getLogger(__name__)
+
+
+class Lane:
+    """The runs of one session: the current one and those behind it."""
+
+    def __init__(self) -> None:
+        self.current: LiveRun | None = None
+        self.behind: deque[LiveRun] = deque()
+
+    def __iter__(self) -> Iterator[LiveRun]:
+        yield from self.behind
+        if self.current is not None:
+            yield self.current
+
+
+class Lanes:
+    def __init__(self, database: Database, boxes: Boxes, config: Config, tasks: Tasks, spool: Path) -> None:
+        self._database = database
+        self._boxes = boxes
+        self._config = config
+        self._tasks = tasks
+        self._spool = spool
+        self._live: dict[str, LiveRun] = {}
+        self._lanes: dict[str, Lane] = {}
+        self._stopped = False
+
+    def find(self, vm_id: str, run_id: str) -> LiveRun | None:
+        run = self._live.get(run_id)
+        return run if run is not None and run.vm_id == vm_id else None
+
+    def current(self, session_id: str) -> LiveRun | None:
+        lane = self._lanes.get(session_id)
+        return None if lane is None else lane.current
+
+    def pending(self, vm_id: str) -> list[LiveRun]:
+        """Oldest first."""
+        runs = (run for run in self._live.values() if run.vm_id == vm_id and run.state == "pending")
+        return sorted(runs, key=lambda run: run.id)
+
+    # Beginning
+
+    def make(
+        self, run_id: str, vm_id: str, vm_name: str | None, session_id: str, command: str, options: Options
+    ) -> LiveRun:
+        """A run that is nowhere yet."""
+        return LiveRun(
+            run_id,
+            vm_id,
+            session_id,
+            command,
+            options,
+            vm_name=vm_name,
+            spool=self._spool / vm_id,
+            bound=self._config.output_bytes,
+            ended=self._over,
+            flooded=self._flooded,
+        )
+
+    def enqueue(self, run: LiveRun) -> None:
+        """Accept a run; without one before it, it begins at once. ResourceBusy."""
+        lane = self._lanes.get(run.session_id)
+        if lane is not None and len(lane.behind) >= PENDING_RUNS:
+            raise ResourceBusy("session", f"{PENDING_RUNS} runs are pending in this session", retry_after=1)
+        if self._stopped:
+            raise Unavailable("the server is stopping")
+        self._live[run.id] = run
+        lane = self._lanes.setdefault(run.session_id, Lane())
+        if lane.current is None:
+            lane.current = run
+            run.begin()
+            self._tasks.start(self._drive(run))
+        else:
+            lane.behind.append(run)
+        self._mark(run.session_id)
+
+    def _mark(self, session_id: str) -> None:
+        lane = self._lanes.get(session_id)
+        if lane is None:
+            self._boxes.session_states.pop(session_id, None)
+        else:
+            self._boxes.session_states[session_id] = "running" if lane.current is not None else "pending"
+
+    def give_up_after(self, run: LiveRun, seconds: float) -> None:
+        """If it is still pending then, it never begins."""
+        asyncio.get_running_loop().call_later(seconds, self._queued_too_long, run)
+
+    def _queued_too_long(self, run: LiveRun) -> None:
+        if self._withdraw(run):
+            run.failure = Unavailable("the session was busy for longer than queueing_timeout")
+            run.finish("failed", None, "not started within queueing_timeout")
+
+    def _withdraw(self, run: LiveRun) -> bool:
+        """Take a pending run out of its lane. False: it is not pending."""
+        lane = self._lanes.get(run.session_id)
+        if lane is None or run not in lane.behind:
+            return False
+        lane.behind.remove(run)
+        return True
+
+    async def _drive(self, run: LiveRun) -> None:
+        """Hand a run to a box; to another one, if the first died before the command was on its way."""
+        try:
+            for _ in range(2):
+                slot = await self._boxes.enter(run.vm_id)
+                try:
+                    await self._hand_over(run, slot)
+                    return
+                except BoxGone as error:
+                    gone = error
+                    if run.box is not None:
+                        break
+                finally:
+                    self._boxes.leave(slot)
+            run.lost(f"the box was lost: {gone}")
+        except EngineError as error:
+            run.finish("failed", None, of_engine(error, "run").message)
+        except CoreError as error:
+            run.finish("failed", None, error.message)
+        except Exception as error:
+            log.exception("run %s", run.id)
+            run.finish("failed", None, f"internal error: {type(error).__name__}")
+
+    async def _hand_over(self, run: LiveRun, slot: Slot) -> None:
+        box = slot.box
+        if box is None:
+            raise BoxGone("the box died")
+        await self._boxes.open_session(slot, box, run.session_id)
+        if run.over:
+            return
+        if slot.box is not box:
+            raise BoxGone("the box died")
+        run.slot, run.box = slot, box
+        slot.runs[run.id] = run
+        await box.start_run(run.spec(), run)
+
+    def _flooded(self, run: LiveRun) -> None:
+        if run.slot is not None and run.box is not None and run.slot.box is run.box:
+            log.warning("VM %s: its box sends output without end; it is put down", run.vm_id)
+            self._tasks.start(self._boxes.end(run.slot, run.box, "its agent did not keep to the output window"))
+
+    # Ending
+
+    def _over(self, run: LiveRun) -> None:
+        """A run has ended: let the next one begin, and record the end."""
+        if run.slot is not None:
+            run.slot.runs.pop(run.id, None)
+            self._boxes.touch(run.slot)
+        lane = self._lanes.get(run.session_id)
+        if lane is not None and lane.current is run and not self._stopped:
+            lane.current = lane.behind.popleft() if lane.behind else None
+            if lane.current is None:
+                del self._lanes[run.session_id]
+            else:
+                lane.current.begin()
+                self._database.post(partial(run_rows.put, row=lane.current.row()))
+                self._tasks.start(self._drive(lane.current))
+            self._mark(run.session_id)
+        if run.unspooled:
+            self._tasks.start(self._record_spooled(run))
+        else:
+            self._record(run)
+
+    async def _record_spooled(self, run: LiveRun) -> None:
+        await run.spooled()
+        self._record(run)
+
+    def _record(self, run: LiveRun) -> None:
+        run.close()
+        row = run.row()
+        self._database.submit(lambda connection: run_rows.put(connection, row)).add_done_callback(
+            partial(self._recorded, run)
+        )
+
+    def _recorded(self, run: LiveRun, stored: asyncio.Future[None]) -> None:
+        if stored.cancelled():
+            error: BaseException | None = Internal("the server was stopped")
+        else:
+            error = stored.exception()
+        if error is not None:  # it stays here, and its output in the box: the next one to ask has it recorded
+            log.error("run %s ended, which could not be recorded: %s", run.id, error)
+            run.failure = run.failure or Internal(
+                f"the run has ended, but its end could not be recorded: {error}",
+                recovery={"work": "stopped", "context": {"vm_id": run.vm_id, "run_id": run.id}},
+            )
+        else:
+            run.recorded = True
+            self._live.pop(run.id, None)
+            if run.box is not None and not run.box.gone.done():
+                run.box.forget(run.id)
+        run.wake()
+
+    async def on_record(self, run: LiveRun) -> None:
+        """What is told of an ended run must have been stored before; if that failed, it is tried again."""
+        if isinstance(run.failure, Internal):
+            run.failure = None
+            self._record(run)
+        await run.wait(END_SECONDS)
+        if run.failure is not None:
+            raise run.failure
+
+    async def cancel(self, run: LiveRun) -> bool:
+        """End it as cancelled. False: it takes longer than it may."""
+        run.cancelling = True
+        self._withdraw(run)
+        if run.box is None:
+            run.finish("cancelled")
+            return True
+        try:
+            await run.box.kill_run(run.id)
+        except BoxGone:
+            run.lost("the box was lost")
+        except EngineError as error:
+            raise of_engine(error, "run") from error
+        await run.wait(END_SECONDS)
+        return run.over
+
+    async def end_session(self, vm_id: str, session_id: str) -> None:
+        """The session is being deleted: its runs end as cancelled, and all that it started is killed."""
+        runs = list(self._lanes.get(session_id) or Lane())
+        self._end_as_cancelled(runs)
+        slot = self._boxes.slot(vm_id)
+        if slot.box is not None:
+            with contextlib.suppress(BoxGone):
+                await slot.box.close_session(session_id)
+            slot.opened.discard(session_id)
+            slot.sessions.discard(session_id)
+        for run in runs:
+            await run.wait(END_SECONDS)
+            if not run.over:
+                raise Unavailable("a run of the session has not ended yet", not_started=False)
+
+    def end_vm(self, vm_id: str) -> None:
+        """The VM is being deleted: whatever ends from now on ends as cancelled, and nothing more begins."""
+        self._end_as_cancelled([run for run in self._live.values() if run.vm_id == vm_id])
+
+    def _end_as_cancelled(self, runs: list[LiveRun]) -> None:
+        for run in runs:
+            run.cancelling = True
+            self._withdraw(run)
+            if run.box is None:
+                run.finish("cancelled")
+
+    async def recorded(self) -> None:
+        """Wait until the end of every run that is over has been stored."""
+        for run in [run for run in self._live.values() if run.over]:
+            await run.wait(END_SECONDS)
+
+    def stop(self) -> None:
+        """Nothing more begins: what is pending is left to the next server. Whoever waits is answered now."""
+        self._stopped = True
+        for run in self._live.values():
+            run.wake()
+
+    async def close(self) -> None:
+        """The engine sends no more: put away what it has sent."""
+        for run in self._live.values():
+            await run.spooled()
+            run.close()
+
+    # Start of the server
+
+    async def recover(self, adopted: Mapping[str, Slot]) -> None:
+        """Go on with the runs that an earlier server left: those in boxes that live, and those that were pending."""
+        rows = {row.id: row for row in await self._database.read(run_rows.unfinished)}
+        for slot in adopted.values():
+            if slot.box is not None:
+                for run_id, end in list(slot.box.known_runs.items()):
+                    await self._take_over(slot, slot.box, run_id, end, rows.pop(run_id, None))
+        for row in rows.values():
+            run = self._remake(row)
+            if row.state == "pending":
+                run.state = "pending"
+                self.enqueue(run)
+                self._database.post(partial(run_rows.put, row=run.row()))
+            else:
+                self._live[run.id] = run
+                run.finish("failed", None, _NEVER_STARTED if row.vm_id in adopted else _LOST)
+
+    def _remake(self, row: RunRow) -> LiveRun:
+        vm = vm_rows.by_id(self._database.near, row.vm_id)
+        name = None if vm is None else vm.name
+        run = self.make(row.id, row.vm_id, name, row.session_id, row.command, Options.read(row.options))
+        run.started_at, run.state = row.started_at, "running"
+        for stream in run.streams.values():
+            stream.reopen()
+        return run
+
+    async def _take_over(self, slot: Slot, box: Box, run_id: str, end: RunEnd | None, row: RunRow | None) -> None:
+        if row is None or row.vm_id != slot.vm_id:  # on record as ended, or nobody was ever told of it
+            with contextlib.suppress(EngineError):
+                if end is None:
+                    await box.kill_run(run_id)
+                box.forget(run_id)
+            return
+        run = self._remake(row)
+        run.slot, run.box = slot, box
+        self._live[run_id] = run
+        self._lanes.setdefault(run.session_id, Lane()).current = run
+        self._mark(run.session_id)
+        slot.runs[run_id] = run
+        try:
+            await box.resume_run(run_id, run, run.streams[1].received, run.streams[2].received)
+        except EngineError as error:
+            run.lost(f"the box could not go on with it: {clean(str(error))}")

@@ -1,0 +1,171 @@
+"""The care of layers, beside the requests: long chains are merged, unreferenced layers collected.
+
+What is removed is marked in the rows first, then removed from the disk, then forgotten, so that a crash leaves nothing
+behind: marked rows and directories without a row are looked for at every start. A layer that a live box stands on
+counts as referenced (`vms.box_base`), also when its VM has been put on a merged one meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import sqlite3
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from boxwood.core.config import Config
+from boxwood.core.errors import CoreError
+from boxwood.core.ids import new_id
+from boxwood.core.tasks import Tasks
+from boxwood.engine.api import Engine, EngineError
+from boxwood.store import layers as rows
+from boxwood.store import vms as vm_rows
+from boxwood.store.database import Database, StoreError
+
+log = logging.getLogger(__name__)
+
+
+class Layers:
+    def __init__(self, database: Database, engine: Engine, config: Config, tasks: Tasks, spool: Path) -> None:
+        self._database = database
+        self._engine = engine
+        self._config = config
+        self._tasks = tasks
+        self._spool = spool
+        self._released: set[str] = set()  # layers that something let go of
+        self._superseded: set[str] = set()  # … by a merge, but boxes may still stand on them
+        self._orphans: set[str] = set()  # directories without a row
+        self._spools: set[str] = set()  # of VMs that are gone
+        self._deep: dict[str, None] = {}  # layers of chains that may be too long, in order of arrival
+        self._to_collect = asyncio.Event()
+        self._to_merge = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._at_work = 0
+
+    # What others tell
+
+    def released(self, vm_id: str, base: str, top: str | None) -> None:
+        """A VM is gone; `top`: its top, if that has a directory."""
+        self._released.add(base)
+        if top is not None:
+            self._orphans.add(top)
+        self._spools.add(vm_id)
+        self._wake(self._to_collect)
+
+    def orphaned(self, layer_id: str) -> None:
+        """A directory of this name was made in vain."""
+        self._orphans.add(layer_id)
+        self._wake(self._to_collect)
+
+    def unused(self, *layer_ids: str) -> None:
+        """Something stood on these layers, and does no longer."""
+        self._released.update(layer_ids)
+        self._wake(self._to_collect)
+
+    def box_gone(self) -> None:
+        if self._superseded:
+            self._wake(self._to_collect)
+
+    def grown(self, layer_id: str, depth: int) -> None:
+        """A layer was put on a chain."""
+        if depth > self._config.layers_merged_above:
+            self._deep[layer_id] = None
+            self._wake(self._to_merge)
+
+    def _wake(self, event: asyncio.Event) -> None:
+        self._idle.clear()
+        event.set()
+
+    async def settled(self) -> None:
+        """Wait until there is nothing left to merge or to collect."""
+        await self._idle.wait()
+
+    # Start
+
+    async def sweep(self) -> None:
+        """At the start: whatever a crash may have left."""
+        await self._database.write(rows.doom_all)
+        known = await self._database.read(lambda connection: rows.data_ids(connection) | vm_rows.tops(connection))
+        self._orphans |= await self._engine.stored() - known
+        self._superseded |= set(rows.superseded(self._database.near))
+        for layer_id in rows.deep(self._database.near, self._config.layers_merged_above):
+            self._deep[layer_id] = None
+        there = await asyncio.to_thread(lambda: [entry.name for entry in self._spool.iterdir()])
+        self._spools |= {name for name in there if vm_rows.by_id(self._database.near, name) is None}
+
+    def start(self) -> None:
+        self._wake(self._to_collect)
+        self._wake(self._to_merge)
+        self._tasks.start(self._work(self._to_collect, self._collect))
+        self._tasks.start(self._work(self._to_merge, self._merge))
+
+    async def _work(self, event: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await event.wait()
+            event.clear()
+            self._at_work += 1
+            try:
+                await work()
+            except (EngineError, StoreError, CoreError, OSError) as error:
+                log.error("care of layers: %s; tried again with the next occasion", error)
+            finally:
+                self._at_work -= 1
+            if not self._at_work and not self._to_collect.is_set() and not self._to_merge.is_set():
+                self._idle.set()
+
+    # Collecting
+
+    async def _collect(self) -> None:
+        candidates = self._released | self._superseded
+
+        def doom(connection: sqlite3.Connection) -> tuple[list[str], set[str]]:
+            for layer_id in candidates:
+                rows.doom(connection, layer_id)
+            there = ((layer_id, rows.by_id(connection, layer_id)) for layer_id in candidates)
+            return rows.doomed(connection), {layer_id for layer_id, row in there if row is not None and not row.doomed}
+
+        doomed, stay = await self._database.write(doom)
+        self._released -= candidates
+        self._superseded -= candidates - stay
+        orphans = list(self._orphans)
+        if doomed or orphans:
+            await self._engine.remove([*doomed, *orphans])
+            self._orphans.difference_update(orphans)
+        if doomed:
+            await self._database.write(lambda connection: rows.delete(connection, doomed))
+        for vm_id in list(self._spools):
+            await asyncio.to_thread(shutil.rmtree, self._spool / vm_id, True)
+            self._spools.discard(vm_id)
+
+    # Merging
+
+    async def _merge(self) -> None:
+        while self._deep:
+            layer_id = next(iter(self._deep))
+            del self._deep[layer_id]
+            try:
+                await self._merge_chain(layer_id)
+            except EngineError as error:
+                log.error("layers below %s could not be merged: %s", layer_id, error)
+
+    async def _merge_chain(self, top: str) -> None:
+        near = self._database.near
+        row = rows.by_id(near, top)
+        if row is None or row.doomed or row.depth <= self._config.layers_merged_above:
+            return
+        ids, images = rows.chain(near, top)
+        chain = [layer_id for layer_id in ids if layer_id not in images]
+        target = new_id()
+        try:
+            await self._engine.merge(chain, target)
+            done = await self._database.write(lambda connection: rows.merged(connection, top, target))
+        except BaseException:
+            self.orphaned(target)
+            raise
+        if not done:
+            self.orphaned(target)
+            return
+        log.info("%d layers merged into %s", len(chain), target)
+        self._superseded.add(top)
+        self._wake(self._to_collect)

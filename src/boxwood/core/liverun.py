@@ -1,0 +1,265 @@
+"""A run from its acceptance until its end is on record: what it has put out, who waits for it.
+
+It is the run's `api.RunSink`: the engine hands output and end in here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from boxwood.core import clock
+from boxwood.core.model import Run, RunRequest
+from boxwood.core.output import INLINE_BYTES, Output
+from boxwood.engine.api import Box, RunEnd, RunSpec
+from boxwood.store.runs import RunRow
+
+if TYPE_CHECKING:
+    from boxwood.core.boxes import Slot
+
+FLOOD_BYTES = 8 << 20  # a box holds 1 MiB of each stream back until it is safe; one that sends more does not keep to it
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a run needs beside its command. Kept with a run that is not over, so that another server can start it."""
+
+    timeout: float | None = None
+    stdin: bytes | None = None
+    env: dict[str, str] | None = None
+    cwd: str | None = None
+    user: str | None = None
+    prompt: str = "auto"
+
+    @classmethod
+    def of(cls, request: RunRequest) -> Options:
+        env = None if request.env is None else dict(request.env)
+        return cls(request.timeout or None, request.stdin, env, request.cwd, request.user, request.prompt)
+
+    def text(self) -> str | None:
+        if self == _PLAIN:
+            return None
+        values: dict[str, Any] = {name: getattr(self, name) for name in ("timeout", "env", "cwd", "user", "prompt")}
+        values["stdin"] = None if self.stdin is None else base64.b64encode(self.stdin).decode()
+        return json.dumps(values)
+
+    @classmethod
+    def read(cls, text: str | None) -> Options:
+        if text is None:
+            return _PLAIN
+        values = json.loads(text)
+        stdin = values.pop("stdin")
+        return cls(stdin=None if stdin is None else base64.b64decode(stdin), **values)
+
+
+_PLAIN = Options()
+
+
+class LiveRun:
+    """`ended`: called once, when the run is over; whoever made the run then sees to the record."""
+
+    def __init__(
+        self,
+        run_id: str,
+        vm_id: str,
+        session_id: str,
+        command: str,
+        options: Options,
+        *,
+        vm_name: str | None,
+        spool: Path,
+        bound: int,
+        ended: Callable[[LiveRun], None],
+        flooded: Callable[[LiveRun], None],
+    ) -> None:
+        self.id = run_id
+        self.vm_id = vm_id
+        self.vm_name = vm_name
+        self.session_id = session_id
+        self.command = command
+        self.options = options
+        self.state = "pending"
+        self.exit_code: int | None = None
+        self.fail_reason: str | None = None
+        self.started_at = clock.now()
+        self.completed_at: int | None = None
+        self.duration_us: int | None = None
+        self.cancelling = False
+        self.slot: Slot | None = None  # in whose box it is
+        self.box: Box | None = None
+        self.streams = {1: Output(spool / f"{run_id}.out", bound), 2: Output(spool / f"{run_id}.err", bound)}
+        self.failure: Exception | None = None  # its end could not be recorded, or it was never started
+        self.recorded = False
+        self.inserted: asyncio.Future[None] | None = None
+        self._ended = ended
+        self._flooded = flooded
+        self._spooling: asyncio.Task[None] | None = None
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    @property
+    def over(self) -> bool:
+        return self.completed_at is not None
+
+    def spec(self) -> RunSpec:
+        o = self.options
+        return RunSpec(
+            self.id, self.session_id, self.command.encode(), o.timeout, o.stdin, o.env, o.cwd, o.user, o.prompt
+        )
+
+    def begin(self) -> None:
+        """It is no longer pending."""
+        self.state = "running"
+        self.started_at = clock.now()
+
+    # api.RunSink
+
+    def output(self, stream: int, offset: int, data: bytes) -> None:
+        kept = self.streams.get(stream)
+        if kept is None or self.over:
+            return
+        kept.add(offset, data)
+        if kept.held > FLOOD_BYTES:
+            self._flooded(self)
+        elif self._spooling is None and kept.held > _allowed(kept):
+            self._spooling = asyncio.get_running_loop().create_task(self._spool())
+        elif kept.dropped and not kept.held:
+            self._ack()
+
+    def finished(self, end: RunEnd) -> None:
+        if self.over:
+            return
+        if end.reason == "timeout":
+            self.finish("failed", end.exit_code, f"timed out after {self.options.timeout or 0:g} s")
+        elif end.reason == "killed":
+            if self.cancelling:
+                self.finish("cancelled")
+            else:
+                self.finish("failed", end.exit_code, "killed")
+        elif end.reason == "broken":
+            self.finish("failed", end.exit_code, "the shell was left unable to report how the command ended")
+        else:
+            self.finish("completed", end.exit_code)
+
+    def lost(self, reason: str) -> None:
+        """The box is gone."""
+        if self.cancelling:
+            self.finish("cancelled")
+        else:
+            self.finish("failed", None, reason)
+
+    def finish(self, state: str, exit_code: int | None = None, reason: str | None = None) -> None:
+        """It is over, once and for all."""
+        if self.over:
+            return
+        self.completed_at = clock.now()
+        self.duration_us = max(0, self.completed_at - self.started_at)
+        self.state, self.exit_code, self.fail_reason = state, exit_code, reason
+        self._ended(self)
+
+    # Output
+
+    async def _spool(self) -> None:
+        try:
+            while any(s.held > _allowed(s) for s in self.streams.values()):
+                for stream in self.streams.values():
+                    if stream.held > _allowed(stream):
+                        await stream.spool()
+                self._ack()
+        finally:
+            self._spooling = None
+
+    def _ack(self) -> None:
+        if self.box is not None and not self.over:
+            self.box.ack(self.id, self.streams[1].safe, self.streams[2].safe)
+
+    @property
+    def unspooled(self) -> bool:
+        return self._spooling is not None or any(s.held > _allowed(s) for s in self.streams.values())
+
+    async def spooled(self) -> None:
+        """All output that belongs into files is there."""
+        while self.unspooled:
+            if self._spooling is None:
+                self._spooling = asyncio.get_running_loop().create_task(self._spool())
+            await asyncio.shield(self._spooling)
+
+    def close(self) -> None:
+        for stream in self.streams.values():
+            stream.close()
+
+    # Waiting
+
+    async def wait(self, seconds: float) -> None:
+        """Until the end is on record, or could not be recorded, or the time is up."""
+        if self.recorded or self.failure is not None or seconds <= 0:
+            return
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_later(seconds, _wake, waiter)
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiters.discard(waiter)
+
+    def wake(self) -> None:
+        for waiter in self._waiters:
+            _wake(waiter)
+
+    # Shapes
+
+    def row(self) -> RunRow:
+        out, err = self.streams[1], self.streams[2]
+        return RunRow(
+            id=self.id,
+            vm_id=self.vm_id,
+            session_id=self.session_id,
+            command=self.command,
+            options=None if self.over else self.options.text(),
+            state=self.state,
+            exit_code=self.exit_code,
+            started_at=self.started_at,
+            completed_at=self.completed_at,
+            duration_us=self.duration_us,
+            fail_reason=self.fail_reason,
+            out=out.memory() if self.over and not out.spooled else None,
+            err=err.memory() if self.over and not err.spooled else None,
+            out_bytes=out.kept,
+            err_bytes=err.kept,
+            truncated=out.dropped + err.dropped,
+        )
+
+    async def shown(self) -> Run:
+        out, err = self.streams[1], self.streams[2]
+        return Run(
+            run_id=self.id,
+            vm_id=self.vm_id,
+            vm_name=self.vm_name,
+            session_id=self.session_id,
+            command=self.command,
+            state=self.state,
+            exit_code=self.exit_code,
+            started_at=clock.shown(self.started_at),
+            completed_at=clock.shown_or_none(self.completed_at),
+            fail_reason=self.fail_reason,
+            duration_ms=None if self.duration_us is None else self.duration_us / 1000,
+            stdout=await out.read() if out.spooled else out.memory(),
+            stderr=await err.read() if err.spooled else err.memory(),
+            truncated=out.dropped + err.dropped,
+        )
+
+
+def _allowed(stream: Output) -> int:
+    """Bytes that may stay in memory: once there is a file, all belongs there."""
+    return 0 if stream.spooled else INLINE_BYTES
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -1,0 +1,113 @@
+"""One stream of one run: a little in memory, more in a file of DATA/spool, bounded.
+
+Bytes count as safe once they are in the file, or once they are past the bound and dropped: only then may the box be
+told to forget them. What stays in memory (up to 64 KiB) is safe with the row of the ended run; until then the box
+keeps it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+
+INLINE_BYTES = 64 << 10
+log = logging.getLogger(__name__)
+
+
+class Output:
+    def __init__(self, path: Path, bound: int) -> None:
+        self.path = path
+        self._bound = bound
+        self._tail = bytearray()  # not in the file yet
+        self._tail_at = 0  # its offset
+        self._descriptor = -1
+        self.received = 0  # offset of the next byte of the box
+        self.spooled = 0  # bytes in the file
+        self.dropped = 0
+        self._full = False  # the host's disk
+
+    def reopen(self) -> None:
+        """Go on where the file of an earlier server ends."""
+        try:
+            self.spooled = self.received = self.path.stat().st_size
+        except FileNotFoundError:
+            return
+
+    @property
+    def kept(self) -> int:
+        return self.spooled + len(self._tail)
+
+    @property
+    def held(self) -> int:
+        """Bytes in memory."""
+        return len(self._tail)
+
+    @property
+    def inline(self) -> bool:
+        return not self.spooled and len(self._tail) <= INLINE_BYTES
+
+    @property
+    def safe(self) -> int:
+        """The box may forget what is before this offset."""
+        return self._tail_at if self._tail else self.received
+
+    def add(self, offset: int, data: bytes) -> None:
+        if offset > self.received:
+            self.dropped += offset - self.received
+            self.received = offset
+        data = data[self.received - offset :]  # without what was sent again
+        if not self._tail:
+            self._tail_at = self.received
+        self.received += len(data)
+        room = 0 if self._full else max(0, self._bound - self.kept)
+        self._tail += data[:room]
+        self.dropped += max(0, len(data) - room)
+
+    async def spool(self) -> None:
+        """Move what is in memory now into the file."""
+        chunk = bytes(self._tail)
+        try:
+            await asyncio.to_thread(self._write, chunk)
+        except OSError as error:
+            log.error("%s: %s; from here on the output is dropped", self.path, error)
+            self._full = True
+            self.dropped += len(self._tail)
+            self._tail.clear()
+            return
+        del self._tail[: len(chunk)]
+        self._tail_at += len(chunk)
+        self.spooled += len(chunk)
+
+    def _write(self, chunk: bytes) -> None:
+        if self._descriptor < 0:
+            self.path.parent.mkdir(mode=0o700, exist_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._descriptor = os.open(self.path, flags, 0o600)
+        view, at = memoryview(chunk), self.spooled
+        while view:
+            written = os.pwrite(self._descriptor, view, at)
+            view, at = view[written:], at + written
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def memory(self) -> bytes:
+        """All of it, as long as it is `inline`."""
+        return bytes(self._tail)
+
+    async def read(self) -> bytes:
+        """All that is kept so far."""
+        if not self.spooled:
+            return bytes(self._tail)
+        size = self.spooled
+        tail = bytes(self._tail)  # taken together with the size: what is moved meanwhile is not read twice
+        return await asyncio.to_thread(_head, self.path, size) + tail
+
+
+def _head(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(size)

@@ -1,0 +1,51 @@
+"""What a box, or the store, says no with, as the core says it."""
+
+from __future__ import annotations
+
+import errno
+
+from boxwood.core.errors import (
+    BadRequest,
+    CapacityUnavailable,
+    Conflict,
+    CoreError,
+    Internal,
+    NotFound,
+    Resource,
+    Unavailable,
+)
+from boxwood.engine.api import BoxGone, EngineError, EngineUnavailable, GuestError
+from boxwood.store.database import StoreError
+
+_MISSING = {errno.ENOENT, errno.ENOTDIR}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_CLEAN_CHARACTERS = 500
+
+
+def of_engine(error: EngineError, resource: Resource = "file") -> CoreError:
+    """`resource`: what was asked for."""
+    if isinstance(error, GuestError):
+        text = clean(error.message)
+        if error.errno in _MISSING:
+            return NotFound(resource, text)
+        if error.errno in _FULL:
+            return Conflict(resource, f"no space is left in the VM: {text}")
+        if error.errno == errno.EIO:
+            return Internal(text)
+        return BadRequest(text)
+    if isinstance(error, BoxGone):
+        return Internal(f"the VM's box died: {error}", recovery={"work": "unknown"})
+    if isinstance(error, EngineUnavailable):
+        return Unavailable(str(error))
+    return Internal(str(error), recovery={"work": "unknown"})
+
+
+def of_store(error: StoreError) -> CoreError:
+    if error.full:
+        return CapacityUnavailable("the server's disk is full: nothing was stored")
+    return Internal(f"the server's database failed: {error}")
+
+
+def clean(text: str) -> str:
+    """One short line of what a box said, fit for an error message or a log."""
+    return "".join(c if c.isprintable() else "?" for c in text[:_CLEAN_CHARACTERS])
