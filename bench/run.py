@@ -1,0 +1,163 @@
+"""Measures Boxwood beside bubblewrap, runc and Docker in one run, and says which aims are met.
+
+    bench/run.py [--quick] [--only SECTION ...] [--no-docs]
+
+Sections: one, docker, many, growth, memory, floor. Writes bench/results/latest.json and the tables of README.md and
+docs/benchmarks.md (a full run only). Exit code 1: an aim was missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import docker
+import inside
+import machine
+import memory
+import ours
+import peers
+import report as reports
+from boxwood import VM, Boxwood
+from measure import Series, dump, rounds, timed
+from report import HOME, Aim, Report
+from server import Server
+
+CACHE = HOME / ".cache/bench"
+SECTIONS = ("one", "docker", "many", "growth", "memory", "floor")
+
+
+def main() -> int:
+    options = _options()
+    if os.geteuid() != 0:
+        print("bench: needs root, as Boxwood does in this release", file=sys.stderr)
+        return 2
+    wanted = options.only or SECTIONS
+    scratch = Path(tempfile.mkdtemp(prefix="boxwood-bench-"))
+    server = Server(scratch / "data")
+    try:
+        report = Report(machine.describe(scratch), datetime.now(UTC).strftime("%Y-%m-%d"))
+        if reason := machine.quiet():
+            report.remarks.append(f"the machine was not quiet when this began: {reason}")
+        server.start(idle_seconds=memory.IDLE)
+        for section in SECTIONS:
+            if section in wanted:
+                print(f"bench: {section}", file=sys.stderr, flush=True)
+                MEASURES[section](report, server, scratch, options.quick)
+    finally:
+        server.down()
+        shutil.rmtree(scratch, ignore_errors=True)
+    return _tell(report, whole=not options.only and not options.quick and not options.no_docs)
+
+
+def one(report: Report, server: Server, scratch: Path, quick: bool) -> None:
+    steps: dict[str, Callable[[], float]] = {"posix_spawn: /bin/true": peers.spawn()}
+    for name, make in (("bwrap: start + true", peers.bwrap), ("runc: run true", lambda: peers.runc(scratch))):
+        try:
+            steps[name] = make()
+        except peers.Unavailable as error:
+            report.remarks.append(f"{name}: {error}")
+    with server.client() as box, _shell(box) as vm:
+        report.add(reports.SINGLE, rounds(15 if quick else 100, steps | ours.steps(box, vm), warm=3).values())
+    bwrap = report.find(reports.SINGLE, "bwrap: start + true")
+    for name, bar in (("fork + first command", 1.5), ("run of a builtin", 0.35), ("run of /bin/true", 0.5)):
+        report.ratio(f"{name}, in starts of bwrap", report.find(reports.SINGLE, name), bwrap, bar)
+
+
+def beside_docker(report: Report, server: Server, scratch: Path, quick: bool) -> None:
+    try:
+        with docker.daemon(scratch / "docker", CACHE, peers.busybox_tar(scratch)) as daemon:
+            container = daemon.create()
+            with server.client() as box, _shell(box) as vm:
+                mine = ours.steps(box, vm)
+                steps = {
+                    "Docker: create + first exec": daemon.first,
+                    "Docker: exec": lambda: timed(lambda: daemon.run(container, ["true"])),
+                    "fork + first /bin/true": mine["fork + first /bin/true"],
+                    "run of /bin/true": mine["run of /bin/true"],
+                }
+                report.add(reports.DOCKER, rounds(5 if quick else 25, steps).values())
+            report.machine["docker"] = daemon.version
+    except peers.Unavailable as error:
+        report.remarks.append(f"Docker: {error}")
+    for theirs, name, bar in (("create + first exec", "fork + first /bin/true", 25), ("exec", "run of /bin/true", 20)):
+        over, under = report.find(reports.DOCKER, f"Docker: {theirs}"), report.find(reports.DOCKER, name)
+        report.ratio(f"Docker's {theirs}, in Boxwood's {name}", over, under, bar, at_least=True)
+
+
+def many(report: Report, server: Server, scratch: Path, quick: bool) -> None:
+    for command in (":", "/bin/true"):
+        series, rate = ours.concurrent(server.client, command, 10 if quick else 60)
+        report.add(reports.MANY, [series, Series(f"{ours.CLIENTS} clients: {command}", "runs/s", [rate])])
+
+
+def growth(report: Report, server: Server, scratch: Path, quick: bool) -> None:
+    with server.client() as box:
+        sizes = ours.size(box, 5 if quick else 30)
+        links = ours.chain(box, 60 if quick else 300, 3 if quick else 15)
+        report.add(reports.GROWTH, [*sizes, *links, *ours.busy(box, 3 if quick else 15)])
+    first_large, first_small, large, small = sizes
+    report.ratio(
+        "first fork of a VM with 1 GiB in 20,000 files, in forks of a small one", first_large, first_small, 1.5
+    )
+    report.ratio("later forks of the same, in forks of a small one", large, small, 1.5)
+    report.ratio(
+        f"the last fork + first command of a chain of {60 if quick else 300}, in the first", links[1], links[0], 2
+    )
+
+
+def used(report: Report, server: Server, scratch: Path, quick: bool) -> None:
+    series, processes = memory.measure(server, 1 if quick else 3)
+    report.add(reports.MEMORY, series)
+    report.aims.append(Aim("memory per live box, its idle shell included", series[0].p50, 4, " MiB"))
+    report.aims.append(Aim(reports.PARKED, processes, 0))
+
+
+def floor(report: Report, server: Server, scratch: Path, quick: bool) -> None:
+    report.add(reports.FLOOR, inside.measure(scratch, 10 if quick else 60))
+
+
+MEASURES: dict[str, Callable[[Report, Server, Path, bool], None]] = {
+    "one": one,
+    "docker": beside_docker,
+    "many": many,
+    "growth": growth,
+    "memory": used,
+    "floor": floor,
+}
+
+
+def _shell(box: Boxwood) -> VM:
+    """A VM with a live shell; deleted when left."""
+    vm = box.fork("ubuntu")
+    vm.run(":", check=True)
+    return vm
+
+
+def _tell(report: Report, whole: bool) -> int:
+    print(reports.terminal(report))
+    if whole:
+        results = HOME / "bench/results"
+        results.mkdir(exist_ok=True)
+        (results / "latest.json").write_text(dump(report.as_json()))
+        reports.insert(HOME / "README.md", reports.brief(report))
+        reports.insert(HOME / "docs/benchmarks.md", reports.full(report))
+    return 0 if report.met else 1
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few rounds: to see that it works, not to compare")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=", ".join(SECTIONS))
+    parser.add_argument("--no-docs", action="store_true", help="leave README.md and docs/benchmarks.md as they are")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
