@@ -122,9 +122,11 @@ def _unpack(fd: int, status: os.stat_result, part: Part, progress: Progress) -> 
         try:
             made = _listen(child.stdout, progress)
             text = child.stderr.read(_LINE).decode(errors="replace").strip()
-        finally:
-            if child.poll() is None and sys.exc_info()[0] is not None:
-                child.kill()
+        except BaseException:
+            child.kill()
+            while child.stdout.read(_BLOCK):
+                pass  # its end is the end of everything that writes into the part
+            raise
     if isinstance(made, str):
         raise ImageError(made)
     if made is None or child.returncode:

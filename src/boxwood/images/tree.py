@@ -121,16 +121,17 @@ class Tree:
             raise Refused(f"the hard link {shown(path)} points to the root")
         if source == self._parts(path):
             return
-        from_fd = os.dup(self._open(source[:-1], target, make=False))
+        parent, name = self._place(path, Status(0, 0, 0, 0))
+        to_fd = os.dup(parent)
         try:
+            from_fd = self._open(source[:-1], target, make=False)
             if self._is_directory(from_fd, source[-1]):
                 raise Refused(f"the hard link {shown(path)} points to a directory")
-            parent, name = self._place(path, Status(0, 0, 0, 0))
-            os.link(source[-1], name, src_dir_fd=from_fd, dst_dir_fd=parent, follow_symlinks=False)
+            os.link(source[-1], name, src_dir_fd=from_fd, dst_dir_fd=to_fd, follow_symlinks=False)
         except FileNotFoundError:
             raise Refused(f"the hard link {shown(path)} points to {shown(target)}, which is not there") from None
         finally:
-            os.close(from_fd)
+            os.close(to_fd)
 
     def fifo(self, path: str, status: Status) -> None:
         parent, name = self._place(path, status)

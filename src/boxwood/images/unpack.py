@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from boxwood.images.tree import Limits, Refused, Tree
 def main() -> int:
     kind, fd, target, total = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     os.umask(0)
+    kernel.set_death_signal(signal.SIGKILL)
     try:
         compression = archive.compression(os.pread(fd, 16, 0)) if kind == "tar" else None
         packed = _unzstd(fd) if compression == "zstd" and archive.ZSTD is None else None
