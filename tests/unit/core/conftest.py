@@ -1,0 +1,96 @@
+"""A core over an engine in memory."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from boxwood.core.config import Config
+from boxwood.core.core import Core
+from boxwood.core.model import VM, Caller, ForkRequest, Run, RunRequest
+from boxwood.images import host
+
+_SPEC = importlib.util.spec_from_file_location("fake_engine", Path(__file__).with_name("fake_engine.py"))
+assert _SPEC is not None and _SPEC.loader is not None
+fake_engine = sys.modules.setdefault("fake_engine", importlib.util.module_from_spec(_SPEC))
+_SPEC.loader.exec_module(fake_engine)
+
+
+@dataclass
+class World:
+    """A data directory, a machine, and the server of the moment."""
+
+    config: Config
+    machine: fake_engine.Machine
+    core: Core
+    caller: Caller
+
+    async def restart(self, **settings: object) -> None:
+        """The server ends (its boxes go on) and another one starts."""
+        await self.core.close()
+        await self.start(**settings)
+
+    async def start(self, **settings: object) -> None:
+        self.config = replace(self.config, **settings)  # type: ignore[arg-type]
+        self.core = await Core.open(self.config, fake_engine.FakeEngine(self.machine))
+        self.caller = await caller_of(self.core)
+
+    async def fork(self, source: str = "ubuntu", **members: object) -> VM:
+        where = {"source_id": source} if len(source) == 26 else {"source_name": source}
+        return await self.core.vms.fork(self.caller, ForkRequest(**where, **members))  # type: ignore[arg-type]
+
+    async def run(self, vm: VM | str, command: str, **members: object) -> Run:
+        ident = vm if isinstance(vm, str) else vm.vm_id
+        return await self.core.runs.start(self.caller, ident, RunRequest(command, **members))  # type: ignore[arg-type]
+
+    async def out(self, vm: VM | str, command: str, **members: object) -> str:
+        run = await self.run(vm, command, **members)
+        assert run.state == "completed", run
+        return run.stdout.decode()
+
+
+async def caller_of(core: Core) -> Caller:
+    return await core.keys.authenticate((core.config.data / "root.key").read_text().strip())
+
+
+@pytest.fixture
+def machine() -> fake_engine.Machine:
+    return fake_engine.Machine()
+
+
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with the image of the host, which is the fake machine's."""
+    place = tmp_path / "images"
+    (place / fake_engine.IMAGE / "upper").mkdir(parents=True)
+    image = host.HostImage(fake_engine.IMAGE, "fingerprint", 0, 0, 0, 0.0)
+    monkeypatch.setattr(host, "ensure", lambda directory, progress: image)
+    return place
+
+
+@pytest.fixture
+async def make_world(
+    tmp_path: Path, images: Path, machine: fake_engine.Machine
+) -> AsyncIterator[Callable[..., Awaitable[World]]]:
+    made: list[World] = []
+
+    async def make(**settings: object) -> World:
+        config = Config(tmp_path / "data", images, **settings)  # type: ignore[arg-type]
+        core = await Core.open(config, fake_engine.FakeEngine(machine))
+        await core.goldens.ensure_host()
+        made.append(World(config, machine, core, await caller_of(core)))
+        return made[-1]
+
+    yield make
+    for world in made:
+        await world.core.close()
+
+
+@pytest.fixture
+async def world(make_world: Callable[..., Awaitable[World]]) -> World:
+    return await make_world()

@@ -1,0 +1,432 @@
+"""An engine in memory that keeps `engine.api`'s promises: layers are dictionaries, commands a few words.
+
+A `Machine` is what outlives an engine, as the host outlives the server: layers and live boxes. `FakeEngine(machine)`
+is one server's view of it. Commands, separated by `;`:
+
+    echo WORDS · err WORDS · cat PATH · put PATH TEXT · rm PATH · cd DIR · pwd · export K=V · env K · exit N
+    hang (until killed, signalled or `Machine.release`) · flood BYTES · daemon (leaves a process) · prompt
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import json
+import os
+import posixpath
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from boxwood.engine.api import (
+    Activity,
+    BoxGone,
+    BoxSpec,
+    CopyReport,
+    EngineError,
+    GuestError,
+    Manifest,
+    ManifestEntry,
+    OpenFile,
+    RunEnd,
+    RunSink,
+    RunSpec,
+    SessionSink,
+    SessionSpec,
+)
+
+IMAGE = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+WINDOW = 1 << 20
+PIECE = 64 << 10
+Tree = dict[str, bytes | None]  # None: deleted
+
+
+@dataclass
+class Shell:
+    cwd: str
+    env: dict[str, str]
+
+
+@dataclass
+class Process:
+    """A run in a box: what it has put out and what of that may be forgotten."""
+
+    spec: RunSpec
+    task: asyncio.Task[None] | None = None
+    streams: dict[int, bytearray] = field(default_factory=lambda: {1: bytearray(), 2: bytearray()})
+    base: dict[int, int] = field(default_factory=lambda: {1: 0, 2: 0})  # offset of the first byte that is kept
+    sent: dict[int, int] = field(default_factory=lambda: {1: 0, 2: 0})
+    end: RunEnd | None = None
+    sink: RunSink | None = None
+    room: asyncio.Event = field(default_factory=asyncio.Event)
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+    reason: str = "exit"
+    code: int | None = None
+
+    def total(self, stream: int) -> int:
+        return self.base[stream] + len(self.streams[stream])
+
+    def deliver(self) -> None:
+        if self.sink is None:
+            return
+        for stream in (1, 2):
+            while self.sink is not None and self.sent[stream] < self.total(stream):
+                at = self.sent[stream]
+                data = bytes(self.streams[stream][at - self.base[stream] :][:PIECE])
+                self.sent[stream] += len(data)
+                self.sink.output(stream, at, data)
+        if self.end is not None and self.sink is not None:
+            sink, self.sink = self.sink, None
+            sink.finished(self.end)
+
+    async def write(self, stream: int, data: bytes) -> None:
+        while data and self.reason != "killed":
+            room = WINDOW - len(self.streams[stream])
+            if room <= 0:
+                self.room.clear()
+                await self.room.wait()
+                continue
+            self.streams[stream] += data[:room]
+            data = data[room:]
+            self.deliver()
+
+    def ack(self, stream: int, offset: int) -> None:
+        drop = offset - self.base[stream]
+        assert drop <= len(self.streams[stream]), "acknowledged what was never sent"
+        if drop > 0:
+            del self.streams[stream][:drop]
+            self.base[stream] = offset
+            self.room.set()
+
+
+class LivingBox:
+    """A box as the machine has it, whoever is connected."""
+
+    def __init__(self, machine: Machine, spec: BoxSpec) -> None:
+        self.machine = machine
+        self.spec = spec
+        self.runs: dict[str, Process] = {}
+        self.shells: dict[str, Shell] = {}
+        self.states: dict[str, bytes] = {}
+        self.processes = 0
+        self.handle: FakeBox | None = None
+        self.dead: str | None = None
+
+    def tree(self) -> dict[str, bytes]:
+        return self.machine.view((self.spec.stack.top, *self.spec.stack.layers))
+
+    @property
+    def top(self) -> Tree:
+        return self.machine.layers[self.spec.stack.top]
+
+    def save(self, session_id: str) -> None:
+        shell = self.shells[session_id]
+        self.states[session_id] = json.dumps([shell.cwd, shell.env]).encode()
+        self.tell(session_id)
+
+    def tell(self, session_id: str) -> None:
+        if self.handle is not None and self.handle.sink is not None and session_id in self.states:
+            shell = self.shells[session_id]
+            self.handle.sink.state(session_id, shell.cwd, dict(shell.env), self.states[session_id])
+
+    def die(self, reason: str) -> None:
+        """As if its PID 1 had been killed."""
+        self.dead = reason
+        self.machine.boxes.pop(self.spec.vm_id, None)
+        for process in self.runs.values():
+            process.sink = None
+            if process.task is not None:
+                process.task.cancel()
+        if self.handle is not None and not self.handle.gone.done():
+            self.handle.gone.set_result(reason)
+
+    async def execute(self, process: Process) -> None:
+        spec = process.spec
+        shell = self.shells[spec.session_id]
+        if spec.env is not None or spec.cwd is not None or spec.user is not None:
+            shell = Shell(spec.cwd or shell.cwd, shell.env | dict(spec.env or {}))
+        code: int | None = 0
+        try:
+            async with asyncio.timeout(spec.timeout):
+                for step in spec.command.decode().split(";"):
+                    code = await self.step(process, shell, step.split())
+                    if code:
+                        break
+        except TimeoutError:
+            process.reason, code = "timeout", 137
+        except GuestError as error:
+            await process.write(2, f"{error.message}\n".encode())
+            code = 1
+        if process.reason in ("killed", "signalled"):
+            code = process.code
+        if process.reason == "prompt":
+            code = None
+        end = RunEnd(code, "exit" if process.reason == "signalled" else process.reason, process.total(1), process.total(2))
+        if spec.session_id in self.shells:
+            self.save(spec.session_id)
+        process.end = end
+        process.deliver()
+
+    async def step(self, process: Process, shell: Shell, words: list[str]) -> int:
+        match words:
+            case ["echo", *rest]:
+                await process.write(1, (" ".join(rest) + "\n").encode())
+            case ["err", *rest]:
+                await process.write(2, (" ".join(rest) + "\n").encode())
+            case ["stdin"]:
+                await process.write(1, process.spec.stdin or b"")
+            case ["cat", path]:
+                await process.write(1, self.read(posixpath.join(shell.cwd, path)))
+            case ["put", path, *rest]:
+                self.top[posixpath.normpath(posixpath.join(shell.cwd, path))] = " ".join(rest).encode()
+            case ["rm", path]:
+                self.top[posixpath.normpath(posixpath.join(shell.cwd, path))] = None
+            case ["cd", path]:
+                shell.cwd = posixpath.normpath(posixpath.join(shell.cwd, path))
+            case ["pwd"]:
+                await process.write(1, (shell.cwd + "\n").encode())
+            case ["export", pair]:
+                key, _, value = pair.partition("=")
+                shell.env[key] = value
+            case ["env", key]:
+                await process.write(1, (shell.env.get(key, "") + "\n").encode())
+            case ["exit", code]:
+                return int(code)
+            case ["hang"]:
+                await process.released.wait()
+            case ["flood", size]:
+                left = int(size)
+                while left:
+                    piece = b"x" * min(left, PIECE)
+                    await process.write(1, piece)
+                    left -= len(piece)
+            case ["daemon"]:
+                self.processes += 1
+            case ["prompt"]:
+                process.reason = "prompt"
+            case []:
+                pass
+            case _:
+                await process.write(2, f"{words[0]}: not found\n".encode())
+                return 127
+        return 0
+
+    def read(self, path: str) -> bytes:
+        tree, clean = self.tree(), posixpath.normpath(path)
+        if clean in tree:
+            return tree[clean]
+        if any(name.startswith(clean.rstrip("/") + "/") for name in tree):
+            raise GuestError(errno.EISDIR, f"{path}: is a directory")
+        raise GuestError(errno.ENOENT, f"{path}: no such file")
+
+
+class Machine:
+    """A host: layers and boxes, which outlive engines. `calls` lists what engines were asked."""
+
+    def __init__(self) -> None:
+        self.layers: dict[str, Tree] = {}
+        self.images: dict[str, Tree] = {IMAGE: {"/etc/os-release": b"fake"}}
+        self.boxes: dict[str, LivingBox] = {}
+        self.calls: list[tuple[str, object]] = []
+        self.fail: dict[str, list[Exception]] = {}
+        self.merge_gate: asyncio.Event | None = None  # merges wait for it
+
+    def called(self, what: str) -> list[object]:
+        return [argument for name, argument in self.calls if name == what]
+
+    def note(self, what: str, argument: object) -> None:
+        self.calls.append((what, argument))
+        if self.fail.get(what):
+            raise self.fail[what].pop(0)
+
+    def view(self, stack: Sequence[str]) -> dict[str, bytes]:
+        shown: Tree = {}
+        for layer_id in reversed(stack):
+            shown |= self.layers[layer_id] if layer_id in self.layers else self.images[layer_id]
+        return {path: data for path, data in shown.items() if data is not None}
+
+    def release(self, vm_id: str) -> None:
+        """Let what hangs in this VM go on."""
+        for process in self.boxes[vm_id].runs.values():
+            process.released.set()
+
+
+class FakeBox:
+    def __init__(self, engine: FakeEngine, living: LivingBox) -> None:
+        self.vm_id = living.spec.vm_id
+        self.gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.known_runs: Mapping[str, RunEnd | None] = {run_id: p.end for run_id, p in living.runs.items()}
+        self.sink: SessionSink | None = None
+        self._engine = engine
+        self._living = living
+        living.handle = self
+
+    def _alive(self, what: str, argument: object = None) -> LivingBox:
+        if self._living.dead is not None or self._engine.closed:
+            raise BoxGone(self._living.dead or "the engine was closed")
+        self._living.machine.note(what, argument)
+        return self._living
+
+    def listen(self, sink: SessionSink) -> None:
+        self.sink = sink
+        for session_id in self._living.states:
+            asyncio.get_running_loop().call_soon(self._living.tell, session_id)
+
+    async def open_session(self, spec: SessionSpec) -> None:
+        living = self._alive("open_session", spec)
+        if spec.session_id in living.shells:
+            return
+        if spec.state is not None:
+            cwd, env = json.loads(spec.state)
+            living.shells[spec.session_id] = Shell(cwd, env)
+        else:
+            living.shells[spec.session_id] = Shell(spec.cwd or "/root", dict(spec.env))
+
+    async def close_session(self, session_id: str) -> None:
+        living = self._alive("close_session", session_id)
+        for process in living.runs.values():
+            if process.spec.session_id == session_id:
+                self._kill(process)
+        living.shells.pop(session_id, None)
+        living.states.pop(session_id, None)
+
+    async def start_run(self, spec: RunSpec, sink: RunSink) -> None:
+        living = self._alive("start_run", spec)
+        assert spec.session_id in living.shells, "the session was not opened"
+        assert not any(
+            p.end is None and p.spec.session_id == spec.session_id for p in living.runs.values()
+        ), "one run at a time per session"
+        process = living.runs[spec.run_id] = Process(spec, sink=sink)
+        process.task = asyncio.get_running_loop().create_task(living.execute(process))
+
+    async def resume_run(self, run_id: str, sink: RunSink, out_offset: int, err_offset: int) -> None:
+        process = self._alive("resume_run", run_id).runs[run_id]
+        for stream, offset in ((1, out_offset), (2, err_offset)):
+            assert process.base[stream] <= offset <= process.total(stream)
+            process.sent[stream] = offset
+        process.sink = sink
+        asyncio.get_running_loop().call_soon(process.deliver)
+
+    def ack(self, run_id: str, out_offset: int, err_offset: int) -> None:
+        process = self._living.runs.get(run_id)
+        if process is not None:
+            process.ack(1, out_offset)
+            process.ack(2, err_offset)
+
+    def forget(self, run_id: str) -> None:
+        self._living.runs.pop(run_id, None)
+
+    async def signal_run(self, run_id: str, signum: int) -> bool:
+        process = self._alive("signal_run", (run_id, signum)).runs.get(run_id)
+        if process is None or process.end is not None:
+            return False
+        process.reason, process.code = "signalled", 128 + signum
+        process.released.set()
+        return True
+
+    async def kill_run(self, run_id: str) -> None:
+        process = self._alive("kill_run", run_id).runs.get(run_id)
+        if process is not None:
+            self._kill(process)
+
+    def _kill(self, process: Process) -> None:
+        if process.end is None:
+            process.reason, process.code = "killed", 137
+            process.released.set()
+            process.room.set()
+
+    async def settle(self) -> Activity:
+        living = self._alive("settle")
+        await asyncio.sleep(0)
+        return Activity(sum(p.end is None for p in living.runs.values()), living.processes)
+
+    async def read_file(self, path: str) -> OpenFile:
+        data = self._alive("read_file", path).read(path)
+        descriptor = os.memfd_create("fake", os.MFD_CLOEXEC)
+        os.pwrite(descriptor, data, 0)
+        return OpenFile(descriptor, len(data), 0o644)
+
+    async def write_file(self, path: str, data: bytes | int, mode: int | None = None) -> int:
+        living = self._alive("write_file", path)
+        if isinstance(data, int):
+            data = os.pread(data, os.fstat(data).st_size, 0)
+        living.top[posixpath.normpath(path)] = data
+        return len(data)
+
+    async def manifest(self, path: str, limit: int = 50_000) -> Manifest:
+        root = posixpath.normpath(path)
+        found = {name: data for name, data in self._alive("manifest", path).tree().items() if name.startswith(root + "/")}
+        entries = tuple(
+            ManifestEntry(name[len(root) + 1 :], len(data), 0o644, hashlib.sha256(data).hexdigest())
+            for name, data in sorted(found.items())
+        )
+        return Manifest(root, entries[:limit], len(entries) > limit)
+
+    async def kill(self) -> None:
+        if self._living.dead is None:
+            self._living.machine.note("kill", self.vm_id)
+            self._living.die("put down")
+
+
+class FakeEngine:
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.closed = False
+
+    async def start(self) -> Sequence[FakeBox]:
+        self.machine.note("start", None)
+        return [FakeBox(self, living) for living in self.machine.boxes.values()]
+
+    async def close(self) -> None:
+        self.closed = True
+        for living in self.machine.boxes.values():
+            living.handle = None
+            for process in living.runs.values():
+                process.sink = None
+
+    async def shutdown(self) -> None:
+        for living in list(self.machine.boxes.values()):
+            living.die("shut down")
+
+    async def boot(self, spec: BoxSpec) -> FakeBox:
+        self.machine.note("boot", spec)
+        await asyncio.sleep(0)
+        if spec.vm_id in self.machine.boxes:
+            raise EngineError("this VM has a box already")
+        for layer_id in spec.stack.layers:
+            if layer_id not in (self.machine.images if layer_id in spec.stack.images else self.machine.layers):
+                raise EngineError(f"layer {layer_id} is not there")
+        self.machine.layers.setdefault(spec.stack.top, {})
+        living = self.machine.boxes[spec.vm_id] = LivingBox(self.machine, spec)
+        return FakeBox(self, living)
+
+    async def is_empty(self, layer_id: str) -> bool:
+        self.machine.note("is_empty", layer_id)
+        return not self.machine.layers.get(layer_id)
+
+    async def copy_top(self, box: object, source: str, target: str) -> CopyReport:
+        self.machine.note("copy_top", (source, target))
+        tree = self.machine.layers[target] = dict(self.machine.layers[source])
+        return CopyReport(len(tree), sum(len(data or b"") for data in tree.values()), 0.5, 1.0)
+
+    async def merge(self, layers: Sequence[str], target: str) -> None:
+        self.machine.note("merge", tuple(layers))
+        if self.machine.merge_gate is not None:
+            await self.machine.merge_gate.wait()
+        tree: Tree = {}
+        for layer_id in reversed(layers):
+            tree |= self.machine.layers[layer_id]
+        self.machine.layers[target] = tree
+
+    async def remove(self, layers: Sequence[str]) -> None:
+        self.machine.note("remove", tuple(layers))
+        for layer_id in layers:
+            used = any(layer_id in (b.spec.stack.top, *b.spec.stack.layers) for b in self.machine.boxes.values())
+            assert not used, "a layer under a live box was removed"
+            self.machine.layers.pop(layer_id, None)
+
+    async def stored(self) -> set[str]:
+        return set(self.machine.layers)
+
+    async def features(self) -> AsyncIterator[tuple[str, bool, str]]:
+        yield "memory", True, "all of it"
