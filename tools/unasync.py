@@ -14,6 +14,7 @@ from pathlib import Path
 CLIENT = Path(__file__).resolve().parent.parent / "src" / "boxwood" / "client"
 NOTE = "# Made from ../_async/{name} by tools/unasync.py: change that one.\n"
 
+HAND_WRITTEN = {"connection.py"}  # where the two forms really differ
 RULES = [
     (r"\[(\w+) async for \1 in (.+)\]", r"list(\2)"),
     (r"\bawait\s+", ""),
@@ -21,6 +22,7 @@ RULES = [
     (r"\b__a(enter|exit|iter|next)__\b", r"__\1__"),
     (r"\bAsync([A-Z]\w*)", r"\1"),
     (r"\baclose\b", "close"),
+    (r"\bfrom asyncio import Semaphore\b", "from threading import Semaphore"),
     (r"\bfrom asyncio import sleep\b", "from time import sleep"),
     (r"\bboxwood\.client\._async\b", "boxwood.client._sync"),
     (r"The awaitable SDK, and the source from which tools/unasync\.py makes the blocking one in \.\./_sync\.",
@@ -42,13 +44,15 @@ def generated() -> dict[Path, str]:
     return {
         CLIENT / "_sync" / path.name: blocking(path.read_text("utf-8"), path.name)
         for path in sorted((CLIENT / "_async").glob("*.py"))
+        if path.name not in HAND_WRITTEN
     }
 
 
 def outdated() -> list[Path]:
     """Files that are missing, differ, or have no source."""
     wanted = generated()
-    there = {path: path.read_text("utf-8") for path in (CLIENT / "_sync").glob("*.py")}
+    found = (path for path in (CLIENT / "_sync").glob("*.py") if path.name not in HAND_WRITTEN)
+    there = {path: path.read_text("utf-8") for path in found}
     return sorted(path for path in {*wanted, *there} if wanted.get(path) != there.get(path))
 
 

@@ -27,7 +27,8 @@ from boxwood.client.models import Anything
 T = TypeVar("T")
 
 NOT_CONNECTED = "not_connected"  # the code of a ConnectionFailed of which the server has seen nothing
-RETRYABLE = frozenset({"unavailable", "capacity_unavailable", "rate_limited", "gateway_timeout", "connection_lost"})
+LOST = "connection_lost"  # … and of one whose outcome is not known
+RETRYABLE = frozenset({"unavailable", "capacity_unavailable", "rate_limited", "gateway_timeout", LOST})
 RETRYABLE_STATUS = frozenset({429, 502, 503, 504})
 BY_STATUS: dict[int, type[BoxwoodError]] = {
     401: Unauthorized, 403: Forbidden, 404: NotFound, 413: PayloadTooLarge, 429: RateLimited,

@@ -63,7 +63,7 @@ def normal_url(url: str) -> str:
         port = parts.port
     except ValueError:
         raise BadRequest("bad_request", f"not a url: {url!r}") from None
-    plain = not (parts.query or parts.fragment or "@" in parts.netloc)
+    plain = not (parts.query or parts.fragment or "@" in parts.netloc) and url.isascii() and " " not in url.strip()
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or not plain:
         raise BadRequest("bad_request", f"not the url of a server: {url!r}; it looks like http://127.0.0.1:18888")
     return url.strip().rstrip("/")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,6 +53,7 @@ class StubServer:
     url: str = ""
     requests: list[Request] = field(default_factory=list)
     scripts: dict[str, list[Answer | Callable[[Request], Answer]]] = field(default_factory=dict)
+    connections: list[socket.socket] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def script(self, route: str, *answers: Answer | Callable[[Request], Answer]) -> None:
@@ -65,6 +68,12 @@ class StubServer:
             answer = waiting.pop(0) if len(waiting) > 1 else waiting[0]
         return answer(request) if callable(answer) else answer
 
+    def hang_up(self) -> None:
+        """Closes every connection, and returns when that has been done."""
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
     @property
     def last(self) -> Request:
         return self.requests[-1]
@@ -78,6 +87,10 @@ def serving() -> Iterator[StubServer]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
+
+        def setup(self) -> None:
+            super().setup()
+            stub.connections.append(self.connection)
 
         def serve(self) -> None:
             data = self.rfile.read(int(self.headers.get("content-length") or 0))

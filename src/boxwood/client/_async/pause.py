@@ -1,5 +1,6 @@
 """How this form of the SDK waits."""
 
-from asyncio import sleep
+from asyncio import Semaphore
+from asyncio import sleep as sleep
 
-__all__ = ["sleep"]
+__all__ = ["Semaphore", "sleep"]

@@ -1,6 +1,7 @@
 # Made from ../_async/pause.py by tools/unasync.py: change that one.
 """How this form of the SDK waits."""
 
-from time import sleep
+from threading import Semaphore
+from time import sleep as sleep
 
-__all__ = ["sleep"]
+__all__ = ["Semaphore", "sleep"]

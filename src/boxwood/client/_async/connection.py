@@ -1,0 +1,89 @@
+"""One kept connection to a plain http server, awaitable. Written by hand: the counterpart of ../_sync/connection.py."""
+
+from __future__ import annotations
+
+import asyncio
+
+from boxwood.client.http1 import BadAnswer, Origin, Reply
+
+
+class AsyncConnection(asyncio.Protocol):
+    """`usable`: may it carry another request? One at a time."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._reply: Reply | None = None
+        self._done: asyncio.Future[None] | None = None
+        self._patience: asyncio.Timeout | None = None
+        self._timeout = 0.0
+
+    @classmethod
+    async def open(cls, origin: Origin, timeout: float) -> AsyncConnection:
+        """:raises OSError: nobody there."""
+        async with asyncio.timeout(timeout):
+            _, connection = await asyncio.get_running_loop().create_connection(cls, origin.host, origin.port)
+        return connection
+
+    @property
+    def usable(self) -> bool:
+        """Not if the server has closed it, or said something unasked, or if it belongs to an earlier event loop."""
+        ours = self._transport is not None and self._loop is asyncio.get_running_loop()
+        return ours and self._transport is not None and not self._transport.is_closing()
+
+    async def exchange(self, request: bytes, timeout: float) -> Reply:
+        """:raises TimeoutError: nothing came for `timeout` seconds.
+        :raises OSError, BadAnswer: the connection broke.
+        """
+        assert self._transport is not None
+        self._reply = reply = Reply()
+        self._done = self._loop.create_future()
+        self._timeout = timeout
+        try:
+            async with asyncio.timeout(timeout) as self._patience:
+                self._transport.write(request)
+                await self._done
+        except BaseException:
+            self.abort()
+            raise
+        finally:
+            self._reply = self._done = self._patience = None
+        if not reply.keep:
+            await self.aclose()
+        return reply
+
+    async def aclose(self) -> None:
+        if self._transport is not None and self._loop is asyncio.get_running_loop():
+            self._transport.close()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._reply is None or self._done is None or self._done.done():
+            self.abort()  # nobody asked
+            return
+        if self._patience is not None:
+            self._patience.reschedule(self._loop.time() + self._timeout)
+        try:
+            if self._reply.feed(data):
+                self._done.set_result(None)
+        except BadAnswer as error:
+            self._done.set_exception(error)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        if self._reply is None or self._done is None or self._done.done():
+            return
+        try:
+            if error is not None:
+                raise error
+            self._reply.end()
+            self._done.set_result(None)
+        except (OSError, BadAnswer) as why:
+            self._done.set_exception(why)
