@@ -105,6 +105,6 @@ def _known(overrides: str, users: str, groups: str) -> str:
     kept = []
     for line in overrides.splitlines(keepends=True):
         owner, group, *_ = [*line.split(), "", ""]
-        if all(word.startswith("#") or word in known for word, known in zip((owner, group), names, strict=True)):
+        if all(word in known for word, known in zip((owner, group), names, strict=True)):
             kept.append(line)
     return "".join(kept)

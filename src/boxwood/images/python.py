@@ -26,13 +26,15 @@ def equip(root: Path) -> str | None:
         put_interpreter(root)
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         packages = root / f"usr/local/lib/python{version}/site-packages"
+        has_pip = False
     else:
         if not os.path.lexists(binaries / "python"):
             (binaries / "python").symlink_to("python3")
         version = _version(binaries / "python3")
-        packages = root / f"usr/local/lib/python{version}/{_local_packages(root, version)}"
+        packages = root / f"usr/local/lib/python{version}/{_local_packages(root)}"
+        has_pip = _has_pip(root, version)
     packages.mkdir(parents=True, exist_ok=True)
-    if _has_pip(root, version):
+    if has_pip:
         return None
     wheel = _pip_wheel(root)
     if wheel is None:
@@ -81,7 +83,7 @@ def _version(python: Path) -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-def _local_packages(root: Path, version: str) -> str:
+def _local_packages(root: Path) -> str:
     """Debian's interpreter looks into dist-packages, all others into site-packages."""
     return "dist-packages" if (root / "usr/lib/python3/dist-packages").is_dir() else "site-packages"
 
