@@ -71,8 +71,7 @@ class Server:
                 return False
             self.url = written["url"]
             with self.client() as box:
-                box.health()
-            return True
+                return box.health().status == "ok"
         except (OSError, ValueError, BoxwoodError):
             return False
 
