@@ -1,0 +1,141 @@
+"""The ASGI application: every request goes host, route, key, handler; every answer has a request id."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from boxwood.core.core import Core
+from boxwood.core.errors import BadRequest, CoreError, Internal, PayloadTooLarge, Unavailable
+from boxwood.server import auth, decode, errors
+from boxwood.server.agent import agent
+from boxwood.server.exchange import JSON, Exchange, Operation, encode
+from boxwood.server.hosts import Hosts
+from boxwood.server.openapi import document
+from boxwood.server.routes import OPERATIONS
+from boxwood.server.routing import Router
+from boxwood.server.schema.service import Preparing
+
+log = logging.getLogger("boxwood.server")
+
+ONCE = frozenset({b"host", b"authorization", b"content-length", b"idempotency-key", b"user-agent"})
+ROUTER = Router(OPERATIONS)
+
+
+class App:
+    """`host`: the address that it is served on. `on_down`: called when the operator has parked all and wants the
+    server to end. `preparing`, `problem`: what the health answer says of the host image. Once `stopping` is set
+    nothing new is begun and nothing waited for."""
+
+    def __init__(self, core: Core, *, host: str = "127.0.0.1", on_down: Callable[[], None] | None = None) -> None:
+        self.core = core
+        self.hosts = Hosts(host)
+        self.on_down = on_down
+        self.stopping = asyncio.Event()
+        self.preparing: Preparing | None = None
+        self.problem: str | None = None
+        self.isolation: dict[str, bool] = {}
+        self.document = encode(document(OPERATIONS))
+
+    async def survey(self) -> None:
+        """Learn which layers of isolation this host gives."""
+        self.isolation = {name: active async for name, active, _ in self.core.engine.features()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._serve(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = secrets.token_hex(12)
+        headers, repeated = _headers(scope)
+        exchange = Exchange(self, scope, receive, request_id, headers, agent(headers.get(b"user-agent", b"")))
+        found: Operation | None = None
+        try:
+            exchange.host = self.hosts.check(_text(headers.get(b"host")))
+            if repeated is not None:
+                raise BadRequest(f"{repeated}: the header is there twice")
+            route = ROUTER.find(scope["method"], decode.segments(_path(scope)))
+            found = route.operation
+            response = await self._handle(exchange, found, route.params, route.allowed)
+        except errors.Disconnected:
+            return
+        except CoreError as error:
+            response = self._refusal(exchange, found, error)
+        except Exception as error:
+            log.error("%s %s", request_id, found.name if found else "no route", exc_info=error)
+            response = self._refusal(exchange, found, Internal("something went wrong in the server; its log says what"))
+        response.raw_headers += [
+            (b"x-request-id", request_id.encode()),
+            (b"cache-control", b"no-store"),
+            (b"x-content-type-options", b"nosniff"),
+        ]
+        await response(scope, receive, send)
+
+    async def _handle(
+        self, exchange: Exchange, operation: Operation | None, params: dict[str, str], allowed: tuple[str, ...]
+    ) -> Response:
+        if operation is None:
+            return Response(status_code=204, headers={"allow": ", ".join(allowed)})
+        exchange.operation, exchange.params = operation, params
+        if self.stopping.is_set() and operation.access != "public":
+            raise Unavailable("the server is stopping")
+        if operation.access == "key":
+            exchange.caller = await auth.caller(self.core, exchange.headers.get(b"authorization"))
+        elif operation.access == "operator":
+            exchange.caller = await auth.operator(self.core, exchange.headers.get(b"authorization"))
+        return await operation.handler(exchange)
+
+    def _refusal(self, exchange: Exchange, operation: Operation | None, error: CoreError) -> Response:
+        request_id, agent = exchange.request_id, exchange.agent
+        status = errors.status_of(error)
+        if status >= 500 and status != 503:
+            log.warning("%s %s: %s", request_id, operation.name if operation else "no route", error.message)
+        body = errors.body_of(
+            error, request_id, operation.operation_id if operation else None, exchange.scope["method"]
+        )
+        if agent.strict:
+            body["error"] = {name: body["error"][name] for name in ("code", "message", "timestamp")}
+        if agent.urllib:
+            body = {"ok": False, **body}
+        headers = errors.headers_of(error)
+        if isinstance(error, PayloadTooLarge):
+            headers["connection"] = "close"  # nobody reads the rest
+        return Response(encode(body), status, headers, media_type=JSON)
+
+
+def _headers(scope: Scope) -> tuple[dict[bytes, bytes], str | None]:
+    """The headers that matter here, and the name of one that is there twice though it must not be."""
+    found: dict[bytes, bytes] = {}
+    repeated: str | None = None
+    for name, value in scope["headers"]:
+        if name in ONCE:
+            if name in found:
+                repeated = name.decode("ascii")
+            found[name] = value
+    return found, repeated
+
+
+def _path(scope: Scope) -> bytes:
+    raw: bytes | None = scope.get("raw_path")
+    if raw is None:
+        scope["raw_path"] = raw = scope["path"].encode()
+    return raw
+
+
+def _text(raw: bytes | None) -> str | None:
+    return None if raw is None else raw.decode("latin-1")
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    for kind in ("startup", "shutdown"):
+        await receive()
+        await send({"type": f"lifespan.{kind}.complete"})

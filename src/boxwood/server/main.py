@@ -1,0 +1,204 @@
+"""The server's life: bind, open the core, serve, make the host image beside it, end in good order.
+
+SIGTERM and SIGINT end the server and leave the boxes alive, for the next one to take over; a second signal does not
+wait for requests that are being answered. `POST /boxwood/down` parks every VM and ends the zygote too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import uvicorn
+
+import boxwood
+from boxwood.core.config import Config
+from boxwood.core.core import Core
+from boxwood.core.errors import CoreError
+from boxwood.engine.api import EngineError
+from boxwood.engine.host import HostEngine
+from boxwood.images.shelf import ImageError
+from boxwood.server import hosts
+from boxwood.server.app import App
+from boxwood.server.protocol import BoundedProtocol
+from boxwood.server.schema.service import Preparing
+
+log = logging.getLogger("boxwood.server")
+
+LAST_ANSWERS_SECONDS = 10  # for requests that are being answered when the server is told to end
+
+
+class CannotStart(Exception):
+    """The text says why, and what to do about it."""
+
+
+def serve(config: Config) -> None:
+    """Serve until told to end. CannotStart, and what `Core.open` raises."""
+    asyncio.run(_serve(config))
+
+
+async def _serve(config: Config) -> None:
+    with _bound(config) as listener:
+        engine = HostEngine(data=config.data, images=config.images)
+        core = await Core.open(config, engine)
+        down = False
+
+        def on_down() -> None:
+            nonlocal down
+            down = True
+            server.should_exit = True
+
+        app = App(core, host=config.host, on_down=on_down)
+        server = _Server(app, listener)
+        try:
+            await app.survey()
+            with _announced(config, listener), _signals(app, server):
+                image = asyncio.create_task(_make_host_image(app))
+                try:
+                    await server.serve(sockets=[listener])
+                finally:
+                    app.stopping.set()
+                    await image
+        finally:
+            if not down:
+                await core.close()
+        log.info("down" if down else "ended; the boxes live on")
+
+
+@contextlib.contextmanager
+def _bound(config: Config) -> Iterator[socket.socket]:
+    try:
+        found = socket.getaddrinfo(
+            config.host.strip("[]"), config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, _, _, _, address = found[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise CannotStart(f"cannot listen on {config.host}: {error.strerror}") from None
+    with listener:
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError as error:
+            hint = "; is another server running there? choose another port" if error.errno == 98 else ""
+            raise CannotStart(f"cannot listen on {config.host}, port {config.port}: {error.strerror}{hint}") from None
+        yield listener
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server without its signal handling: it would end the process before the core is closed."""
+
+    def __init__(self, app: App, listener: socket.socket) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=BoundedProtocol,
+                ws="none",
+                loop="asyncio",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=LAST_ANSWERS_SECONDS,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.contextmanager
+def _signals(app: App, server: _Server) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        if server.should_exit:
+            server.force_exit = True
+        app.stopping.set()
+        server.should_exit = True
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, end)
+    try:
+        yield
+    finally:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(signum)
+
+
+@contextlib.contextmanager
+def _announced(config: Config, listener: socket.socket) -> Iterator[None]:
+    """DATA/server.json, for as long as connections are taken: from here on they wait to be answered."""
+    listener.listen(2048)
+    url = hosts.url(config.host, listener.getsockname()[1])
+    path = config.data / "server.json"
+    said = {
+        "url": url,
+        "pid": os.getpid(),
+        "version": boxwood.__version__,
+        "started_at": datetime.now(UTC).isoformat(),
+    }
+    _write(path, json.dumps(said).encode())
+    log.info("boxwood %s serves %s", boxwood.__version__, url)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """A file that only its owner reads, there as a whole or not at all."""
+    part = path.with_name(f".{path.name}.new")
+    part.unlink(missing_ok=True)
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(data)
+    part.rename(path)
+
+
+async def _make_host_image(app: App) -> None:
+    """Until it is there, forks of the public names are refused and health says how far it is."""
+    try:
+        await app.core.goldens.ensure_host(_progress(app))
+    except _Stopping:
+        log.info("the host image is not finished; the next start makes it")
+    except (CoreError, EngineError, ImageError, OSError) as error:
+        app.problem = f"the host image could not be made: {error}"
+        log.error("%s", app.problem)
+    except Exception as error:
+        app.problem = "the host image could not be made: the server's log says why"
+        log.error("the host image could not be made", exc_info=error)
+    finally:
+        app.preparing = None
+
+
+class _Stopping(Exception):
+    """The server ends: what is being made is given up, for the next one to make."""
+
+
+def _progress(app: App) -> Callable[[str, int, int], None]:
+    """Called in the thread that makes the image. Every tenth is logged."""
+    logged: tuple[str, int] | None = None
+
+    def progress(step: str, done: int, total: int) -> None:
+        nonlocal logged
+        if app.stopping.is_set():
+            raise _Stopping
+        fraction = min(1.0, max(0.0, done / total)) if total else 0.0
+        app.preparing = Preparing(step=step, fraction=fraction)
+        if logged != (step, int(fraction * 10)):
+            logged = (step, int(fraction * 10))
+            log.info("host image: %s, %d %%", step, fraction * 100)
+
+    return progress

@@ -1,0 +1,65 @@
+"""HTTP/1.1 as uvicorn speaks it, with bounds for what comes before a key has been seen: headers and waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_BYTES = 65536  # request line and headers together
+HEAD_SECONDS = 20.0  # for a request's head to arrive once its connection is open, or its first byte there
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Whoever sends more, or is slower, is disconnected."""
+
+    _head_bytes = 0
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._start_clock()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_clock()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        self._head_bytes = 0
+        self._start_clock()
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(url)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(name, value)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._stop_clock()
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():  # the rest of what was too long
+            return
+        super().data_received(data)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: whoever asks for an upgrade is answered, not logged."""
+
+    def _count(self, *parts: bytes) -> None:
+        self._head_bytes += sum(map(len, parts)) + 4
+        if self._head_bytes > HEAD_BYTES:
+            raise ValueError("the head of the request is too long")
+
+    def _start_clock(self) -> None:
+        self._stop_clock()
+        self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _stop_clock(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

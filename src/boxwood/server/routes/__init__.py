@@ -1,0 +1,19 @@
+"""Every operation that is served, one module for each resource."""
+
+from __future__ import annotations
+
+from boxwood.dialects import arker_legacy
+from boxwood.server.exchange import Operation
+from boxwood.server.routes import files, keys, operator, refused, runs, service, sessions, vms
+
+OPERATIONS: tuple[Operation, ...] = (
+    *service.OPERATIONS,
+    *vms.OPERATIONS,
+    *runs.OPERATIONS,
+    *sessions.OPERATIONS,
+    *files.OPERATIONS,
+    *keys.OPERATIONS,
+    *refused.OPERATIONS,
+    *operator.OPERATIONS,
+    *arker_legacy.OPERATIONS,
+)

@@ -1,0 +1,162 @@
+"""Runs: start and wait a while, list, get, cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import signal
+from typing import Any
+
+from starlette.responses import Response
+
+from boxwood.core.errors import BadRequest, Unsupported
+from boxwood.core.model import Run, RunFilter, RunRequest
+from boxwood.server.exchange import MIB, Exchange, Operation
+from boxwood.server.schema import run as wire
+
+COMMAND_LIMIT = 4 * MIB
+UNBROKEN_SECONDS = 1.0  # of a wait that the end of the server does not cut short
+ONLY_WITH_COMMAND = ("timeout", "queueing_timeout", "end_symbol", "env", "cwd", "user", "stdin")
+
+
+async def create_run(exchange: Exchange) -> Response:
+    body = await exchange.body(wire.RunBody)
+    if body.background is not None and body.time_to_background is not None:
+        raise _refused("background", "not together with time_to_background")
+    if body.signal is not None:
+        return await _signal(exchange, body, body.signal)
+    # session_id goes before session_idx (wire 2.7)
+    index = body.session_idx if body.session_id is None else None
+    wait = _wait(exchange, body)
+    if body.command is None:
+        if given := [name for name in ONLY_WITH_COMMAND if getattr(body, name) is not None]:
+            raise _refused("command", f"is needed with {given[0]}")
+        begun = min(wait, UNBROKEN_SECONDS)
+        run = await exchange.core.runs.resume(exchange.caller, exchange.params["id"], body.session_id, index, begun)
+        return answer(exchange, await patiently(exchange, run, wait - begun))
+    request = RunRequest(
+        command=body.command,
+        session_id=body.session_id,
+        session_index=index,
+        timeout=body.timeout,
+        wait=min(wait, UNBROKEN_SECONDS),
+        prompt=_prompt(body.end_symbol),
+        queueing_timeout=body.queueing_timeout,
+        env=body.env,
+        cwd=body.cwd,
+        user=body.user,
+        stdin=_stdin(body),
+    )
+    run = await exchange.core.runs.start(exchange.caller, exchange.params["id"], request, exchange.idempotency_key)
+    return answer(exchange, await patiently(exchange, run, wait - UNBROKEN_SECONDS))
+
+
+async def patiently(exchange: Exchange, run: Run, seconds: float) -> Run:
+    """Wait for the end of a run that goes on, unless the server ends first: the next one knows the run too."""
+    if run.ended or seconds <= 0 or exchange.app.stopping.is_set():
+        return run
+    waiting = asyncio.ensure_future(exchange.core.runs.wait(exchange.caller, run.vm_id, run.run_id, seconds))
+    stopping = asyncio.ensure_future(exchange.app.stopping.wait())
+    try:
+        await asyncio.wait((waiting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        return waiting.result() if waiting.done() else run
+    finally:
+        waiting.cancel()
+        stopping.cancel()
+
+
+async def _signal(exchange: Exchange, body: wire.RunBody, name: str) -> Response:
+    if body.command is not None:
+        raise _refused("signal", "not together with command")
+    if body.time_to_background is not None or body.background is not None:
+        raise _refused("time_to_background", "not with a signal")
+    if given := [name for name in ONLY_WITH_COMMAND if getattr(body, name) is not None]:
+        raise _refused(given[0], "not with a signal")
+    index = body.session_idx if body.session_id is None else None
+    signum = int(signal.Signals[name])
+    await exchange.core.runs.signal(exchange.caller, exchange.params["id"], signum, body.session_id, index)
+    return exchange.answer(wire.SIGNALLED)
+
+
+def answer(exchange: Exchange, run: Run) -> Response:
+    """200 with its output once it has ended, else 202."""
+    if run.ended:
+        return exchange.answer(wire.completed(run, integer_exit=exchange.agent.urllib))
+    return exchange.answer(wire.BackgroundRunAnswer(run_id=run.run_id, session_id=run.session_id), 202)
+
+
+async def list_runs(exchange: Exchange) -> Response:
+    query = exchange.query(wire.ListRunsQuery)
+    where = RunFilter(query.state, query.started_after, query.started_before, query.completed_after)
+    page = await exchange.core.runs.list(exchange.caller, exchange.params["id"], where, query.cursor, query.limit)
+    return exchange.answer(
+        wire.ListRunsAnswer(runs=[wire.summary(run) for run in page.items], next_cursor=page.next_cursor)
+    )
+
+
+async def get_run(exchange: Exchange) -> Response:
+    run = await exchange.core.runs.get(exchange.caller, exchange.params["id"], exchange.params["run_id"])
+    return exchange.answer(wire.run(run))
+
+
+async def cancel_run(exchange: Exchange) -> Response:
+    done = await exchange.core.runs.cancel(exchange.caller, exchange.params["id"], exchange.params["run_id"])
+    return exchange.answer(wire.CancelRunAnswer(cancelled=done))
+
+
+def _wait(exchange: Exchange, body: wire.RunBody) -> float:
+    """Seconds: what the caller asks for, as far as its socket is that patient."""
+    if body.background:
+        return 0.0
+    asked = body.time_to_background
+    return min(wire.LONGEST_WINDOW if asked is None else asked, exchange.agent.window)
+
+
+def _prompt(end_symbol: str | None) -> str:
+    if end_symbol in (None, "auto"):
+        return "auto"
+    if end_symbol == "none":
+        return "none"
+    raise Unsupported("end_symbol: auto or none; an end marker of your own is not available on this server")
+
+
+def _stdin(body: wire.RunBody) -> bytes | None:
+    if body.stdin is None:
+        return None
+    if body.stdin_encoding != "base64":
+        return body.stdin.encode()
+    try:
+        return base64.b64decode(body.stdin, validate=True)
+    except (binascii.Error, ValueError):
+        raise _refused("stdin", "is not base64") from None
+
+
+def _refused(field: str, said: str) -> BadRequest:
+    return BadRequest(f"{field}: {said}", [(field, said)])
+
+
+_READ: dict[str, Any] = {"errors": ("bad_request", "not_found", "invalid_state")}
+OPERATIONS = (
+    Operation(
+        "createRun", "POST", "/v1/vms/{id}/runs", create_run, "Run a command and wait a while for its end.",
+        answers={200: wire.CompletedRunAnswer, 202: wire.BackgroundRunAnswer}, body=wire.RunBody,
+        body_limit=COMMAND_LIMIT,
+        errors=(
+            "bad_request", "not_found", "conflict", "idempotency_conflict", "invalid_state", "resource_busy",
+            "payload_too_large", "unrecoverable", "unsupported_operation", "capacity_unavailable",
+        ),
+    ),
+    Operation(
+        "listRuns", "GET", "/v1/vms/{id}/runs", list_runs, "List a VM's runs, newest first.",
+        answers={200: wire.ListRunsAnswer}, query=wire.ListRunsQuery, **_READ,
+    ),
+    Operation(
+        "getRun", "GET", "/v1/vms/{id}/runs/{run_id}", get_run, "One run, with its output so far.",
+        answers={200: wire.Run}, **_READ,
+    ),
+    Operation(
+        "cancelRun", "DELETE", "/v1/vms/{id}/runs/{run_id}", cancel_run, "End a run and all that it started.",
+        answers={200: wire.CancelRunAnswer}, **_READ,
+    ),
+)  # fmt: skip

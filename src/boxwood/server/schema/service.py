@@ -1,0 +1,103 @@
+"""The server itself on the wire: health, regions, identity, API keys, and what only its operator may ask."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Literal
+
+from msgspec import Meta
+
+from boxwood.core import model
+from boxwood.server.schema.common import UNSET, Answer, Request, UnsetType
+
+
+class Preparing(Answer, frozen=True, kw_only=True):
+    step: str
+    fraction: Annotated[float, Meta(ge=0, le=1)]
+
+
+class HealthAnswer(Answer, frozen=True, kw_only=True):
+    status: Literal["ok", "unavailable"]
+    timestamp: datetime
+    version: str
+    isolation: Annotated[dict[str, bool], Meta(description="Layers of isolation: which are active.")]
+    preparing: Preparing | UnsetType = UNSET
+    problem: str | UnsetType = UNSET
+
+
+class WelcomeAnswer(Answer, frozen=True, kw_only=True):
+    name: str
+    version: str
+    docs: str
+
+
+class Region(Answer, frozen=True, kw_only=True):
+    provider: str
+    region: str
+    endpoint: str
+    platforms: list[str]
+
+
+class ListRegionsAnswer(Answer, frozen=True, kw_only=True):
+    regions: list[Region]
+
+
+class WhoamiAnswer(Answer, frozen=True, kw_only=True):
+    org_id: str
+    org_name: str
+
+
+class CreateApiKeyBody(Request, frozen=True, kw_only=True):
+    name: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
+    scopes: Any = None
+
+    later: ClassVar = {"scopes": None}
+
+
+class ApiKey(Answer, frozen=True, kw_only=True):
+    api_key_id: str
+    name: str | None
+    prefix: Annotated[str, Meta(description="How the key itself begins.")]
+    role: str
+    scopes: list[dict[str, str]]
+    vm_id: None
+    pool_id: None
+    action: None
+    created_at: datetime
+    key: Annotated[str, Meta(description="Shown this once.")] | UnsetType = UNSET
+
+
+class ListApiKeysAnswer(Answer, frozen=True, kw_only=True):
+    api_keys: list[ApiKey]
+
+
+class ImportImageBody(Request, frozen=True, kw_only=True):
+    """`path`: a directory or a tar archive on the server's machine."""
+
+    name: str
+    path: str
+    replace: bool | None = None
+
+
+class ImportImageAnswer(Answer, frozen=True, kw_only=True):
+    vm_id: str
+    name: str | None
+
+
+class DownAnswer(Answer, frozen=True, kw_only=True):
+    down: bool = True
+
+
+def api_key(of: model.ApiKey) -> ApiKey:
+    return ApiKey(
+        api_key_id=of.key_id,
+        name=of.name,
+        prefix=of.prefix,
+        role=of.role,
+        scopes=[],
+        vm_id=None,
+        pool_id=None,
+        action=None,
+        created_at=of.created_at,
+        key=of.key if of.key is not None else UNSET,
+    )
