@@ -1,4 +1,7 @@
-"""Version 2 against a tree of files that behaves as the kernel's does where it matters; version 1 is in tests/engine."""
+"""Version 2 against a tree of files that behaves as the kernel's does where it matters.
+
+Version 1, and version 2 for real, are in tests/engine.
+"""
 
 from __future__ import annotations
 

@@ -46,10 +46,10 @@ class Cgroups(ABC):
 
     @staticmethod
     def find(instance: str, mounts: Path = MOUNTS) -> Cgroups:
-        """What this host has, and the instance's own group in it. `instance` is a ULID. EngineUnavailable if nothing."""
+        """What this host has, and the group of the instance (a ULID) in it. EngineUnavailable if nothing."""
         checked(instance)
         unified, separate = _hierarchies(mounts)
-        if unified is not None and (not separate or _CONTROLLERS <= _words(f"{unified}/cgroup.controllers")):
+        if unified is not None and (not separate or _words(f"{unified}/cgroup.controllers") >= _CONTROLLERS):
             return Unified(instance, unified)
         if separate:
             return Separate(instance, separate)

@@ -1,0 +1,156 @@
+"""Layers and overlays for tests: made, shown and compared as a box would see them, in processes of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import secrets
+import stat
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from boxwood.engine import kernel as k
+from boxwood.engine.layers import jail
+
+Tree = dict[str, tuple[Any, ...]]
+
+
+def new_id() -> str:
+    return "0" + "".join(secrets.choice("0123456789ABCDEFGHJKMNPQRSTVWXYZ") for _ in range(25))
+
+
+def in_child(work: Callable[[], Any]) -> Any:
+    """What `work` returns in a forked process with mounts of its own; what it raises is raised here as text."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            k.unshare(k.NEWNS)
+            k.mount(None, "/", None, k.MS_REC | k.MS_PRIVATE)
+            said = pickle.dumps((work(), None))
+        except BaseException:
+            said = pickle.dumps((None, traceback.format_exc()))
+        with open(writing, "wb") as f:
+            f.write(said)
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as f:
+        said = f.read()
+    os.waitpid(pid, 0)
+    result, failure = pickle.loads(said)
+    if failure:
+        raise AssertionError(failure)
+    return result
+
+
+class Layers:
+    """A directory of layers."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.images, self.mount_point = root / "layers", root / "images", root / "mnt"
+        for directory in (self.root, self.images, self.mount_point):
+            directory.mkdir()
+
+    def new(self) -> str:
+        ident = new_id()
+        for name in ("upper", "work"):
+            (self.root / ident / name).mkdir(parents=True)
+        return ident
+
+    def upper(self, ident: str) -> Path:
+        return self.root / ident / "upper"
+
+    def shown(self, layers: Sequence[str], top: str | None, work: Callable[[Path], Any]) -> Any:
+        """What `work` returns of the mounted overlay of `layers` (topmost first) under `top`."""
+
+        def child() -> Any:
+            self.mount(layers, top)
+            os.umask(0o022)
+            return work(self.mount_point)
+
+        return in_child(child)
+
+    def mount(self, layers: Sequence[str], top: str | None) -> None:
+        """In this mount namespace, with the options of a box's root."""
+        filesystem = k.Filesystem("overlay")
+        for key, value in (("userxattr", None), ("redirect_dir", "nofollow"), ("metacopy", "off"), ("index", "off")):
+            filesystem.set(key, value)
+        below = self.root / "nothing"
+        below.mkdir(exist_ok=True)
+        for path in [self.upper(ident) for ident in layers] or [below]:
+            filesystem.set("lowerdir+", str(path))
+        if len(layers) == 1 and top is None:
+            filesystem.set("lowerdir+", str(below))  # two at least
+        if top is not None:
+            filesystem.set("upperdir", str(self.upper(top)))
+            filesystem.set("workdir", str(self.root / top / "work"))
+        fd = filesystem.create(k.ATTR_NODEV)
+        k.move_mount(fd, str(self.mount_point))
+        os.close(fd)
+
+    def write(self, top: str, work: Callable[[Path], Any], layers: Sequence[str] = ()) -> Any:
+        return self.shown(layers, top, work)
+
+    def job(self, **job: Any) -> dict[str, Any]:
+        """The answer of a job, done as a child of the zygote does it."""
+        reading, writing = os.pipe()
+        fds = [os.open(directory, os.O_RDONLY | os.O_DIRECTORY) for directory in (self.root, self.images)]
+        pid = os.fork()
+        if pid == 0:
+            jail.jailed(job, *fds, writing)
+        for fd in (*fds, writing):
+            os.close(fd)
+        with open(reading) as f:
+            said = f.read()
+        _, status = os.waitpid(pid, 0)
+        assert status == 0
+        return dict(json.loads(said))
+
+    def names(self) -> set[str]:
+        return {entry.name for entry in self.root.iterdir()} - {"nothing"}
+
+    def copy(self, source: str) -> str:
+        """Both passes, one after the other."""
+        target = new_id()
+        first = self.job(kind="copy", source=source, target=target, phase=1)
+        assert first.get("ok"), first
+        second = self.job(kind="copy", source=source, target=target, phase=2, since=first["since"])
+        assert second.get("ok"), second
+        return target
+
+
+def tree(top: Path | str, *, times: bool = True) -> Tree:
+    """All that can be seen of a tree, by path: type, mode, owner, size, links, times, attributes, contents."""
+    found: Tree = {}
+    first_name: dict[int, str] = {}
+
+    def add(path: str, shown: str) -> None:
+        s = os.lstat(path)
+        kind = stat.S_IFMT(s.st_mode)
+        contents: Any = None
+        if stat.S_ISREG(s.st_mode):
+            contents = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        elif stat.S_ISLNK(s.st_mode):
+            contents = os.readlink(path)
+        elif kind in (stat.S_IFCHR, stat.S_IFBLK):
+            contents = s.st_rdev
+        linked = first_name.setdefault(s.st_ino, shown) if not stat.S_ISDIR(s.st_mode) else None
+        attributes = {n: os.getxattr(path, n, follow_symlinks=False) for n in os.listxattr(path, follow_symlinks=False)}
+        size = 0 if stat.S_ISDIR(s.st_mode) else s.st_size
+        when = s.st_mtime_ns if times else None
+        mode = stat.S_IMODE(s.st_mode)
+        found[shown] = (kind, mode, s.st_uid, s.st_gid, size, linked, when, sorted(attributes.items()), contents)
+        if stat.S_ISDIR(s.st_mode):
+            for name in sorted(os.listdir(path)):
+                add(f"{path}/{name}", f"{shown}/{name}")
+
+    add(str(top), ".")
+    return found
+
+
+def difference(a: Tree, b: Tree) -> dict[str, tuple[Any, Any]]:
+    return {path: (a.get(path), b.get(path)) for path in sorted(a.keys() | b.keys()) if a.get(path) != b.get(path)}
