@@ -158,9 +158,10 @@ def _server() -> Iterator[Boxwood]:
 def _own_server() -> Iterator[Boxwood]:
     if os.geteuid() != 0:
         raise SystemExit("This release of Boxwood makes VMs as root only: sudo make demo")
+    boxwood = str(Path(sys.executable).with_name("boxwood"))
     home = Path(tempfile.mkdtemp(prefix="boxwood-demo-"))
     data = home / "data"
-    command = [sys.executable, "-m", "boxwood.cli", "up", "--data", str(data), "--port", str(_free_port()), "--detach"]
+    command = [boxwood, "up", "--data", str(data), "--port", str(_free_port()), "--detach"]
     screen.print("[dim]starting a server; the first time it makes an image of this machine[/dim]")
     environment = {**os.environ, "BOXWOOD_DATA": str(data)}
     try:
@@ -172,7 +173,7 @@ def _own_server() -> Iterator[Boxwood]:
             with Boxwood() as box:
                 yield box
         finally:
-            down = [sys.executable, "-m", "boxwood.cli", "down", "--data", str(data)]
+            down = [boxwood, "down", "--data", str(data)]
             subprocess.run(down, check=True, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     except subprocess.CalledProcessError as error:
         raise SystemExit(error.returncode) from None

@@ -1,0 +1,71 @@
+"""Forks under load: a long chain, a fork of a VM that never stops writing, many at once."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from boxwood import VM
+from servers import Server, until
+
+DEPTH = 300
+
+
+@pytest.mark.slow
+def test_a_long_chain_reads_right_at_every_depth(boxwood_server: Server) -> None:
+    """Each VM is a fork of the one before and writes, overwrites and deletes; stacks are merged behind its back."""
+    with boxwood_server.client() as box:
+        made = [box.fork("ubuntu")]
+        try:
+            made[0].run("mkdir /root/c; echo 0 > /root/c/last", check=True)
+            for depth in range(1, DEPTH):
+                vm = made[-1].fork()
+                made.append(vm)
+                vm.run(f"cd /root/c; echo {depth} > last; echo {depth} > {depth}; rm -f {depth - 2}", check=True)
+            for depth in (1, 2, 47, 48, 49, 97, 150, 299):
+                seen = made[depth].run("cat /root/c/last; ls /root/c").stdout.split()
+                kept = [str(n) for n in (depth - 1, depth) if n > 0]
+                assert seen == [str(depth), *sorted([*kept, "last"])], depth
+            middle = made[150].fork()
+            made.append(middle)
+            assert middle.run("cat /root/c/last").stdout == "150\n"
+        finally:
+            for vm in made:
+                vm.delete()
+
+
+def test_a_fork_of_a_vm_that_writes_harms_neither(boxwood_server: Server) -> None:
+    loop = "n=0; while [ ! -e /root/stop ]; do n=$((n+1)); echo $n > /root/n.new; mv /root/n.new /root/n; done; echo $n"
+    with boxwood_server.client() as box, box.fork("ubuntu") as vm:
+        vm.write_file("/root/before", "before\n")
+        writer = vm.run(loop, background=True, session=1)
+        until(lambda: vm.run("cat /root/n 2>/dev/null").stdout)
+        children = [vm.fork() for _ in range(4)]
+        last = 0
+        for child in children:
+            assert child.record.copied is not None and child.record.copied.frozen_ms > 0
+            seen = int(child.run("cat /root/n").stdout)
+            assert seen >= last  # each later child is of a later moment
+            assert child.run("cat /root/n /root/before").stdout == f"{seen}\nbefore\n"  # nothing writes in the child
+            last = seen
+        vm.write_file("/root/stop", b"")
+        assert int(writer.wait(60).stdout) >= last
+        for child in children:
+            child.delete()
+
+
+def test_many_forks_of_one_vm_at_once(boxwood_server: Server) -> None:
+    with boxwood_server.client() as box, box.fork("ubuntu") as vm:
+        vm.run("export WORD=kept; cd /srv; echo shared > f", check=True)
+
+        def live(number: int) -> tuple[VM, str]:
+            child = vm.fork()
+            return child, child.run(f'echo {number} > own; echo "$WORD $PWD $(cat f own | tr "\\n" " ")"').stdout
+
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(live, range(48)))
+        assert [text for _, text in answers] == [f"kept /srv shared {number} \n" for number in range(48)]
+        assert vm.run("ls").stdout == "f\n"
+        for child, _ in answers:
+            child.delete()
