@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from boxwood.cli.options import Data, Json, connect
 from boxwood.cli.output import clean, note, say, say_json, write_bytes
 from boxwood.client.discovery import LocalServer, default_data, is_alive, read_server
 from boxwood.client.errors import BoxwoodError, ConnectionFailed
+
+if TYPE_CHECKING:
+    from boxwood import Health
 
 TICK = 0.05  # seconds between two looks at a server that starts; its death is noticed at once
 DOWN_TIMEOUT = 120.0  # seconds for a server to end after it has parked everything
@@ -27,8 +30,8 @@ def up(
     images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Images, shared; default /var/cache/boxwood/images.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 18888,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; default 18888; 0: any.")] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="In the background; log in DATA/log.")] = False,
     json: Json = False,
 ) -> int:
@@ -36,14 +39,12 @@ def up(
     where = (data or default_data()).absolute()
     running = read_server(where)
     if running is not None and running.alive:
-        _announce(running, json, "already running")
-        return 0
-    command = [sys.executable, "-m", "boxwood.server", "--data", str(where), "--host", host, "--port", str(port)]
-    if images is not None:
-        command += ["--images", str(images.absolute())]
-    if detach:
-        return _up_detached(command, where, json)
-    return _up_here(command, where, json)
+        return _announce(running, "already running", json)
+    command = [sys.executable, "-m", "boxwood.server", "--data", str(where)]
+    command += ["--host", host] if host is not None else []
+    command += ["--port", str(port)] if port is not None else []
+    env = dict(os.environ) | ({"BOXWOOD_IMAGES": str(images.absolute())} if images is not None else {})
+    return (_up_detached if detach else _up_here)(command, env, where, json)
 
 
 def down(data: Data = None, json: Json = False) -> int:
@@ -76,19 +77,19 @@ def doctor(json: Json = False) -> int:
     return done.returncode
 
 
-def _up_here(command: list[str], data: Path, json: bool) -> int:
-    """The server as a child on this terminal; signals to this process end it."""
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+def _up_here(command: list[str], env: dict[str, str], data: Path, json: bool) -> int:
+    """The server as a child whose log is on this terminal. In a process group of its own: a Ctrl-C reaches it once."""
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=env, process_group=0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _: server.send_signal(received))
-    ready = _wait_until_ready(server, data)
-    if ready is not None:
-        _announce(ready, json, "ready")
+        signal.signal(number, lambda *_: server.terminate())
+    started = _wait_until_started(server, data, tell=False)
+    if started is not None:
+        _announce(*started, json)
     code = server.wait()
     return 128 - code if code < 0 else code
 
 
-def _up_detached(command: list[str], data: Path, json: bool) -> int:
+def _up_detached(command: list[str], env: dict[str, str], data: Path, json: bool) -> int:
     """The server in a session of its own; returns when it answers."""
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     (data / "log").mkdir(mode=0o700, exist_ok=True)
@@ -97,33 +98,40 @@ def _up_detached(command: list[str], data: Path, json: bool) -> int:
     begin = os.lseek(descriptor, 0, os.SEEK_END)
     try:
         server = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=descriptor, stderr=descriptor, cwd="/", start_new_session=True
-        )
+            command, stdin=subprocess.DEVNULL, stdout=descriptor, stderr=descriptor, env=env, cwd="/",
+            start_new_session=True,
+        )  # fmt: skip
     finally:
         os.close(descriptor)
     try:
-        ready = _wait_until_ready(server, data)
+        started = _wait_until_started(server, data, tell=not json)
     except KeyboardInterrupt:
         server.terminate()
         server.wait()
         raise
-    if ready is None:
+    if started is None:
         said = _tail(log, begin)
         raise BoxwoodError("not_started", f"the server ended with code {server.returncode}: {said or f'see {log}'}")
-    _announce(ready, json, "ready")
-    return 0
+    return _announce(*started, json)
 
 
-def _wait_until_ready(server: subprocess.Popen[bytes], data: Path) -> LocalServer | None:
-    """The server's file once it answers; None when the process has ended. Tells what it is busy with meanwhile."""
+def _wait_until_started(
+    server: subprocess.Popen[bytes], data: Path, tell: bool
+) -> tuple[LocalServer, str] | None:
+    """The server's file and "ready", or what keeps it from that; None when the process has ended.
+
+    `tell`: say what it is busy with meanwhile.
+    """
     told = ""
     while True:
         found = read_server(data)
         if found is not None and found.pid == server.pid:
-            progress = _progress(found)
-            if progress is None:
-                return found
-            if progress and progress != told:
+            health = _health(found)
+            if health is not None and (health.status == "ok" or health.problem is not None):
+                return found, health.problem or "ready"
+            busy = health.preparing if health is not None else None
+            progress = f"{busy.step}: {busy.fraction:.0%}" if busy is not None else told
+            if tell and progress != told:
                 note(progress)
                 told = progress
         try:
@@ -133,27 +141,29 @@ def _wait_until_ready(server: subprocess.Popen[bytes], data: Path) -> LocalServe
             continue
 
 
-def _progress(server: LocalServer) -> str | None:
-    """None: it is ready. Else what it says it is doing, perhaps nothing."""
+def _health(server: LocalServer) -> Health | None:
+    """What the server says of itself; None: it does not answer yet."""
     from boxwood import Boxwood
 
     try:
         key = (server.data / "root.key").read_text("ascii")
         with Boxwood(server.url, key, timeout=5, retries=0) as box:
-            health = box.health()
+            return box.health()
     except (OSError, ConnectionFailed):
-        return ""
-    if health.status == "ok":
         return None
-    busy = health.preparing
-    return f"{busy.step}: {busy.fraction:.0%}" if busy is not None else health.problem or ""
 
 
-def _announce(server: LocalServer, json: bool, state: str) -> None:
+def _announce(server: LocalServer, state: str, json: bool) -> int:
+    """Tells where the server is. `state`: ready, already running, or what is wrong with it."""
+    well = state in ("ready", "already running")
     if json:
         say_json({"url": server.url, "pid": server.pid, "data": str(server.data), "state": state})
     else:
-        say(f"Boxwood is {state}: {server.url} (process {server.pid}, data in {server.data})")
+        is_ = state if well else "running, but not ready"
+        say(f"Boxwood is {is_}: {server.url} (process {server.pid}, data in {server.data})")
+        if not well:
+            note(f"boxwood: {state}")
+    return 0 if well else 1
 
 
 def _nothing_to_end(data: Path, json: bool) -> int:
@@ -177,7 +187,7 @@ def _living_zygote(data: Path) -> int | None:
             owner = os.fstat(file.fileno()).st_uid
             said: Any = jsonlib.load(file)
         pid = int(said["pid"])
-        return pid if is_alive(pid, owner, None) else None
+        return pid if is_alive(pid, owner, ticks=said.get("started")) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

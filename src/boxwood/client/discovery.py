@@ -111,14 +111,17 @@ def read_server(data: Path) -> LocalServer | None:
             owner = os.fstat(file.fileno()).st_uid
             said = json.loads(file.read(65536))
         url, pid = normal_url(str(said["url"])), int(said["pid"])
-        alive = is_alive(pid, owner, _seconds(said.get("started_at")))
+        alive = is_alive(pid, owner, at=_seconds(said.get("started_at")), ticks=said.get("started"))
     except (OSError, ValueError, KeyError, TypeError, BadRequest):
         return None
     return LocalServer(data, url, pid, alive)
 
 
-def is_alive(pid: int, owner: int, started_at: float | None) -> bool:
-    """Does the process that wrote a server.json still run? A process that started later only has its old number."""
+def is_alive(pid: int, owner: int, *, at: float | None = None, ticks: int | None = None) -> bool:
+    """Does the process that wrote such a file still run, or has another one its number?
+
+    `at`: seconds since the epoch, not before its start. `ticks`: its start as /proc has it, which no clock can change.
+    """
     try:
         uid = os.stat(f"/proc/{pid}").st_uid
         with open(f"/proc/{pid}/stat", "rb") as file:
@@ -129,8 +132,10 @@ def is_alive(pid: int, owner: int, started_at: float | None) -> bool:
         return False
     if fields[0] == b"Z" or uid not in (owner, 0):
         return False
+    if ticks is not None:
+        return int(fields[19]) == ticks
     began = time.time() - uptime + int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    return started_at is None or began <= started_at + CLOCK_SLACK
+    return at is None or began <= at + CLOCK_SLACK
 
 
 def _key_for(url: str, env: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from boxwood import BadRequest, Boxwood, ConnectionFailed, Unauthorized
-from boxwood.client.discovery import find
+from boxwood.client.discovery import find, read_server
 from unit.client.stub import KEY, StubServer
 
 LOCAL = "http://127.0.0.1:18888"
@@ -77,6 +77,17 @@ def test_a_process_that_got_the_dead_servers_number_is_not_the_server(tmp_path: 
     env = {"BOXWOOD_DATA": str(data_directory(tmp_path / "data", started_at="2020-01-01T00:00:00Z"))}
     with pytest.raises(ConnectionFailed):
         find(env=env)
+
+
+def test_a_start_in_ticks_is_exact(tmp_path: Path) -> None:
+    data = data_directory(tmp_path / "data", started_at="2020-01-01T00:00:00Z")
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    for started, alive in ((ticks, True), (ticks + 1, False)):
+        said = json.loads((data / "server.json").read_text())
+        (data / "server.json").write_text(json.dumps(said | {"started": started}))
+        server = read_server(data)
+        assert server is not None
+        assert server.alive is alive
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"url": 3}', '{"url": "file:///etc/passwd", "pid": 1}'])

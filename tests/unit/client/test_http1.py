@@ -218,5 +218,4 @@ def test_a_client_outlives_an_event_loop(server: StubServer) -> None:
         await box.aclose()
 
     asyncio.run(again())
-    del box
-    gc.collect()
+    gc.collect()  # whatever the first loop left complains here, not in another test

@@ -1,0 +1,81 @@
+"""`boxwood up` and `down`, as far as no box is needed: what runs already, what is gone, what is left over."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from unit.client.stub import StubServer, error
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    """Stands for the server's process: lives until it is told to end."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as running:
+        yield running
+        running.kill()
+
+
+@pytest.fixture
+def data(server: StubServer, process: subprocess.Popen[bytes], tmp_path: Path) -> Path:
+    said = {"url": server.url, "pid": process.pid, "version": "0", "started_at": time.time()}
+    (tmp_path / "server.json").write_text(json.dumps(said))
+    (tmp_path / "root.key").write_text("bxw_root")
+    return tmp_path
+
+
+def test_up_where_a_server_runs(server: StubServer, boxwood, data: Path) -> None:
+    for more in ([], ["--detach"]):
+        done = boxwood("up", "--data", str(data), *more)
+        assert done.returncode == 0
+        assert b"already running: " + server.url.encode() in done.stdout
+    assert json.loads(boxwood("up", "--data", str(data), "--json").stdout)["url"] == server.url
+
+
+def test_down_waits_for_the_end(server: StubServer, boxwood, data: Path, process: subprocess.Popen[bytes]) -> None:
+    def end(request: object) -> tuple[int, object]:
+        process.kill()
+        return 200, {"down": True}
+
+    server.script("POST /boxwood/down", end)
+    done = boxwood("down", "--data", str(data))
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert server.last.headers["authorization"] == "Bearer bxw_root"
+    assert process.wait() != 0
+
+
+def test_down_that_is_refused(server: StubServer, boxwood, data: Path) -> None:
+    server.script("POST /boxwood/down", (403, error("forbidden", "not your server")))
+    done = boxwood("down", "--data", str(data))
+    assert (done.returncode, done.stderr) == (1, b"boxwood: not your server\n")
+
+
+def test_down_where_nothing_runs(boxwood, tmp_path: Path) -> None:
+    done = boxwood("down", "--data", str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, f"no server runs for {tmp_path}\n".encode())
+    assert json.loads(boxwood("down", "--data", str(tmp_path), "--json").stdout)["state"] == "down"
+
+
+def test_down_where_only_the_zygote_lives(boxwood, tmp_path: Path) -> None:
+    (tmp_path / "zygote.json").write_text(json.dumps({"pid": os.getpid()}))
+    done = boxwood("down", "--data", str(tmp_path))
+    assert done.returncode == 1
+    assert f"boxwood up --data {tmp_path}".encode() in done.stderr
+
+
+def test_up_that_cannot_start_says_why(boxwood, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = boxwood("up", "--detach", "--data", str(tmp_path / "file"))
+    assert done.returncode == 1
+    assert str(tmp_path / "file").encode() in done.stderr
+
+
+def test_doctor_answers(boxwood) -> None:
+    assert b"--json" in boxwood("doctor", "--help").stdout
