@@ -48,7 +48,7 @@ def secrets_of_this_host() -> list[bytes]:
 
 def test_the_golden_of_this_host_holds_no_secret(golden_root: Path) -> None:
     words = secrets_of_this_host()
-    for top in sorted(set(os.listdir(golden_root)) - {"usr"}):
+    for top in (name for name in os.listdir(golden_root) if name != "usr" and not (golden_root / name).is_symlink()):
         for directory, _, files in os.walk(golden_root / top):
             for name in files:
                 path = Path(directory, name)

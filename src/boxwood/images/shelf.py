@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from boxwood.engine.ulid import is_ulid
+
 DEFAULT = Path("/var/cache/boxwood/images")
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _FORMAT = 1  # of index.json
@@ -86,10 +88,9 @@ class Shelf:
     def find(self, kind: str, key: str) -> dict[str, Any] | None:
         """What `record` kept under this key, if its layer is still there."""
         entry = self._entries().get(kind, {}).get(key)
-        if not isinstance(entry, dict) or not isinstance(layer := entry.get("layer_id"), str):
+        if not isinstance(entry, dict) or not is_ulid(layer := entry.get("layer_id")):
             return None
-        whole = len(layer) == 26 and set(layer) <= set(_CROCKFORD) and (self.directory / layer / "upper").is_dir()
-        return entry if whole else None
+        return entry if (self.directory / str(layer) / "upper").is_dir() else None
 
     def record(self, kind: str, key: str, entry: dict[str, Any]) -> None:
         """`entry` holds `layer_id`."""
