@@ -82,9 +82,7 @@ PUBLIC = {
 HIDDEN = {"etc/shadow": f"alice:{HASH}:1::::::\n", "etc/profile.d/hidden.sh": SECRET, "usr/share/hidden": SECRET}
 
 
-@pytest.fixture
-def small_host(tmp_path: Path) -> Path:
-    root = tmp_path / "host"
+def build(root: Path) -> Path:
     for files, mode in ((PUBLIC, 0o644), (HIDDEN, 0o640)):
         for name, text in files.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -103,9 +101,20 @@ def small_host(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def image(small_host: Path, tmp_path: Path) -> Path:
-    made = host.ensure(tmp_path / "images", host=small_host)
-    return tmp_path / "images" / made.layer_id / "upper"
+def small_host(tmp_path: Path) -> Path:
+    return build(tmp_path / "host")
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The host of `image`, which tests only look at."""
+    return build(tmp_path_factory.mktemp("original") / "host")
+
+
+@pytest.fixture(scope="module")
+def image(original: Path) -> Path:
+    images = original.parent / "images"
+    return images / host.ensure(images, host=original).layer_id / "upper"
 
 
 def everything(root: Path) -> dict[str, bytes]:
@@ -185,9 +194,9 @@ def test_owners(image: Path) -> None:
     assert found == owners
 
 
-def test_files_of_usr_are_linked_and_those_of_etc_are_not(small_host: Path, image: Path) -> None:
-    assert (image / "usr/bin/tool").samefile(small_host / "usr/bin/tool")
-    assert not (image / "etc/debian_version").samefile(small_host / "etc/debian_version")
+def test_files_of_usr_are_linked_and_those_of_etc_are_not(original: Path, image: Path) -> None:
+    assert (image / "usr/bin/tool").samefile(original / "usr/bin/tool")
+    assert not (image / "etc/debian_version").samefile(original / "etc/debian_version")
     assert (image / "etc/machine-id").read_text() == ""
     assert (image / "etc/hostname").read_text() == "boxwood\n"
 
