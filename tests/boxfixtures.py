@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from boxwood.core.ids import new_ulid
+from boxwood.core.ids import new_id
 from boxwood.engine.api import Box, BoxSpec, Limits, RunEnd, RunSpec, SessionSpec, Stack
 from boxwood.engine.host import HostEngine
 from boxwood.images import host as host_image
@@ -50,14 +50,14 @@ class Runner:
     def __init__(self, engine: HostEngine, golden: str) -> None:
         self.engine = engine
         self.golden = golden
-        self.session = new_ulid()
+        self.session = new_id()
         self.saved: dict[str, tuple[str, dict[str, str], bytes]] = {}
         self.box: Box
 
     async def boot(self, layers: tuple[str, ...] = (), top: str | None = None, limits: Limits = Limits()) -> Box:
-        stack = Stack((*layers, self.golden), top or new_ulid(), frozenset({self.golden}))
+        stack = Stack((*layers, self.golden), top or new_id(), frozenset({self.golden}))
         self.stack = stack
-        self.box = await self.engine.boot(BoxSpec(new_ulid(), stack, "testbox", limits))
+        self.box = await self.engine.boot(BoxSpec(new_id(), stack, "testbox", limits))
         self.box.listen(self)
         await self.box.open_session(SessionSpec(self.session))
         return self.box
@@ -68,7 +68,7 @@ class Runner:
     async def run(self, command: str | bytes, **options: object) -> Result:
         result = Result()
         raw = command.encode() if isinstance(command, str) else command
-        spec = RunSpec(new_ulid(), self.session, raw, **options)  # type: ignore[arg-type]
+        spec = RunSpec(new_id(), self.session, raw, **options)  # type: ignore[arg-type]
         await self.box.start_run(spec, result)
         await result.wait(self.box)
         self.box.forget(spec.run_id)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from boxfixtures import Result, Runner
-from boxwood.core.ids import new_ulid
+from boxwood.core.ids import new_id
 from boxwood.engine.api import GuestError, RunSpec
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
@@ -81,7 +81,7 @@ async def test_links_that_change_while_they_are_looked_at(runner: Runner, outsid
     """Items 18: a process swaps a directory for links as fast as it can while files are read, written, listed, copied."""
     await runner.box.write_file("/tmp/flip.py", FLIP.encode())
     flipping = Result()
-    run_id = new_ulid()
+    run_id = new_id()
     spec = RunSpec(run_id, runner.session, f"python3 /tmp/flip.py {outside}".encode())
     await runner.box.start_run(spec, flipping)
     while b"flipping" not in flipping.out:
@@ -96,7 +96,7 @@ async def test_links_that_change_while_they_are_looked_at(runner: Runner, outsid
         with contextlib.suppress(GuestError):
             for entry in (await runner.box.manifest("/w/flip")).entries:
                 assert entry.path.startswith((".boxwood", "secret"))
-    copy = new_ulid()
+    copy = new_id()
     await runner.engine.copy_top(runner.box, runner.stack.top, copy)
     await runner.box.kill_run(run_id)
     await flipping.wait(runner.box)

@@ -10,7 +10,7 @@ import socket
 import pytest
 
 from boxfixtures import Runner
-from boxwood.core.ids import new_ulid
+from boxwood.core.ids import new_id
 from boxwood.engine.api import BoxGone, BoxSpec, EngineError, GuestError, Limits, SessionSpec, Stack
 from boxwood.engine.host import HostEngine
 
@@ -134,13 +134,13 @@ async def test_the_death_of_a_box_is_told(runner: Runner) -> None:
 
 
 async def test_what_cannot_be_mounted_is_told(engine: HostEngine, golden: str) -> None:
-    stack = Stack((new_ulid(), golden), new_ulid(), frozenset({golden}))
+    stack = Stack((new_id(), golden), new_id(), frozenset({golden}))
     with pytest.raises(EngineError, match="overlay"):
-        await engine.boot(BoxSpec(new_ulid(), stack))
+        await engine.boot(BoxSpec(new_id(), stack))
     with pytest.raises(EngineError, match="at most 400"):
-        await engine.boot(BoxSpec(new_ulid(), Stack(tuple(new_ulid() for _ in range(401)), new_ulid())))
+        await engine.boot(BoxSpec(new_id(), Stack(tuple(new_id() for _ in range(401)), new_id())))
     with pytest.raises(EngineError, match="hostname"):
-        await engine.boot(BoxSpec(new_ulid(), Stack((golden,), new_ulid(), frozenset({golden})), "../x"))
+        await engine.boot(BoxSpec(new_id(), Stack((golden,), new_id(), frozenset({golden})), "../x"))
 
 
 async def test_what_was_written_is_there_in_the_next_box(runner: Runner) -> None:
@@ -185,11 +185,11 @@ async def test_a_copied_top_is_the_same_and_the_source_goes_on(runner: Runner) -
     from boxwood.engine.api import RunSpec
 
     writer = Result()
-    run_id = new_ulid()
+    run_id = new_id()
     await runner.box.start_run(RunSpec(run_id, runner.session, loop.encode()), writer)
     while not (await runner.box.settle()).processes:
         pass
-    target = new_ulid()
+    target = new_id()
     report = await runner.engine.copy_top(runner.box, runner.stack.top, target)
     assert report.inodes > 200 and 0 < report.frozen_ms <= report.total_ms
     child = Runner(runner.engine, runner.golden)
@@ -224,7 +224,7 @@ async def test_a_session_comes_back_with_what_was_saved(runner: Runner) -> None:
     assert saved[0] == "/tmp" and saved[1]["E"] == "a b"
     await runner.box.kill()
     await runner.boot(top=runner.stack.top)
-    session = new_ulid()
+    session = new_id()
     await runner.box.open_session(SessionSpec(session, state=saved[2]))
     runner.session = session
     assert (await runner.run("pwd; echo \"$E|$x\"; f 1")).text == "/tmp\na b|plain\nf 1\n"

@@ -153,9 +153,11 @@ def _mask_sources() -> tuple[int, int, int]:
     filesystem.set("mode", "555")
     filesystem.set("size", "16k")
     masks = filesystem.create(k.ATTR_NOSUID | k.ATTR_NODEV | k.ATTR_NOEXEC)
-    os.mkdir("empty", 0o555, dir_fd=masks)
-    fd = os.open("boot_id", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o444, dir_fd=masks)
+    os.mkdir("empty", dir_fd=masks)
+    os.chmod("empty", 0o555, dir_fd=masks)  # whatever the umask
+    fd = os.open("boot_id", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, dir_fd=masks)
     os.write(fd, _random_uuid())
+    os.fchmod(fd, 0o444)
     os.close(fd)
     k.mount_setattr(masks, k.ATTR_RDONLY)
     return (

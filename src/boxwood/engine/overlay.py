@@ -36,18 +36,16 @@ def prepare_top(layers_fd: int, top: str) -> None:
     A volatile overlay leaves a mark in its work directory that refuses the next mount, since after a power loss the
     top might be torn. After a mere end of the box it is whole, and losing power is what `durable` is for.
     """
-    try:
-        os.mkdir(top, 0o755, dir_fd=layers_fd)
-    except FileExistsError:
-        pass
-    for name in ("upper", "work"):
+    for name in (top, f"{top}/upper", f"{top}/work"):
         try:
-            os.mkdir(f"{top}/{name}", 0o755, dir_fd=layers_fd)
+            os.mkdir(name, 0o755, dir_fd=layers_fd)
         except FileExistsError:
-            pass
-    for path in (f"{top}/work/work/incompat/volatile", f"{top}/work/work/incompat"):
+            continue
+        os.chmod(name, 0o755, dir_fd=layers_fd)  # whatever the umask: an upper is the root directory of its VM
+    mark = f"{top}/work/work/incompat/volatile"
+    for remove, path in ((os.unlink, f"{mark}/dirty"), (os.rmdir, mark), (os.rmdir, os.path.dirname(mark))):
         try:
-            os.rmdir(path, dir_fd=layers_fd)
+            remove(path, dir_fd=layers_fd)
         except FileNotFoundError:
             pass
 

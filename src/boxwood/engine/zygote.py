@@ -338,6 +338,7 @@ class Zygote:
         (self._data / "zygote.json").unlink(missing_ok=True)
         if self._cgroups is not None:
             self._cgroups.sweep()
+            self._cgroups.close()
         self._say({"n": self._ending[1], "ok": True})
 
 
