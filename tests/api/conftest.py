@@ -1,0 +1,100 @@
+"""The real application over a core with an engine in memory, spoken to as clients do."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+import contract
+from boxwood.core.config import Config
+from boxwood.core.core import Core
+from boxwood.images import host
+from boxwood.server.app import App
+
+_FAKE = Path(__file__).parents[1] / "unit/core/fake_engine.py"
+if "fake_engine" in sys.modules:
+    fake_engine = sys.modules["fake_engine"]
+else:
+    _SPEC = importlib.util.spec_from_file_location("fake_engine", _FAKE)
+    assert _SPEC is not None and _SPEC.loader is not None
+    fake_engine = sys.modules["fake_engine"] = importlib.util.module_from_spec(_SPEC)
+    _SPEC.loader.exec_module(fake_engine)
+
+
+@dataclass
+class Api:
+    """A server, and one client of it. Every error body that comes by is held against the published contract."""
+
+    app: App
+    machine: Any
+    config: Config
+    http: httpx2.AsyncClient
+    key: str
+    prefix: str = "/v1"
+
+    async def __call__(
+        self, method: str, path: str, body: Any = None, *, agent: str = "boxwood/0", **more: Any
+    ) -> httpx2.Response:
+        """`path` below /v1; absolute if it begins with `//`."""
+        headers = {"authorization": f"Bearer {self.key}", "user-agent": agent, **more.pop("headers", {})}
+        if body is not None:
+            more["json"] = body
+        url = path[1:] if path.startswith("//") else self.prefix + path
+        response = await self.http.request(method, url, headers=headers, **more)
+        if response.status_code >= 400 and "error" in (shown := response.json()):
+            contract.check_error(shown, response, agent)
+        return response
+
+    async def ok(self, method: str, path: str, body: Any = None, **more: Any) -> Any:
+        """The decoded answer of a request that must succeed."""
+        response = await self(method, path, body, **more)
+        assert response.status_code < 300, response.text
+        return response.json() if response.content else None
+
+    async def refused(self, status: int, code: str, method: str, path: str, body: Any = None, **more: Any) -> Any:
+        """The `error` of a request that must fail so."""
+        response = await self(method, path, body, **more)
+        error = response.json()["error"]
+        assert (response.status_code, error["code"]) == (status, code), response.text
+        return error
+
+    async def fork(self, **members: Any) -> str:
+        made = await self.ok("POST", "/fork", {"source_vm_name": "ubuntu", **members})
+        return str(made["vm_id"])
+
+    async def run(self, vm: str, command: str, **members: Any) -> Any:
+        return await self.ok("POST", f"/vms/{vm}/runs", {"command": command, **members})
+
+
+@pytest.fixture
+async def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Api]:
+    machine = fake_engine.Machine()
+    images = tmp_path / "images"
+    (images / fake_engine.IMAGE / "upper").mkdir(parents=True)
+    image = host.HostImage(fake_engine.IMAGE, "fingerprint", 0, 0, 0, 0.0)
+    monkeypatch.setattr(host, "ensure", lambda directory, progress: image)
+    config = Config(tmp_path / "data", images)
+    core = await Core.open(config, fake_engine.FakeEngine(machine))
+    app = App(core)
+    await app.survey()
+    await core.goldens.ensure_host()
+    key = (config.data / "root.key").read_text().strip()
+    transport = httpx2.ASGITransport(app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:18888") as http:
+        yield Api(app, machine, config, http, key)
+    if not app.stopping.is_set():
+        await core.close()
+
+
+@pytest.fixture(params=["/v1", "/api/v1"])
+def either(api: Api, request: pytest.FixtureRequest) -> Api:
+    """The same, under one prefix and under the other."""
+    api.prefix = request.param
+    return api
