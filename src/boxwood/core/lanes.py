@@ -83,7 +83,7 @@ class Lanes:
             command,
             options,
             vm_name=vm_name,
-            spool=self._spool / vm_id,
+            spool=self._spool,
             bound=self._config.output_bytes,
             ended=self._over,
             flooded=self._flooded,
@@ -199,6 +199,7 @@ class Lanes:
 
     def _record(self, run: LiveRun) -> None:
         run.close()
+        run.recording = True
         row = run.row()
         self._database.submit(lambda connection: run_rows.put(connection, row)).add_done_callback(
             partial(self._recorded, run)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from boxwood.store.runs import RunRow
 if TYPE_CHECKING:
     from boxwood.core.boxes import Slot
 
+log = logging.getLogger(__name__)
 FLOOD_BYTES = 8 << 20  # a box holds 1 MiB of each stream back until it is safe; one that sends more does not keep to it
 
 
@@ -92,10 +94,14 @@ class LiveRun:
         self.cancelling = False
         self.slot: Slot | None = None  # in whose box it is
         self.box: Box | None = None
-        self.streams = {1: Output(spool / f"{run_id}.out", bound), 2: Output(spool / f"{run_id}.err", bound)}
+        self.streams = {
+            1: Output(spool, f"{vm_id}/{run_id}.out", bound),
+            2: Output(spool, f"{vm_id}/{run_id}.err", bound),
+        }
         self.failure: Exception | None = None  # its end could not be recorded, or it was never started
         self.recorded = False
-        self.inserted: asyncio.Future[None] | None = None
+        self.recording = False  # its end is on the way to the store
+        self.lost_start: BaseException | None = None  # its beginning could not be recorded
         self._ended = ended
         self._flooded = flooded
         self._spooling: asyncio.Task[None] | None = None
@@ -110,6 +116,10 @@ class LiveRun:
         return RunSpec(
             self.id, self.session_id, self.command.encode(), o.timeout, o.stdin, o.env, o.cwd, o.user, o.prompt
         )
+
+    def start_lost(self, error: BaseException) -> None:
+        log.error("run %s: its start was not recorded: %s", self.id, error)
+        self.lost_start = error
 
     def begin(self) -> None:
         """It is no longer pending."""

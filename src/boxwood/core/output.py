@@ -17,8 +17,9 @@ log = logging.getLogger(__name__)
 
 
 class Output:
-    def __init__(self, path: Path, bound: int) -> None:
-        self.path = path
+    def __init__(self, directory: Path, name: str, bound: int) -> None:
+        self._directory = directory
+        self._name = name
         self._bound = bound
         self._tail = bytearray()  # not in the file yet
         self._tail_at = 0  # its offset
@@ -27,6 +28,10 @@ class Output:
         self.spooled = 0  # bytes in the file
         self.dropped = 0
         self._full = False  # the host's disk
+
+    @property
+    def path(self) -> Path:
+        return self._directory / self._name
 
     def reopen(self) -> None:
         """Go on where the file of an earlier server ends."""

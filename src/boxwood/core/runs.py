@@ -14,7 +14,6 @@ from boxwood.core.boxes import Boxes
 from boxwood.core.config import Config
 from boxwood.core.errors import (
     BadRequest,
-    CoreError,
     Internal,
     InvalidState,
     NotFound,
@@ -88,13 +87,13 @@ class Runs:
             session = await self._session(row, request.session_id, request.session_index)
             run = self._accept(row, session, request, claim)
             if claim is not None:
-                await _inserted(run)
+                await self._inserted(run)
         return await self._answer(run, request.wait)
 
     async def start_in(self, row: VMRow, command: str) -> None:
         """A background run in the default session of a VM that has just been made."""
         session = await self._session(row, None, None)
-        await _inserted(self._accept(row, session, RunRequest(command), None))
+        await self._inserted(self._accept(row, session, RunRequest(command), None))
 
     async def _session(self, row: VMRow, session_id: str | None, index: int | None) -> SessionRow:
         if session_id is not None:
@@ -109,15 +108,24 @@ class Runs:
         stored = run.row()
 
         def insert(connection: sqlite3.Connection) -> None:
-            run_rows.put(connection, stored)
+            if not run.recording:  # else all of it comes right behind this
+                run_rows.put(connection, stored)
             if session.started_at is None:
-                session_rows.started(connection, session.id, run.started_at)
+                session_rows.started(connection, session.id, stored.started_at)
             if claim is not None:
                 claim.record(connection, run.id)
 
-        run.inserted = self._database.submit(insert)
-        run.inserted.add_done_callback(_heard)
+        self._database.post(insert, run.start_lost)
         return run
+
+    async def _inserted(self, run: LiveRun) -> None:
+        """The run can be found again, whatever happens."""
+        await self._database.flush()
+        if run.lost_start is not None:
+            raise Internal(
+                f"the run was started, which could not be recorded: {run.lost_start}",
+                recovery={"work": "continuing", "context": {"vm_id": run.vm_id, "run_id": run.id}},
+            )
 
     # Asking
 
@@ -126,8 +134,8 @@ class Runs:
         await run.wait(most if seconds is None else min(seconds, most))
         if run.over or run.failure is not None:
             await self._lanes.on_record(run)
-        elif run.inserted is not None:
-            await _inserted(run)
+        else:
+            await self._inserted(run)
         return await run.shown()
 
     async def resume(
@@ -304,22 +312,3 @@ async def _kept(path: Path, inline: bytes | None, row: RunRow) -> bytes:
 
 def _no_run() -> NotFound:
     return NotFound("run", "there is no such run")
-
-
-async def _inserted(run: LiveRun) -> None:
-    """The run can be found again, whatever happens."""
-    if run.inserted is None:
-        return
-    try:
-        await run.inserted
-    except CoreError as error:
-        context = {"vm_id": run.vm_id, "run_id": run.id}
-        raise Internal(
-            f"the run was started, which could not be recorded: {error}",
-            recovery={"work": "continuing", "context": context},
-        ) from error
-
-
-def _heard(future: asyncio.Future[None]) -> None:
-    if not future.cancelled() and (error := future.exception()) is not None:
-        log.error("a run's start was not recorded: %s", error)

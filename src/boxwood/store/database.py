@@ -1,10 +1,11 @@
 """The database file: one thread writes and commits in batches, other connections read.
 
-`write` and `post` hand a function to the writer's thread, where it gets the connection inside a transaction. All that
-has queued up while the last commit was made shares the next one; each function has a savepoint of its own, so that
-one that fails takes nothing with it. What was handed in first is committed first.
+`write` hands a function to the writer's thread, where it gets the connection inside a transaction, and waits for the
+commit. `post` is for what nobody waits for: it rides with the next write, or goes after some milliseconds. What has
+queued up while the last commit was made shares the next one; each function has a savepoint of its own, so that one
+that fails takes nothing with it. What was handed in first is committed first.
 
-`one` and `all` read on the event loop and are for indexed reads of a few rows (some 10 µs); `read` is for the rest.
+`near` reads on the event loop and is for indexed reads of a few rows (some 10 µs); `read` is for the rest.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
-Params = tuple[Any, ...] | dict[str, Any]
+Failed = Callable[[BaseException], None]
 
 log = logging.getLogger(__name__)
 
 BATCH = 256
 CHECKPOINT_BYTES = 4 << 20
 BUSY_SECONDS = 10.0
+CHECKPOINT_LOOKS = 32  # batches between looks at the size of the log
 READERS = 2
+POST_SECONDS = 0.005
 
 
 class StoreError(Exception):
@@ -47,10 +50,17 @@ class SchemaTooNew(StoreError):
 
 @dataclass(slots=True)
 class _Task(Generic[T]):
+    """`future` None: nobody waits, but `failed` wants to hear if it goes wrong."""
+
     work: Work[T]
-    future: asyncio.Future[T]
+    future: asyncio.Future[T] | None
+    failed: Failed | None = None
     result: Any = None
     error: BaseException | None = None
+
+    @property
+    def news(self) -> bool:
+        return self.future is not None or self.error is not None
 
 
 class Database:
@@ -60,13 +70,16 @@ class Database:
         self.path = path
         self._failure = failure or (lambda error: error)
         self._loop = asyncio.get_running_loop()
-        self._queue: queue.SimpleQueue[_Task[Any] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[_Task[Any]] | None] = queue.SimpleQueue()
+        self._posted: list[_Task[Any]] = []
+        self._timer: asyncio.TimerHandle | None = None
         self._writer = threading.Thread(target=self._write_loop, name="store-writer", daemon=True)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
         self._local = threading.local()
         self._opened: list[sqlite3.Connection] = []
         self._closed = False
         self._checkpointing = False
+        self._resolved = 0
 
     @classmethod
     async def open(cls, path: Path, failure: Callable[[StoreError], Exception] | None = None) -> Database:
@@ -102,40 +115,62 @@ class Database:
         if self._closed:
             future.set_exception(self._failure(StoreError("the database is closed")))
         else:
-            self._queue.put(_Task(work, future))
+            self._posted.append(_Task(work, future))
+            self._send()
         return future
 
     async def write(self, work: Work[T]) -> T:
         """Do `work` in a transaction and wait for its commit; what it raises is raised here, and undone."""
         return await self.submit(work)
 
-    def post(self, work: Work[Any]) -> None:
-        """A write that nobody waits for: should it fail, the log says so."""
-        self.submit(work).add_done_callback(_log_failure)
+    def post(self, work: Work[Any], failed: Failed | None = None) -> None:
+        """A write that nobody waits for. Should it fail, `failed` is called, else the log says so."""
+        task = _Task(work, None, failed)
+        if self._closed:
+            self._fail(task, StoreError("the database is closed"))
+            return
+        self._posted.append(task)
+        if self._timer is None:
+            self._timer = self._loop.call_later(POST_SECONDS, self._send_posted)
+
+    def _send_posted(self) -> None:
+        self._timer = None
+        if self._posted:
+            self._send()
+
+    def _send(self) -> None:
+        self._queue.put(self._posted)
+        self._posted = []
+
+    def _fail(self, task: _Task[Any], error: BaseException) -> None:
+        told = self._told(error)
+        if task.future is not None:
+            if not task.future.done():
+                task.future.set_exception(told)
+        elif task.failed is not None:
+            task.failed(told)
+        else:
+            log.error("a write was lost: %s", told)
 
     async def flush(self) -> None:
         """Wait until everything that was handed in so far is committed."""
         await self.submit(lambda connection: None)
 
     def _write_loop(self) -> None:
-        while True:
-            task = self._queue.get()
-            if task is None:
-                return
-            batch, last = [task], False
-            while len(batch) < BATCH and not last:
-                try:
-                    more = self._queue.get_nowait()
-                except queue.Empty:
+        last = False
+        while not last:
+            batch: list[_Task[Any]] = []
+            tasks = self._queue.get()
+            while tasks is not None:
+                batch += tasks
+                if len(batch) >= BATCH or self._queue.empty():
                     break
-                if more is None:
-                    last = True
-                else:
-                    batch.append(more)
-            self._commit(batch)
-            self._loop.call_soon_threadsafe(self._resolve, batch)
-            if last:
-                return
+                tasks = self._queue.get()
+            last = tasks is None
+            if batch:
+                self._commit(batch)
+                if any(task.news for task in batch):
+                    self._loop.call_soon_threadsafe(self._resolve, batch)
 
     def _commit(self, batch: list[_Task[Any]]) -> None:
         connection = self._connection
@@ -166,13 +201,13 @@ class Database:
 
     def _resolve(self, batch: list[_Task[Any]]) -> None:
         for task in batch:
-            if task.future.done():
-                continue
-            if task.error is None:
+            if task.error is not None:
+                self._fail(task, task.error)
+            elif task.future is not None and not task.future.done():
                 task.future.set_result(task.result)
-            else:
-                task.future.set_exception(self._told(task.error))
-        self._checkpoint()
+        self._resolved += 1
+        if self._resolved % CHECKPOINT_LOOKS == 0:
+            self._checkpoint()
 
     def _told(self, error: BaseException) -> BaseException:
         if isinstance(error, sqlite3.Error):
@@ -203,14 +238,6 @@ class Database:
 
     # Reading
 
-    def one(self, sql: str, params: Params = ()) -> sqlite3.Row | None:
-        """The first row."""
-        row: sqlite3.Row | None = self._near.execute(sql, params).fetchone()
-        return row
-
-    def all(self, sql: str, params: Params = ()) -> list[sqlite3.Row]:
-        return self._near.execute(sql, params).fetchall()
-
     @property
     def near(self) -> sqlite3.Connection:
         """The event loop's own connection, for the queries of the nouns' modules. Reads only."""
@@ -238,6 +265,9 @@ class Database:
         if self._closed:
             return
         self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._send_posted()
         self._queue.put(None)
         await asyncio.to_thread(self._writer.join)
         await asyncio.to_thread(self._readers.shutdown)

@@ -1,0 +1,160 @@
+"""What a server finds that comes after another one: boxes that live, boxes that died, work that was waiting."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from boxwood.core import errors
+from boxwood.core.core import Core, DataInUse
+from boxwood.core.model import ForkRequest
+
+
+async def test_boxes_and_their_runs_are_taken_over(world):
+    vm = await world.fork()
+    await world.out(vm, "cd /w; export K=v; put /a 1")
+    run = await world.run(vm, "echo before; hang; echo after", wait=0.02)
+    behind = await world.run(vm, "pwd; env K; cat /a", wait=0)
+    box = world.machine.boxes[vm.vm_id]
+    await world.restart()
+    assert world.machine.boxes[vm.vm_id] is box
+    assert (await world.core.vms.get(world.caller, vm.vm_id)).state == "running"
+    world.machine.release(vm.vm_id)
+    ended = await world.core.runs.wait(world.caller, vm.vm_id, run.run_id)
+    assert (ended.stdout, ended.state, ended.command) == (b"before\nafter\n", "completed", "echo before; hang; echo after")
+    assert (await world.core.runs.wait(world.caller, vm.vm_id, behind.run_id)).stdout == b"/w\nv\n1"
+    assert len(world.machine.called("boot")) == 1
+
+
+async def test_runs_that_ended_meanwhile_are_recorded_then_forgotten(world):
+    vm = await world.fork()
+    run = await world.run(vm, "hang; echo meanwhile; cd /later", wait=0.02)
+    await world.core.close()
+    world.machine.release(vm.vm_id)
+    box = world.machine.boxes[vm.vm_id]
+    while box.runs[run.run_id].end is None:
+        await asyncio.sleep(0)
+    await world.start()
+    ended = await world.core.runs.wait(world.caller, vm.vm_id, run.run_id)
+    assert (ended.stdout, ended.exit_code) == (b"meanwhile\n", 0)
+    assert not box.runs
+    assert await world.out(vm, "pwd") == "/later\n"
+
+
+async def test_spooled_output_goes_on_where_it_was(make_world):
+    world = await make_world(output_bytes=8 << 20)
+    vm = await world.fork()
+    run = await world.run(vm, "flood 3000000; hang; flood 3000000", wait=0)
+    box = world.machine.boxes.get(vm.vm_id)
+    while box is None or run.run_id not in box.runs or box.runs[run.run_id].sent[1] < 3_000_000:
+        await asyncio.sleep(0.001)
+        box = world.machine.boxes.get(vm.vm_id)
+    await world.restart()
+    world.machine.release(vm.vm_id)
+    ended = await world.core.runs.wait(world.caller, vm.vm_id, run.run_id)
+    assert len(ended.stdout) == 6_000_000 and ended.truncated == 0
+
+
+async def test_runs_of_boxes_that_are_gone_have_failed(world):
+    vm = await world.fork()
+    await world.out(vm, "put /a 1; cd /w")
+    run = await world.run(vm, "hang", wait=0.02)
+    behind = await world.run(vm, "pwd; cat /a", wait=0)
+    await world.core.close()
+    world.machine.boxes[vm.vm_id].die("the host was restarted")
+    await world.start()
+    ended = await world.core.runs.wait(world.caller, vm.vm_id, run.run_id)
+    assert (ended.state, ended.exit_code) == ("failed", None)
+    assert "lost" in ended.fail_reason
+    assert (await world.core.runs.wait(world.caller, vm.vm_id, behind.run_id)).stdout == b"/w\n1"
+
+
+async def test_pending_runs_keep_all_their_options(world):
+    vm = await world.fork()
+    await world.run(vm, "hang", wait=0)
+    pending = await world.run(vm, "stdin; env K; pwd", wait=0, stdin=b"\xff\x00", env={"K": "v"}, cwd="/c", timeout=9)
+    await world.restart()
+    world.machine.release(vm.vm_id)
+    ended = await world.core.runs.wait(world.caller, vm.vm_id, pending.run_id)
+    assert ended.stdout == b"\xff\x00v\n/c\n"
+    assert world.machine.called("start_run")[-1].timeout == 9
+
+
+async def test_boxes_of_no_vm_are_put_down(world):
+    vm = await world.fork()
+    await world.out(vm, "pwd")
+    await world.core.close()
+    stranger = world.machine.boxes.pop(vm.vm_id)
+    stranger.spec = type(stranger.spec)("01ARZ3NDEKTSV4RRFFQ69G5FAV", stranger.spec.stack)
+    world.machine.boxes[stranger.spec.vm_id] = stranger
+    await world.start()
+    assert not world.machine.boxes
+    assert await world.out(vm, "echo new") == "new\n"
+
+
+async def test_directories_without_a_row_are_removed(world):
+    vm = await world.fork()
+    await world.out(vm, "put /a 1")
+    child = await world.fork(vm.vm_id)
+    await world.core.close()
+    world.machine.layers["01ARZ3NDEKTSV4RRFFQ69G5FAW"] = {"/junk": b""}
+    (world.config.data / "uploads" / "junk").write_bytes(b"x")
+    (world.config.data / "spool" / "01ARZ3NDEKTSV4RRFFQ69G5FAW").mkdir()
+    await world.start()
+    await world.core.layers.settled()
+    assert "01ARZ3NDEKTSV4RRFFQ69G5FAW" not in world.machine.layers
+    assert not list((world.config.data / "uploads").iterdir())
+    assert not list((world.config.data / "spool").iterdir())
+    assert await world.out(vm, "cat /a") == "1" and await world.out(child, "cat /a") == "1"
+
+
+async def test_a_removal_that_failed_is_made_up_for(world):
+    vm = await world.fork()
+    await world.out(vm, "put /a 1")
+    child = await world.fork(vm.vm_id)
+    world.machine.fail["remove"] = [OSError(5, "input/output error")]
+    await world.core.vms.delete(world.caller, vm.vm_id)
+    await world.core.vms.delete(world.caller, child.vm_id)
+    await world.core.layers.settled()
+    await world.restart()
+    await world.core.layers.settled()
+    assert world.machine.layers == {}
+
+
+async def test_shutdown_parks_everything(world):
+    vm, busy = await world.fork(), await world.fork()
+    await world.out(vm, "cd /w; put /a 1")
+    run = await world.run(busy, "echo some; hang", wait=0.02)
+    behind = await world.run(busy, "echo then", wait=0)
+    waiting = asyncio.create_task(world.core.runs.wait(world.caller, busy.vm_id, run.run_id))
+    await asyncio.sleep(0)
+    await world.core.shutdown()
+    assert not world.machine.boxes
+    assert (await waiting).run_id == run.run_id
+    await world.start()
+    assert await world.out(vm, "pwd; cat /a") == "/w\n1"
+    ended = await world.core.runs.get(world.caller, busy.vm_id, run.run_id)
+    assert (ended.state, ended.stdout, ended.fail_reason) == ("failed", b"some\n", "the server was shut down")
+    assert (await world.core.runs.wait(world.caller, busy.vm_id, behind.run_id)).stdout == b"then\n"
+
+
+async def test_names_keys_and_repeats_are_kept(world):
+    request = ForkRequest(source_name="ubuntu", name="kept", description="d")
+    vm = await world.core.vms.fork(world.caller, request, "key")
+    key = await world.core.keys.create(world.caller, "second")
+    await world.restart()
+    assert (await world.core.vms.fork(world.caller, request, "key")).vm_id == vm.vm_id
+    assert (await world.core.vms.get(world.caller, "kept")).description == "d"
+    assert (await world.core.keys.authenticate(key.key)).org_id == world.caller.org_id
+    with pytest.raises(errors.AlreadyExists):
+        await world.fork(name="kept")
+
+
+async def test_one_server_for_a_data_directory(world):
+    import fake_engine
+
+    with pytest.raises(DataInUse):
+        await Core.open(world.config, fake_engine.FakeEngine(world.machine))
+    assert (world.config.data / "root.key").stat().st_mode & 0o777 == 0o600
+    assert world.config.data.stat().st_mode & 0o777 == 0o700
