@@ -19,7 +19,7 @@ from boxwood.core.ids import new_id
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
-# Calls by number (x86-64), with arguments that would do no harm if they were let through: name -> (number, args, errnos).
+# Calls by number (x86-64), with arguments that do no harm where they are let through: name -> (call, errnos).
 EPERM, ENOSYS, EACCES, EFAULT, EINVAL = 1, 38, 13, 14, 22
 CALLS = {
     "mount tmpfs": ("165, b'none', b'/mnt', b'tmpfs', 0, 0", {EPERM}),
@@ -130,7 +130,11 @@ async def test_the_32_bit_door_is_shut(runner: Runner) -> None:
 async def test_root_inside_is_nobody_outside(runner: Runner) -> None:
     """Item 1."""
     await runner.run("sleep 600 >/dev/null 2>&1 & echo $! > /tmp/pid", timeout=1)
-    text = (await runner.run("cat /proc/self/uid_map; grep -E '^(CapEff|CapBnd|CapInh|CapAmb|NoNewPrivs|Seccomp):' /proc/self/status")).text
+    text = (
+        await runner.run(
+            "cat /proc/self/uid_map; grep -E '^(CapEff|CapBnd|CapInh|CapAmb|NoNewPrivs|Seccomp):' /proc/self/status"
+        )
+    ).text
     first, outside, count = text.splitlines()[0].split()
     assert first == "0" and int(outside) >= 0x80000000 and count == "65536"
     fields = dict(line.split(":\t") for line in text.splitlines()[1:])
@@ -152,7 +156,9 @@ async def test_proc_and_sys_are_masked(runner: Runner) -> None:
     for name in empty.split():
         read = await runner.run(f"test ! -e /proc/{name} || head -c 64 /proc/{name} | wc -c")
         assert read.text in ("", "0\n"), name
-    shown = await runner.run("ls /sys/kernel /sys/firmware /sys/fs /sys/module /sys/block /proc/acpi /proc/scsi /proc/sys/fs 2>/dev/null | grep -v :")
+    shown = await runner.run(
+        "ls /sys/kernel /sys/firmware /sys/fs /sys/module /sys/block /proc/acpi /proc/scsi /proc/sys/fs 2>/dev/null | grep -v :"
+    )
     assert shown.text.split() == []
     for path in (
         "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sys/vm/overcommit_memory", "/proc/sysrq-trigger",
@@ -167,7 +173,9 @@ async def test_the_host_is_not_in_sight(runner: Runner, data: Path, tmp_path: Pa
     """Items 3 and 9: no path, mount, name or secret of the host."""
     secret = tmp_path / "secret"
     secret.write_text("of the host")
-    command = f"cat {secret} {data}/zygote.json /proc/1/root{secret} /proc/self/root{secret}; ls {data} /work /root/.pyenv"
+    command = (
+        f"cat {secret} {data}/zygote.json /proc/1/root{secret} /proc/self/root{secret}; ls {data} /work /root/.pyenv"
+    )
     seen = await runner.run(command + "; cat /etc/shadow; cat /etc/machine-id")
     assert "of the host" not in seen.text
     shadow = Path("/etc/shadow").read_text()
@@ -217,7 +225,9 @@ async def test_the_agent_cannot_be_touched(runner: Runner) -> None:
         assert (await runner.run(f"head -c 1 /proc/1/{name} | grep -c .")).text == "0\n", name
     for name in ("fd/", "root/", "cwd/", "map_files/"):
         assert (await runner.run(f"ls /proc/1/{name}")).text == "", name
-    await runner.run("for s in HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STOP TSTP CONT; do kill -$s 1; done")
+    await runner.run(
+        "for s in HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STOP TSTP CONT; do kill -$s 1; done"
+    )
     assert (await runner.run("echo alive; tr '\\0' ' ' < /proc/1/cmdline")).text.startswith("alive\nagent")
     source = "import os\ntry: open('/proc/1/comm','w').write('x')\nexcept OSError as e: print(e.errno)"
     assert await python(runner, source) in ("13\n", "1\n")
@@ -264,7 +274,10 @@ async def test_boxes_share_nothing(runner: Runner) -> None:
         "try: socket.socket(socket.AF_UNIX).connect('\\0boxwood-probe'); print('connected')\nexcept OSError as e: print(e.errno)"
     )
     assert await python(other, looks) == "-1\n111\n"
-    uid = [(await r.run("cut -d' ' -f1 /proc/self/uid_map >/dev/null; awk '{print $2}' /proc/self/uid_map")).text for r in (runner, other)]
+    uid = [
+        (await r.run("cut -d' ' -f1 /proc/self/uid_map >/dev/null; awk '{print $2}' /proc/self/uid_map")).text
+        for r in (runner, other)
+    ]
     assert uid[0] != uid[1]
 
 

@@ -41,7 +41,11 @@ def targets(outside: Path) -> list[str]:
 async def test_a_link_is_followed_inside_the_vm_only(runner: Runner, outside: Path) -> None:
     for number, target in enumerate(targets(outside)):
         await runner.run(f"ln -s '{target}' /tmp/link{number}; ln -s '{os.path.dirname(target)}' /tmp/dir{number}")
-        for path in (f"/tmp/link{number}", f"/tmp/dir{number}/secret", target if target.startswith("/") else f"/{target}"):
+        for path in (
+            f"/tmp/link{number}",
+            f"/tmp/dir{number}/secret",
+            target if target.startswith("/") else f"/{target}",
+        ):
             with pytest.raises(GuestError):
                 os.close((await runner.box.read_file(path)).fd)
             with contextlib.suppress(GuestError):  # where it can be written it is in the VM
@@ -60,7 +64,9 @@ async def test_absolute_links_mean_the_vms_own_files(runner: Runner) -> None:
 
 
 async def test_manifests_do_not_follow_links(runner: Runner, outside: Path) -> None:
-    await runner.run(f"mkdir /w; ln -s {outside} /w/out; ln -s / /w/root; ln -s /proc /w/proc; echo x > /w/own; mkfifo /w/pipe")
+    await runner.run(
+        f"mkdir /w; ln -s {outside} /w/out; ln -s / /w/root; ln -s /proc /w/proc; echo x > /w/own; mkfifo /w/pipe"
+    )
     assert [entry.path for entry in (await runner.box.manifest("/w")).entries] == ["own"]
 
 

@@ -23,7 +23,9 @@ async def test_a_command_runs(runner: Runner) -> None:
 
 
 async def test_it_is_a_computer_of_its_own(runner: Runner) -> None:
-    text = (await runner.run("hostname; id -u; cat /proc/1/comm; echo $$; ls /proc | grep -c '^[0-9]'; pwd")).text.split()
+    text = (
+        await runner.run("hostname; id -u; cat /proc/1/comm; echo $$; ls /proc | grep -c '^[0-9]'; pwd")
+    ).text.split()
     assert text[:3] == ["testbox", "0", "agent"] and int(text[3]) < 20 and int(text[4]) < 10 and text[5] == "/root"
 
 
@@ -102,7 +104,9 @@ async def test_what_cannot_be_written_is_refused(runner: Runner, path: str) -> N
 
 
 async def test_a_manifest(runner: Runner) -> None:
-    await runner.run("mkdir -p /w/d/e; printf hello > /w/a; printf x > /w/d/e/b; ln -s a /w/link; mkfifo /w/p; chmod 600 /w/a")
+    await runner.run(
+        "mkdir -p /w/d/e; printf hello > /w/a; printf x > /w/d/e/b; ln -s a /w/link; mkfifo /w/p; chmod 600 /w/a"
+    )
     found = await runner.box.manifest("/w/")
     shown = [(e.path, e.size, e.mode & 0o777, e.hash[:8]) for e in found.entries]
     assert shown == [("a", 5, 0o600, "2cf24dba"), ("d/e/b", 1, 0o644, "2d711642")] and found.root == "/w"
@@ -151,7 +155,9 @@ async def test_what_was_written_is_there_in_the_next_box(runner: Runner) -> None
     assert text == "kept\n1\n"
 
 
-async def test_an_engine_that_comes_back_adopts_its_boxes(engine: HostEngine, golden: str, data: object, images: object) -> None:
+async def test_an_engine_that_comes_back_adopts_its_boxes(
+    engine: HostEngine, golden: str, data: object, images: object
+) -> None:
     runner = Runner(engine, golden)
     box = await runner.boot()
     await runner.run("cd /tmp; export A=b; x=1")
@@ -227,4 +233,4 @@ async def test_a_session_comes_back_with_what_was_saved(runner: Runner) -> None:
     session = new_id()
     await runner.box.open_session(SessionSpec(session, state=saved[2]))
     runner.session = session
-    assert (await runner.run("pwd; echo \"$E|$x\"; f 1")).text == "/tmp\na b|plain\nf 1\n"
+    assert (await runner.run('pwd; echo "$E|$x"; f 1')).text == "/tmp\na b|plain\nf 1\n"

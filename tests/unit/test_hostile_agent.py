@@ -36,7 +36,9 @@ class Hostile:
     def __init__(self) -> None:
         ours, self.far = socket.socketpair()
         self.downs: list[str] = []
-        self.box = HostBox("01JD0000000000000000000002", "01JD0000000000000000000003", "01JD0000000000000000000004", self._down)
+        self.box = HostBox(
+            "01JD0000000000000000000002", "01JD0000000000000000000003", "01JD0000000000000000000004", self._down
+        )
         self.sock = ours
         self.down = asyncio.Event()
 
@@ -147,7 +149,15 @@ def _pipe() -> int:
     return r
 
 
-@pytest.mark.parametrize("handed", [_pipe, lambda: os.open("/", os.O_RDONLY), lambda: os.open("/etc/passwd", os.O_RDONLY), lambda: os.memfd_create("x")])
+@pytest.mark.parametrize(
+    "handed",
+    [
+        _pipe,
+        lambda: os.open("/", os.O_RDONLY),
+        lambda: os.open("/etc/passwd", os.O_RDONLY),
+        lambda: os.memfd_create("x"),
+    ],
+)
 async def test_only_files_of_the_vm_are_taken(hostile: Hostile, handed: Callable[[], int]) -> None:
     """Not a pipe, directory, memory or file of another file system: fstat and statfs tell."""
     await hostile.hello()
