@@ -147,7 +147,9 @@ class _Pass:
         try:
             ino = os.fstat(source).st_ino
             there = self._there(level, name, ino)
-            same = there is not None and self._before.get(ino, (None,))[0] == there
+            same = (
+                there is not None and self._before.get(ino, (None,))[0] == there and _is_directory(level.target, name)
+            )
             if not same:
                 if there is not None:
                     self._discard(level, name)
@@ -236,3 +238,8 @@ class _Pass:
         elif level.touched:
             os.utime(level.target, ns=(found.st_atime_ns, found.st_mtime_ns))
         self.record[found.st_ino] = os.fstat(level.target).st_ino, found.st_ctime_ns
+
+
+def _is_directory(at: int, name: str) -> bool:
+    """Of the copy: a new directory may have the inode number of a file that was copied and deleted."""
+    return stat.S_ISDIR(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode)
