@@ -1,24 +1,32 @@
-"""HTTP/1.1 as uvicorn speaks it, with bounds for what comes before a key has been seen: headers and waiting."""
+"""HTTP/1.1 as uvicorn speaks it, with bounds for what may come before a key has been seen, and after an answer."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_BYTES = 65536  # request line and headers together
 HEAD_SECONDS = 20.0  # for a request's head to arrive once its connection is open, or its first byte there
+UNREAD_BYTES = 64 << 20  # of a body that nobody reads, since its request has been answered
+UNREAD_SECONDS = 60.0
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """Whoever sends more, or is slower, is disconnected."""
 
     _head_bytes = 0
+    _unread_bytes = 0
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        # asyncio does this only for sockets that were made with an explicit protocol number, which uvicorn's are not:
+        # the body of an answer would wait 40 ms for the acknowledgement of its head.
+        if (sock := transport.get_extra_info("socket")) is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -26,7 +34,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
-        self._head_bytes = 0
+        self._head_bytes = self._unread_bytes = 0
         self._start_clock()
         super().on_message_begin()
 
@@ -42,6 +50,20 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_clock()
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        """A client that is told off in the midst of its body gets to hear it if it is let finish."""
+        if self.cycle.response_complete:
+            self._unread_bytes += len(body)
+            if self._unread_bytes > UNREAD_BYTES:
+                self.transport.close()
+            elif self._deadline is None:
+                self._start_clock(UNREAD_SECONDS)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._stop_clock()
+        super().on_message_complete()
+
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():  # the rest of what was too long
             return
@@ -55,9 +77,9 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._head_bytes > HEAD_BYTES:
             raise ValueError("the head of the request is too long")
 
-    def _start_clock(self) -> None:
+    def _start_clock(self, seconds: float | None = None) -> None:
         self._stop_clock()
-        self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+        self._deadline = self.loop.call_later(seconds or HEAD_SECONDS, self.transport.close)
 
     def _stop_clock(self) -> None:
         if self._deadline is not None:
