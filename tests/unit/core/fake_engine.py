@@ -245,11 +245,6 @@ class Machine:
             shown |= self.layers[layer_id] if layer_id in self.layers else self.images[layer_id]
         return {path: data for path, data in shown.items() if data is not None}
 
-    def release(self, vm_id: str) -> None:
-        """Let what hangs in this VM go on."""
-        for process in self.boxes[vm_id].runs.values():
-            process.released.set()
-
 
 class FakeBox:
     def __init__(self, engine: FakeEngine, living: LivingBox) -> None:

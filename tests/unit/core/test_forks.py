@@ -60,7 +60,7 @@ async def test_a_busy_source_is_copied_and_not_disturbed(world):
     child = await world.fork(source.vm_id)
     assert child.copied is not None and child.copied.inodes == 1
     assert await world.out(child, "cat /a") == "1"
-    world.machine.release(source.vm_id)
+    await world.release(source)
     ended = await world.core.runs.wait(world.caller, source.vm_id, run.run_id)
     assert ended.stdout == b"done\n"
     assert len(world.machine.called("boot")) == 2

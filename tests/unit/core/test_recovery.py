@@ -20,7 +20,7 @@ async def test_boxes_and_their_runs_are_taken_over(world):
     await world.restart()
     assert world.machine.boxes[vm.vm_id] is box
     assert (await world.core.vms.get(world.caller, vm.vm_id)).state == "running"
-    world.machine.release(vm.vm_id)
+    await world.release(vm)
     ended = await world.core.runs.wait(world.caller, vm.vm_id, run.run_id)
     assert (ended.stdout, ended.state, ended.command) == (b"before\nafter\n", "completed", "echo before; hang; echo after")
     assert (await world.core.runs.wait(world.caller, vm.vm_id, behind.run_id)).stdout == b"/w\nv\n1"
@@ -31,7 +31,7 @@ async def test_runs_that_ended_meanwhile_are_recorded_then_forgotten(world):
     vm = await world.fork()
     run = await world.run(vm, "hang; echo meanwhile; cd /later", wait=0.02)
     await world.core.close()
-    world.machine.release(vm.vm_id)
+    await world.release(vm)
     box = world.machine.boxes[vm.vm_id]
     while box.runs[run.run_id].end is None:
         await asyncio.sleep(0)
@@ -51,7 +51,7 @@ async def test_spooled_output_goes_on_where_it_was(make_world):
         await asyncio.sleep(0.001)
         box = world.machine.boxes.get(vm.vm_id)
     await world.restart()
-    world.machine.release(vm.vm_id)
+    await world.release(vm)
     ended = await world.core.runs.wait(world.caller, vm.vm_id, run.run_id)
     assert len(ended.stdout) == 6_000_000 and ended.truncated == 0
 
@@ -75,7 +75,7 @@ async def test_pending_runs_keep_all_their_options(world):
     await world.run(vm, "hang", wait=0)
     pending = await world.run(vm, "stdin; env K; pwd", wait=0, stdin=b"\xff\x00", env={"K": "v"}, cwd="/c", timeout=9)
     await world.restart()
-    world.machine.release(vm.vm_id)
+    await world.release(vm)
     ended = await world.core.runs.wait(world.caller, vm.vm_id, pending.run_id)
     assert ended.stdout == b"\xff\x00v\n/c\n"
     assert world.machine.called("start_run")[-1].timeout == 9

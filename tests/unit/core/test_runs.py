@@ -42,7 +42,7 @@ async def test_one_at_a_time_in_a_session_in_order(world):
     states = [s.state for s in (await world.core.sessions.list(world.caller, vm.vm_id)).items]
     assert states == ["running", "idle"]
     assert (await world.core.vms.get(world.caller, vm.vm_id)).state == "running"
-    world.machine.release(vm.vm_id)
+    await world.release(vm)
     assert (await world.core.runs.wait(world.caller, vm.vm_id, third.run_id)).stdout == b"2"
     assert (await world.core.runs.get(world.caller, vm.vm_id, second.run_id)).stdout == b"1"
     assert (await world.core.vms.get(world.caller, vm.vm_id)).state == "idle"
@@ -55,7 +55,7 @@ async def test_waiting_shorter_than_the_run(world):
     assert (await world.core.runs.get(world.caller, vm.vm_id, run.run_id)).stdout == b"early\n"
     waiting = asyncio.create_task(world.core.runs.wait(world.caller, vm.vm_id, run.run_id))
     await asyncio.sleep(0)
-    world.machine.release(vm.vm_id)
+    await world.release(vm)
     assert (await waiting).stdout == b"early\nlate\n"
 
 
@@ -65,7 +65,7 @@ async def test_a_waiter_that_goes_away_harms_no_run(world):
     waiter = asyncio.create_task(world.core.runs.wait(world.caller, vm.vm_id, started.run_id))
     await asyncio.sleep(0)
     waiter.cancel()
-    world.machine.release(vm.vm_id)
+    await world.release(vm)
     assert (await world.core.runs.wait(world.caller, vm.vm_id, started.run_id)).stdout == b"done\n"
 
 
@@ -194,7 +194,7 @@ async def test_idle_boxes_are_parked_and_busy_ones_are_not(make_world):
     assert run.state == "running" and vm.vm_id in world.machine.boxes and busy.vm_id in world.machine.boxes
     with pytest.raises(errors.ResourceBusy):
         await world.core.vms.park(world.caller, vm.vm_id)
-    world.machine.release(vm.vm_id)
+    await world.release(vm)
 
 
 async def test_queueing_timeout(world):
@@ -203,7 +203,7 @@ async def test_queueing_timeout(world):
     with pytest.raises(errors.Unavailable) as refusal:
         await world.run(vm, "put /x 1", queueing_timeout=0.01)
     assert refusal.value.recovery == {"work": "not_started"}
-    world.machine.release(vm.vm_id)
+    await world.release(vm)
     assert (await world.run(vm, "cat /x")).exit_code == 1
 
 
@@ -227,7 +227,7 @@ async def test_the_empty_request_resumes_what_is_pending(world):
     pending = await world.run(vm, "echo p", wait=0)
     resumed = asyncio.create_task(world.core.runs.resume(world.caller, vm.vm_id))
     await asyncio.sleep(0)
-    world.machine.release(vm.vm_id)
+    await world.release(vm)
     assert ((await resumed).run_id, (await resumed).stdout) == (pending.run_id, b"p\n")
 
 

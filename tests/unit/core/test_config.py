@@ -1,0 +1,50 @@
+"""Settings: where they come from, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from boxwood.core.config import Config, ConfigError
+
+
+def test_defaults(tmp_path):
+    config = Config.load(tmp_path, environ={})
+    assert (config.data, config.host, config.port, config.idle_seconds) == (tmp_path, "127.0.0.1", 18888, 60)
+
+
+def test_the_caller_goes_before_the_environment_before_the_file(tmp_path):
+    (tmp_path / "config.toml").write_text('port = 1\nidle_seconds = 2\nhost = "::1"\nmemory_mib = 64\n')
+    environ = {"BOXWOOD_PORT": "3", "BOXWOOD_IDLE_SECONDS": "0.5", "BOXWOOD_IMAGES": "~/i", "BOXWOOD_API_KEY": "x"}
+    config = Config.load(tmp_path, environ=environ, port=4, host=None)
+    assert (config.port, config.idle_seconds, config.host, config.memory_mib) == (4, 0.5, "::1", 64)
+    assert config.images == Path("~/i").expanduser()
+    assert Config.load(environ={"BOXWOOD_DATA": str(tmp_path)}).host == "::1"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("prot = 1", "unknown setting 'prot'"),
+        ("port = 'x'", "port is 'x', not a whole number"),
+        ("port = true", "not a whole number"),
+        ("port = 1.5", "not a whole number"),
+        ("port = 70000", "between 0 and 65535"),
+        ("idle_seconds = -1", "between"),
+        ("idle_seconds = nan", "between"),
+        ("host = 1", "not a text"),
+        ("host = ''", "host is empty"),
+        ("port = ", "config.toml"),
+        ("data = '/x'", "unknown setting"),
+    ],
+)
+def test_complaints(tmp_path, text, complaint):
+    (tmp_path / "config.toml").write_text(text)
+    with pytest.raises(ConfigError, match=complaint):
+        Config.load(tmp_path, environ={})
+
+
+def test_the_environment_is_named_in_complaints(tmp_path):
+    with pytest.raises(ConfigError, match="BOXWOOD_PORT: port is 'a'"):
+        Config.load(tmp_path, environ={"BOXWOOD_PORT": "a"})
