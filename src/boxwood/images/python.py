@@ -68,12 +68,18 @@ def put_interpreter(root: Path) -> None:
     for library in libraries:
         shutil.copy2(library, local / "lib", follow_symlinks=False)
     if libraries:
-        conf = root / "etc/ld.so.conf.d/boxwood-python.conf"
-        conf.parent.mkdir(parents=True, exist_ok=True)
-        conf.write_text("/usr/local/lib\n")
-        loader = shutil.which("ldconfig", path="/usr/sbin:/sbin:/usr/bin:/bin")
-        if loader is not None:
-            subprocess.run([loader, "-r", str(root)], check=True, capture_output=True)
+        _prefer_local_libraries(root)
+
+
+def _prefer_local_libraries(root: Path) -> None:
+    """Let the loader look into /usr/local/lib first: the host's own libpython is another one of the same name."""
+    (root / "etc/ld.so.conf.d").mkdir(parents=True, exist_ok=True)
+    (root / "etc/ld.so.conf.d/00-boxwood-python.conf").write_text("/usr/local/lib\n")
+    if not (root / "etc/ld.so.conf").exists():
+        (root / "etc/ld.so.conf").write_text("include /etc/ld.so.conf.d/*.conf\n")
+    loader = shutil.which("ldconfig", path="/usr/sbin:/sbin:/usr/bin:/bin")
+    if loader is not None:
+        subprocess.run([loader, "-r", str(root)], check=True, capture_output=True)
 
 
 def _version(python: Path) -> str:
