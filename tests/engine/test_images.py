@@ -239,7 +239,8 @@ async def test_the_interpreter_that_runs_boxwood_runs_in_an_image(
         shutil.copy2(golden_root / "usr/bin" / name, root / "usr/bin" / name)
     for directory in golden_root.glob("usr/lib/*-linux-gnu*"):
         (root / "usr/lib" / directory.name).mkdir()
-        libraries = [path for path in directory.glob("lib*.so*") if path.is_symlink() or path.stat().st_size < 8 << 20]
+        found = [*directory.glob("lib*.so*"), *directory.glob("ld-linux*")]
+        libraries = [path for path in found if path.is_symlink() or path.stat().st_size < 8 << 20]
         subprocess.run(["cp", "-a", *libraries, root / "usr/lib" / directory.name], check=True)
     subprocess.run(["cp", "-a", f"{golden_root}/usr/lib64/.", root / "usr/lib64"], check=True)
     assert python.equip(root) is None
@@ -247,7 +248,7 @@ async def test_the_interpreter_that_runs_boxwood_runs_in_an_image(
     runner = Runner(own_engine, image.layer_id)
     await runner.boot()
     result = await runner.run("python3 -c 'import json, zlib, sys; print(sys.prefix)' && pip --version")
-    assert result.text.startswith("/usr/local\npip "), (result.text, bytes(result.err))
+    assert result.text.startswith("/usr/local\npip "), (result.text, bytes(result.err), result.end)
 
 
 @pytest.mark.full
