@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +15,7 @@ from boxwood.core.config import Config
 from boxwood.core.core import Core
 from boxwood.images import host
 from boxwood.server.app import App
-
-_FAKE = Path(__file__).parents[1] / "unit/core/fake_engine.py"
-if "fake_engine" in sys.modules:
-    fake_engine = sys.modules["fake_engine"]
-else:
-    _SPEC = importlib.util.spec_from_file_location("fake_engine", _FAKE)
-    assert _SPEC is not None and _SPEC.loader is not None
-    fake_engine = sys.modules["fake_engine"] = importlib.util.module_from_spec(_SPEC)
-    _SPEC.loader.exec_module(fake_engine)
+from fakes import fake_engine
 
 
 @dataclass

@@ -77,9 +77,8 @@ async def test_nothing_that_the_strict_releases_do_not_know(api):
     )
     assert set(wrote) == {"ok", "op", "results"}
     assert set(wrote["results"][0]) == {"path", "size", "received_bytes", "ranges", "complete", "written"}
-    (wish,) = (await api.ok(
-        "POST", f"/vms/{vm}/sync", {"op": "write", "writes": [{"path": "/g", "size": 9, "presigned": True}]}, agent=STRICT
-    ))["results"]  # fmt: skip
+    asked = {"op": "write", "writes": [{"path": "/g", "size": 9, "presigned": True}]}
+    (wish,) = (await api.ok("POST", f"/vms/{vm}/sync", asked, agent=STRICT))["results"]
     assert set(wish) == {"path", "size", "presigned_url", "upload_id", "expires_in", "method", "complete", "written"}
     read = await api.ok("POST", f"/vms/{vm}/sync", {"op": "read", "path": "/f"}, agent=STRICT)
     assert set(read) == {"ok", "op", "path", "size", "content", "encoding"}

@@ -212,7 +212,8 @@ async def test_a_full_chunk_and_many_in_one_request(api):
         {}, {"op": "erase", "path": "/f"}, {"op": "read"}, {"op": "read", "path": 1}, {"op": "write", "writes": []},
         {"op": "write"}, {"op": "read", "path": "/f", "mode": "r"}, {"op": "write", "writes": [{"path": "/f"}]},
         {"op": "write", "writes": [entry("/f", b"x", content="%%%")]},
-        {"op": "write", "writes": [entry("/f", b"x", size=-1)]}, {"op": "write", "writes": [entry("/f", b"x", extra=1)]},
+        {"op": "write", "writes": [entry("/f", b"x", size=-1)]},
+        {"op": "write", "writes": [entry("/f", b"x", extra=1)]},
     ],
 )  # fmt: skip
 async def test_wrong_sync_bodies(api, body):

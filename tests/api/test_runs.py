@@ -8,6 +8,7 @@ import base64
 import pytest
 
 import contract
+from fakes import release
 
 OURS = ("duration_ms", "truncated", "fail_reason")
 FIVE = {"stdout", "stdout_encoding", "stderr", "stderr_encoding", "exit_code"}
@@ -77,7 +78,7 @@ async def test_a_run_that_outlasts_its_window_goes_on(api):
     assert pending["state"] == "pending"
     assert pending["started_at"] is not None
     waiting = asyncio.ensure_future(api.ok("POST", f"/vms/{vm}/runs", {}))
-    api.machine.release(vm)
+    release(api.machine, vm)
     assert (await waiting)["stdout"] == "c\n"
     assert (await api.ok("GET", f"/vms/{vm}/runs/{run}"))["stdout"] == "a\nb\n"
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from boxwood.core.core import Core
-from boxwood.core.errors import BadRequest, CoreError, Internal, PayloadTooLarge, Unavailable
+from boxwood.core.errors import BadRequest, CoreError, Internal, Unavailable
 from boxwood.server import auth, decode, errors
 from boxwood.server.agent import agent
 from boxwood.server.exchange import JSON, Exchange, Operation, encode
@@ -106,10 +106,7 @@ class App:
             body["error"] = {name: body["error"][name] for name in ("code", "message", "timestamp")}
         if agent.urllib:
             body = {"ok": False, **body}
-        headers = errors.headers_of(error)
-        if isinstance(error, PayloadTooLarge):
-            headers["connection"] = "close"  # nobody reads the rest
-        return Response(encode(body), status, headers, media_type=JSON)
+        return Response(encode(body), status, errors.headers_of(error), media_type=JSON)
 
 
 def _headers(scope: Scope) -> tuple[dict[bytes, bytes], str | None]:
