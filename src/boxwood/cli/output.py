@@ -29,6 +29,29 @@ def note(text: object) -> None:
     print(clean(text), file=sys.stderr, flush=True)  # noqa: T201
 
 
+class Progress:
+    """How far something is, on standard error: one line that changes on a terminal, a line for each tenth elsewhere."""
+
+    def __init__(self) -> None:
+        self._shown: tuple[str, int] | None = None
+        self._in_place = sys.stderr.isatty()
+
+    def tell(self, step: str, fraction: float) -> None:
+        """`fraction` from 0 to 1."""
+        shown = (step, int(fraction * (100 if self._in_place else 10)))
+        if shown == self._shown:
+            return
+        self._shown = shown
+        line = clean(f"{step} {fraction:.0%}")
+        print(f"\r\x1b[K{line}" if self._in_place else line, end="" if self._in_place else "\n",  # noqa: T201
+              file=sys.stderr, flush=True)  # fmt: skip
+
+    def end(self) -> None:
+        """Takes the line away again."""
+        if self._in_place and self._shown is not None:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)  # noqa: T201
+
+
 def say_json(value: Any) -> None:
     """A value, dates and records included, as one line of JSON to standard output."""
     import msgspec

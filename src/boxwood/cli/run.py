@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from boxwood import Run
 
 FACTS = ("run_id", "session_id", "state", "exit_code", "fail_reason", "duration_ms", "truncated", "stdout", "stderr")
+VERBS = {"failed": "failed", "cancelled": "was cancelled"}
 STDIN_LIMIT = 3_000_000  # bytes; a request to run something holds 4 MiB, and base64 makes 4 of 3
 
 
@@ -40,16 +41,20 @@ def run(
     """
     data = _standard_input() if (stdin if stdin is not None else not _is_terminal()) else None
     with connect() as box:
-        done = box.vm(vm).run(
-            command[0] if len(command) == 1 else command,
-            timeout=timeout,
-            env=_pairs(env) if env else None,
-            cwd=cwd,
-            user=user,
-            session=int(session) if session is not None and _is_index(session) else session,
-            stdin=data,
-            background=background,
-        )
+        try:
+            done = box.vm(vm).run(
+                command[0] if len(command) == 1 else command,
+                timeout=timeout,
+                env=_pairs(env) if env else None,
+                cwd=cwd,
+                user=user,
+                session=int(session) if session is not None and _is_index(session) else session,
+                stdin=data,
+                background=background,
+            )
+        except KeyboardInterrupt:
+            note("boxwood: no longer waiting; what was started goes on in the VM")
+            raise
     if json:
         say_json(_facts(done))
     elif background and not done.ended:
@@ -64,7 +69,7 @@ def _exit_code(done: Run, quiet: bool) -> int:
     if done.truncated and not quiet:
         note(f"boxwood: {done.truncated} bytes of output were not kept")
     if done.state in ("failed", "cancelled") and not quiet:
-        note(f"boxwood: the run was {done.state}" + (f": {done.fail_reason}" if done.fail_reason else ""))
+        note(f"boxwood: the run {VERBS[done.state]}" + (f": {done.fail_reason}" if done.fail_reason else ""))
     if done.exit_code is not None:
         return done.exit_code & 0xFF
     return 1 if done.state in ("failed", "cancelled") else 0

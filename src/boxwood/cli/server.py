@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from boxwood.cli.options import Data, Json, connect
-from boxwood.cli.output import clean, note, say, say_json, write_bytes
+from boxwood.cli.output import Progress, clean, note, say, say_json, write_bytes
 from boxwood.client.discovery import LocalServer, default_data, is_alive, read_server
 from boxwood.client.errors import BoxwoodError, ConnectionFailed
 
@@ -122,20 +122,19 @@ def _wait_until_started(
 
     `tell`: say what it is busy with meanwhile.
     """
-    told = ""
+    progress = Progress()
     while True:
         found = read_server(data)
         if found is not None and found.pid == server.pid:
             health = _health(found)
             if health is not None and (health.status == "ok" or health.problem is not None):
+                progress.end()
                 return found, health.problem or "ready"
-            busy = health.preparing if health is not None else None
-            progress = f"{busy.step}: {busy.fraction:.0%}" if busy is not None else told
-            if tell and progress != told:
-                note(progress)
-                told = progress
+            if tell and health is not None and health.preparing is not None:
+                progress.tell(f"making an image of this machine: {health.preparing.step}", health.preparing.fraction)
         try:
             server.wait(TICK)
+            progress.end()
             return None
         except subprocess.TimeoutExpired:
             continue

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from boxwood.cli.output import Progress
 from unit.client.stub import StubServer, error
 
 
@@ -79,3 +80,14 @@ def test_up_that_cannot_start_says_why(boxwood, tmp_path: Path) -> None:
 
 def test_doctor_answers(boxwood) -> None:
     assert b"--json" in boxwood("doctor", "--help").stdout
+
+
+def test_progress_is_one_line_for_each_tenth_where_no_terminal_is(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress()
+    for step in ("files\x1b[2J", "packages"):
+        for percent in range(0, 100, 2):
+            progress.tell(step, percent / 100)
+    progress.end()
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 20
+    assert "\x1b" not in shown
