@@ -105,10 +105,12 @@ def local_servers(env: Mapping[str, str] = os.environ) -> Iterator[LocalServer]:
 
 
 def read_server(data: Path) -> LocalServer | None:
-    """The server.json of a data directory; None if there is none, or none that this user may read."""
+    """The server.json of a data directory; None if there is none, or none that this user may read or should believe."""
     try:
         with open(data / "server.json", "rb") as file:
             owner = os.fstat(file.fileno()).st_uid
+            if owner not in (0, os.geteuid()):  # root with somebody else's HOME, say
+                return None
             said = json.loads(file.read(65536))
         url, pid = normal_url(str(said["url"])), int(said["pid"])
         alive = is_alive(pid, owner, at=_seconds(said.get("started_at")), ticks=said.get("started"))

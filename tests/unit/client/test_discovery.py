@@ -79,6 +79,14 @@ def test_a_process_that_got_the_dead_servers_number_is_not_the_server(tmp_path: 
         find(env=env)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_another_users_word_is_not_believed(tmp_path: Path) -> None:
+    data = data_directory(tmp_path / "data")
+    os.chown(data / "server.json", 12345, 12345)
+    with pytest.raises(ConnectionFailed):
+        find(env={"BOXWOOD_DATA": str(data)})
+
+
 def test_a_start_in_ticks_is_exact(tmp_path: Path) -> None:
     data = data_directory(tmp_path / "data", started_at="2020-01-01T00:00:00Z")
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
