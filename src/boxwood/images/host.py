@@ -23,7 +23,7 @@ from typing import Any
 
 from boxwood.images.farm import Progress
 from boxwood.images.making import make
-from boxwood.images.shelf import ImageError, Shelf, default_directory
+from boxwood.images.shelf import ImageError, Shelf, default_directory, usable
 
 VERSION = 1  # of what `making` makes: another number and every golden is made anew
 _STATE = "host.progress"
@@ -78,7 +78,9 @@ def ensure(images_dir: Path | None = None, progress: Progress | None = None, hos
     :raises ImageError: it could not be made; nothing of it is left.
     """
     images_dir = default_directory() if images_dir is None else images_dir
-    if (found := find(images_dir, host)) is not None:
+    with usable(images_dir):
+        found = find(images_dir, host)
+    if found is not None:
         return found
     command = [sys.executable, "-I", "-m", "boxwood.images.host", "--images", str(images_dir), "--host", str(host)]
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

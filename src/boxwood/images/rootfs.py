@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from boxwood.images.farm import Progress
-from boxwood.images.shelf import ImageError, Part, Shelf, default_directory
+from boxwood.images.shelf import ImageError, Part, Shelf, default_directory, usable
 
 VERSION = 1  # of what is done to a root file system
 _LINE = 1 << 16
@@ -48,10 +48,11 @@ def import_rootfs(images_dir: Path | None, source: Path, progress: Progress | No
     :raises ImageError: no such file, not a whole archive, hostile, too large, or without a shell that this machine
         runs; nothing of it is left.
     """
-    shelf = Shelf(default_directory() if images_dir is None else images_dir)
+    images_dir = default_directory() if images_dir is None else images_dir
     tell = progress or _nothing
     started = time.monotonic()
-    with _opened(source) as (fd, status):
+    with _opened(source) as (fd, status), usable(images_dir):
+        shelf = Shelf(images_dir)
         digest = None
         if stat.S_ISREG(status.st_mode):
             digest = _digest(fd, status.st_size, tell)
@@ -64,9 +65,9 @@ def import_rootfs(images_dir: Path | None, source: Path, progress: Progress | No
         except BaseException:
             part.discard()
             raise
-    image = ImportedImage(part.layer_id, digest, **made, seconds=round(time.monotonic() - started, 2))
-    if digest is not None:
-        shelf.record("rootfs", f"{VERSION}:{digest}", asdict(image))
+        image = ImportedImage(part.layer_id, digest, **made, seconds=round(time.monotonic() - started, 2))
+        if digest is not None:
+            shelf.record("rootfs", f"{VERSION}:{digest}", asdict(image))
     return image
 
 

@@ -27,6 +27,15 @@ class ImageError(Exception):
     """An image could not be made. The text is for whoever asked: what is wrong with it and how to put it right."""
 
 
+@contextlib.contextmanager
+def usable(directory: Path) -> Iterator[None]:
+    """Say of what the system refuses in the body that it is about this directory."""
+    try:
+        yield
+    except OSError as error:
+        raise ImageError(f"the image directory {directory} cannot be used: {error}") from error
+
+
 def default_directory() -> Path:
     """`$BOXWOOD_IMAGES`, else /var/cache/boxwood/images."""
     return Path(os.environ.get("BOXWOOD_IMAGES") or DEFAULT)

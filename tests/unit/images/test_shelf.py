@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from boxwood.images import host, rootfs
 from boxwood.images.shelf import ImageError, Shelf, new_id
 
 
@@ -100,3 +101,10 @@ def test_locks(shelf: Shelf) -> None:
         assert (ours, other, taken) == (True, True, False)
     with shelf.locked("a", wait=False) as again:
         assert again
+
+
+def test_a_directory_that_cannot_be_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for call in (host.ensure, lambda images: rootfs.import_rootfs(images, tmp_path)):
+        with pytest.raises(ImageError, match="cannot be used"):
+            call(tmp_path / "file/images")
