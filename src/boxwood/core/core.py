@@ -66,10 +66,11 @@ class Core:
             database, self._boxes, access, self._lanes, self.sessions, repeats, signer, config, self._tasks, spool
         )
         self.vms = VMs(
-            database, engine, self._boxes, access, self._lanes, self.runs, self.layers, self.goldens, repeats, signer,
-            config, self._tasks,
+            database, engine, self._boxes, access, self._lanes, self.runs, self.layers, self._uploads, self.goldens,
+            repeats, signer, config, self._tasks,
         )  # fmt: skip
         self._held = contextlib.ExitStack()
+        self._closed = False
 
     @classmethod
     async def open(cls, config: Config, engine: Engine) -> Core:
@@ -124,7 +125,10 @@ class Core:
                 log.error("old uploads were not removed: %s", error)
 
     async def close(self) -> None:
-        """Let go of everything; boxes and their runs live on and are taken over by the next `open`."""
+        """Let go of everything; boxes and their runs live on and are taken over by the next `open`. Twice is once."""
+        if self._closed:
+            return
+        self._closed = True
         self._boxes.close()
         self._lanes.stop()
         await self._tasks.close()

@@ -12,7 +12,7 @@ import hashlib
 import os
 import sqlite3
 import weakref
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -143,6 +143,11 @@ class Uploads:
         await self._database.write(lambda connection: rows.delete(connection, row.vm_id, row.id))
         if row.file is not None:
             await _on_disk(self.file(row).unlink, True)
+
+    async def remove(self, names: Sequence[str]) -> None:
+        """Staging files of a VM that is gone."""
+        for name in names:
+            await _on_disk((self._directory / name).unlink, True)
 
     async def sweep(self) -> None:
         """Forget old ones; remove the files that no row names."""

@@ -36,10 +36,12 @@ from boxwood.core.refusals import of_engine
 from boxwood.core.runs import Runs
 from boxwood.core.signing import Signer
 from boxwood.core.tasks import Tasks
+from boxwood.core.uploads import Uploads
 from boxwood.engine.api import Box, BoxGone, CopyReport, Engine, EngineError
 from boxwood.store import keys as key_rows
 from boxwood.store import layers as layer_rows
 from boxwood.store import sessions as session_rows
+from boxwood.store import uploads as upload_rows
 from boxwood.store import vms as rows
 from boxwood.store.database import Database
 from boxwood.store.sessions import SessionRow
@@ -76,6 +78,7 @@ class VMs:
         lanes: Lanes,
         runs: Runs,
         layers: Layers,
+        uploads: Uploads,
         goldens: Goldens,
         idempotency: Idempotency,
         signer: Signer,
@@ -89,6 +92,7 @@ class VMs:
         self._lanes = lanes
         self._runs = runs
         self._layers = layers
+        self._uploads = uploads
         self._goldens = goldens
         self._idempotency = idempotency
         self._signer = signer
@@ -350,11 +354,12 @@ class VMs:
             try:
                 self._lanes.end_vm(vm_id)
                 await self._boxes.put_down(slot, "the VM was deleted")
-                row = await self._database.write(lambda connection: _delete(connection, vm_id))
+                row, files = await self._database.write(lambda connection: _delete(connection, vm_id))
             except BaseException:
                 slot.deleted = False
                 raise
         self._layers.released(vm_id, row.base, row.top if row.written else None)
+        await self._uploads.remove(files)
 
 
 def _insert(connection: sqlite3.Connection, row: VMRow) -> None:
@@ -378,12 +383,14 @@ def _change(connection: sqlite3.Connection, vm_id: str, values: dict[str, Any]) 
         raise AlreadyExists("vm", f"there is a VM named {values.get('name')} already") from error
 
 
-def _delete(connection: sqlite3.Connection, vm_id: str) -> VMRow:
+def _delete(connection: sqlite3.Connection, vm_id: str) -> tuple[VMRow, Sequence[str]]:
+    """Its last row, and the staging files of its uploads."""
     row = rows.by_id(connection, vm_id)
     if row is None:
         raise NotFound("vm", "there is no such VM any more")
+    files = upload_rows.files_of(connection, vm_id)
     rows.delete(connection, vm_id)
-    return row
+    return row, files
 
 
 def _check_resources(wanted: Resources) -> None:

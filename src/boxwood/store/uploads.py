@@ -67,5 +67,10 @@ def expire(connection: sqlite3.Connection, before: int) -> None:
     connection.execute("DELETE FROM uploads WHERE created_at < ?", (before,))
 
 
+def files_of(connection: sqlite3.Connection, vm_id: str) -> list[str]:
+    rows = connection.execute("SELECT file FROM uploads WHERE vm_id = ? AND file IS NOT NULL", (vm_id,))
+    return [row[0] for row in rows]
+
+
 def files(connection: sqlite3.Connection) -> set[str]:
     return {row[0] for row in connection.execute("SELECT file FROM uploads WHERE file IS NOT NULL")}

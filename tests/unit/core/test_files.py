@@ -242,7 +242,6 @@ async def test_staged_bytes_go_with_their_vm(world):
     await world.core.files.write(world.caller, vm.vm_id, chunk("/f", b"x", 0, 2))
     assert os.listdir(world.config.data / "uploads")
     await world.core.vms.delete(world.caller, vm.vm_id)
-    await world.restart()
     assert not os.listdir(world.config.data / "uploads")
 
 
