@@ -48,14 +48,23 @@ _SIOCSIFFLAGS, _IFF_UP_RUNNING = 0x8914, 0x41
 
 
 @dataclass(frozen=True, slots=True)
+class Ground:
+    """What every box has: known before its VM is."""
+
+    range: Range
+    cgroups: tuple[str, ...]
+    stage: str  # an empty directory of the host, absolute: only a place in the box's own mount namespace
+    seccomp: bytes
+    places: Places | None = None  # set where the kernel wants layers by path
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What makes a prepared process the box of a certain VM."""
 
     layers: tuple[tuple[str, str], ...]
     top: str
     hostname: str
-    cgroups: tuple[str, ...]
-    places: Places | None = None  # set where the kernel wants layers by path
 
 
 class Step:
@@ -64,31 +73,30 @@ class Step:
     name = "start"
 
 
-def prepare(range_: Range, stage: str, step: Step) -> None:
-    """Namespaces, and the kernel's file systems on `stage`: an empty directory of the host, absolute."""
+def prepare(ground: Ground, step: Step) -> None:
+    """Cgroups, namespaces, and the kernel's file systems on the stage."""
     k.set_death_signal(signal.SIGKILL)  # until credentials change; then again
-    step.name = "namespaces"
-    k.unshare(k.NEWNS | k.NEWUTS | k.NEWIPC | k.NEWNET)
+    step.name = "cgroups"
+    for path in ground.cgroups:  # ahead of demand: joining one waits for an RCU grace period, 5 to 20 ms
+        with open(f"{path}/cgroup.procs", "w") as f:
+            f.write("0")
+    step.name = "namespaces"  # the cgroup namespace after joining, so that it is rooted here
+    k.unshare(k.NEWCGROUP | k.NEWNS | k.NEWUTS | k.NEWIPC | k.NEWNET)
     k.mount(None, "/", None, k.MS_REC | k.MS_PRIVATE)
     step.name = "mounts"
-    k.mount("stage", stage, "tmpfs", k.MS_NOSUID | k.MS_NODEV | k.MS_NOEXEC, "mode=711,size=16k")
-    os.chdir(stage)
+    k.mount("stage", ground.stage, "tmpfs", k.MS_NOSUID | k.MS_NODEV | k.MS_NOEXEC, "mode=711,size=16k")
+    os.chdir(ground.stage)
     for name in ("root", *STAGED):
         os.mkdir(name)
-    _mount_kernel_filesystems(range_)
+    _mount_kernel_filesystems(ground.range)
     _mask()
 
 
-def become(plan: Plan, range_: Range, seccomp: bytes, sockets: Sequence[int], step: Step) -> None:
+def become(ground: Ground, plan: Plan, sockets: Sequence[int], step: Step) -> None:
     """Turn a prepared process into the box's PID 1, with `sockets` (link, hook) at descriptors 3 and 4 alone."""
-    step.name = "cgroups"
-    for path in plan.cgroups:  # before the cgroup namespace, so that it is rooted here
-        with open(f"{path}/cgroup.procs", "w") as f:
-            f.write("0")
-    k.unshare(k.NEWCGROUP)
     step.name = "overlay"
-    root = mount_root(plan.layers, plan.top, range_, plan.places)
-    if plan.places is None:
+    root = mount_root(plan.layers, plan.top, ground.range, ground.places)
+    if ground.places is None:
         k.move_mount(root, "root")
     step.name = "mounts"
     for name in STAGED:
@@ -97,7 +105,7 @@ def become(plan: Plan, range_: Range, seccomp: bytes, sockets: Sequence[int], st
     k.sethostname(plan.hostname)
     k.pivot_here()
     step.name = "privileges"
-    _drop_privileges(range_, seccomp)
+    _drop_privileges(ground.range, ground.seccomp)
     step.name = "descriptors"
     _keep_only(sockets)
 

@@ -59,11 +59,7 @@ class Cgroups(ABC):
 
     def make(self, box: str, limits: Limits) -> list[str]:
         """The directories that the box's first process joins, limits set. LimitUnavailable, OSError."""
-        for controller, wanted in (("memory", limits.memory_mib), ("cpu", limits.vcpu), ("pids", limits.pids)):
-            if wanted and controller not in self.controllers:
-                raise LimitUnavailable(
-                    f"this host cannot limit {controller}: its cgroups have no {controller} controller"
-                )
+        self._check(limits)
         made: list[str] = []
         try:
             for parent in self._parents():
@@ -75,6 +71,18 @@ class Cgroups(ABC):
                 os.rmdir(directory)
             raise
         return made
+
+    def limit(self, box: str, limits: Limits) -> None:
+        """Set the limits of a group that was made before they were known. LimitUnavailable, OSError."""
+        self._check(limits)
+        self._limit(checked(box), limits)
+
+    def _check(self, limits: Limits) -> None:
+        for controller, wanted in (("memory", limits.memory_mib), ("cpu", limits.vcpu), ("pids", limits.pids)):
+            if wanted and controller not in self.controllers:
+                raise LimitUnavailable(
+                    f"this host cannot limit {controller}: its cgroups have no {controller} controller"
+                )
 
     def freeze(self, box: str, timeout: float = 0.5) -> None:
         """Stop all processes of the box; returns when they stand. TimeoutError, after which they run again."""

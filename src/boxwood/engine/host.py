@@ -6,7 +6,6 @@ import asyncio
 import io
 import json
 import os
-import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -18,9 +17,8 @@ from boxwood.engine.api import Box, BoxGone, BoxSpec, CopyReport, EngineError, E
 from boxwood.engine.daemon import Zygote
 from boxwood.engine.hostbox import HostBox
 from boxwood.engine.seccomp import program
-from boxwood.engine.ulid import checked, is_ulid
+from boxwood.engine.ulid import checked, is_ulid, new_ulid
 
-_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _JOB_SECONDS = 3600.0
 _ADOPT_SECONDS = 5.0
 _REMOVE_AT_ONCE = 500  # ids in one packet
@@ -109,7 +107,7 @@ class HostEngine:
 
     async def boot(self, spec: BoxSpec) -> Box:
         await self._connect()
-        box = HostBox(_new_ulid(), spec.vm_id, spec.stack.top, self._put_down)
+        box = HostBox(new_ulid(), spec.vm_id, spec.stack.top, self._put_down)
         ours, theirs = socket.socketpair()
         self._boxes[box.box_id] = box
         try:
@@ -185,9 +183,7 @@ class HostEngine:
         )
 
     async def merge(self, layers: Sequence[str], target: str) -> None:
-        await self._job(
-            {"kind": "merge", "layers": [["data", checked(i)] for i in layers], "target": checked(target)}
-        )
+        await self._job({"kind": "merge", "layers": [["data", checked(i)] for i in layers], "target": checked(target)})
 
     async def remove(self, layers: Sequence[str]) -> None:
         for at in range(0, len(layers), _REMOVE_AT_ONCE):
@@ -235,8 +231,3 @@ async def _read_to_end(fd: int, seconds: float) -> bytes:
             return await reader.read()
     finally:
         transport.close()
-
-
-def _new_ulid() -> str:
-    value = int(time.time() * 1000) << 80 | secrets.randbits(80)
-    return "".join(_ALPHABET[value >> shift & 31] for shift in range(125, -1, -5))

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from typing import Any
 
 _ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}\Z")
+
+
+_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+def new_ulid() -> str:
+    value = int(time.time() * 1000) << 80 | int.from_bytes(os.urandom(10), "big")
+    return "".join([_ALPHABET[value >> shift & 31] for shift in range(125, -1, -5)])
 
 
 def is_ulid(text: Any) -> bool:

@@ -36,7 +36,7 @@ from boxwood.engine.cgroup import Cgroups
 from boxwood.engine.layers import jail
 from boxwood.engine.overlay import MOST_LAYERS, Places, by_descriptor, prepare_top
 from boxwood.engine.uidrange import Range, Ranges
-from boxwood.engine.ulid import checked
+from boxwood.engine.ulid import checked, new_ulid
 
 PACKET_LIMIT = 1 << 17
 _HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}\Z")
@@ -57,6 +57,7 @@ class Live:
     pidfd: int
     hook: socket.socket
     range: Range
+    group: str  # the name of its cgroups
     box: str = ""
     vm: str = ""
     top: str = ""
@@ -123,7 +124,7 @@ class Zygote:
         if self._cgroups is not None:
             self._busy_cgroups = {b for b in self._busy_cgroups if not self._cgroups.remove(b)}
         if self._seccomp and not self._ending and len(self._spares) < _AHEAD:
-            self._spares.append(self._prepare())
+            self._prepare()
 
     def _accept(self, listener: socket.socket) -> None:
         sock, _ = listener.accept()
@@ -139,7 +140,7 @@ class Zygote:
         if peer := self._peer:
             for box_id in peer.frozen:  # whoever froze them is gone
                 if self._cgroups is not None and box_id in self._boxes:
-                    self._cgroups.thaw(box_id)
+                    self._cgroups.thaw(self._boxes[box_id].group)
             self._selector.unregister(peer.sock)
             peer.sock.close()
             self._peer = None
@@ -206,8 +207,9 @@ class Zygote:
             raise Refused("a hostname has 1 to 63 letters, digits, dots and hyphens")
         prepare_top(self._layers, top)
         plan = {"layers": layers, "top": top, "hostname": hostname}
-        plan["cgroups"] = self._cgroups.make(box_id, Limits(**request["limits"]))
-        live = self._spares.pop() if self._spares else self._prepare()
+        live = self._spares[-1] if self._spares else self._prepare()
+        self._cgroups.limit(live.group, Limits(**request["limits"]))
+        self._spares.remove(live)
         live.box, live.vm, live.top = box_id, vm, top
         self._boxes[box_id] = live
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds[:1]))]
@@ -216,27 +218,32 @@ class Zygote:
 
     def _prepare(self) -> Live:
         """A process with everything a box needs but its VM."""
-        range_ = self._ranges.take()
+        assert self._cgroups is not None
+        range_, group = self._ranges.take(), new_ulid()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.shutdown(socket.SHUT_RD)
         try:
-            pid = self._fork_in_new_namespace(range_, theirs)
+            cgroups = self._cgroups.make(group, Limits())
+            pid = self._fork_in_new_namespace(range_, cgroups, theirs)
         except BaseException:
             ours.close()
             self._ranges.give_back(range_)
+            self._remove_cgroup(group)
             raise
         finally:
             theirs.close()
-        live = Live(pid, os.pidfd_open(pid), ours, range_)
+        live = Live(pid, os.pidfd_open(pid), ours, range_, group)
+        self._spares.append(live)
         self._selector.register(live.pidfd, selectors.EVENT_READ, lambda: self._on_death(live))
         return live
 
-    def _fork_in_new_namespace(self, range_: Range, hook: socket.socket) -> int:
+    def _fork_in_new_namespace(self, range_: Range, cgroups: list[str], hook: socket.socket) -> int:
         k.unshare(k.NEWPID)  # for the children of this process, which stays where it is
         try:
             pid = os.fork()
             if pid == 0:
-                _live_as_box(range_, str(self._data / "mnt"), self._places, self._seccomp, hook)
+                stage = str(self._data / "mnt")
+                _live_as_box(box.Ground(range_, tuple(cgroups), stage, self._seccomp, self._places), hook)
         finally:
             k.setns(self._pid_namespace, k.NEWPID)
         return pid
@@ -253,7 +260,7 @@ class Zygote:
     def _kill(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         live = self._live(request)
         if self._cgroups is not None and self._peer is not None and live.box in self._peer.frozen:
-            self._cgroups.thaw(live.box)  # v1's freezer holds even SIGKILL
+            self._cgroups.thaw(live.group)  # v1's freezer holds even SIGKILL
         _kill(live.pidfd)
         return {"ok": True}
 
@@ -261,13 +268,13 @@ class Zygote:
         assert self._cgroups is not None and self._peer is not None
         live = self._live(request)
         self._peer.frozen.add(live.box)
-        self._cgroups.freeze(live.box)
+        self._cgroups.freeze(live.group)
         return {"ok": True}
 
     def _thaw(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         assert self._cgroups is not None and self._peer is not None
         live = self._live(request)
-        self._cgroups.thaw(live.box)
+        self._cgroups.thaw(live.group)
         self._peer.frozen.discard(live.box)
         return {"ok": True}
 
@@ -304,18 +311,18 @@ class Zygote:
         os.close(live.pidfd)
         live.hook.close()
         self._ranges.give_back(live.range)
+        self._remove_cgroup(live.group)
         if not live.box:
             self._spares.remove(live)
             return
         del self._boxes[live.box]
         if self._peer is not None:
             self._peer.frozen.discard(live.box)
-        self._remove_cgroup(live.box)
         self._say({"event": "died", "box": live.box, "status": status})
 
-    def _remove_cgroup(self, box_id: str) -> None:
-        if self._cgroups is not None and not self._cgroups.remove(box_id):
-            self._busy_cgroups.add(box_id)
+    def _remove_cgroup(self, group: str) -> None:
+        if self._cgroups is not None and not self._cgroups.remove(group):
+            self._busy_cgroups.add(group)
 
     def _on_job_end(self, pidfd: int) -> None:
         os.waitpid(self._jobs.pop(pidfd), 0)
@@ -328,7 +335,7 @@ class Zygote:
         self._ending = peer, number
         for live in (*self._boxes.values(), *self._spares):
             if self._cgroups is not None and live.box in peer.frozen:
-                self._cgroups.thaw(live.box)
+                self._cgroups.thaw(live.group)
             _kill(live.pidfd)
 
     def _finish(self, listener: socket.socket) -> None:
@@ -342,16 +349,17 @@ class Zygote:
         self._say({"n": self._ending[1], "ok": True})
 
 
-def _live_as_box(range_: Range, stage: str, places: Places | None, seccomp: bytes, hook: socket.socket) -> NoReturn:
+def _live_as_box(ground: box.Ground, hook: socket.socket) -> NoReturn:
     """The child's side: prepare, wait for a VM, become its box. A failure is told over the link, once there is one."""
     step = box.Step()
     failure = ""
     try:
         _reset_signals()
+        range_ = ground.range
         _close_all_but(range_.userns, range_.layers, range_.images, range_.dev, hook.fileno())
         _disguise(b"agent")
         gc.enable()  # what was there before is frozen: a collection touches only what is new
-        box.prepare(range_, stage, step)
+        box.prepare(ground, step)
     except BaseException as error:
         failure = _told(step, error)
     packet, ancillary, *_ = hook.recvmsg(PACKET_LIMIT, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
@@ -363,8 +371,8 @@ def _live_as_box(range_: Range, stage: str, places: Places | None, seccomp: byte
             raise RuntimeError(failure)
         fields = json.loads(packet)
         layers = tuple((place, ident) for place, ident in fields["layers"])
-        plan = box.Plan(layers, fields["top"], fields["hostname"], tuple(fields["cgroups"]), places)
-        box.become(plan, range_, seccomp, (link, hook.fileno()), step)
+        plan = box.Plan(layers, fields["top"], fields["hostname"])
+        box.become(ground, plan, (link, hook.fileno()), step)
     except BaseException as error:
         socket.socket(fileno=link).sendall(frames.pack({"boot": "failed", "error": failure or _told(step, error)}))
         os._exit(70)
