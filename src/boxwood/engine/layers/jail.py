@@ -2,7 +2,7 @@
 
 Two processes. The outer one touches nothing but names directly under the directory of layers: it makes, renames and
 answers. The inner one, forked for the work, sees nothing but the directories concerned, bound into an empty root (what
-it only reads is bound read-only), has no network, no device nodes and hardly a capability.
+it only reads is bound read-only), has no network, no other processes, no device nodes and hardly a capability.
 
 Whatever is not finished is under a name that is no layer's: `ID.part` while it is made, `.dead-ID` while it is deleted.
 A `remove` of ID clears these too, so nothing that was cut off stays.
@@ -21,6 +21,7 @@ import array
 import json
 import os
 import resource
+import select
 import signal
 import traceback
 from collections.abc import Callable, Mapping
@@ -213,12 +214,12 @@ def _failure(error: Exception) -> Answer:
 def _confined(trees: Mapping[str, int], work: Work) -> Answer:
     """What `work` returns in a process that sees nothing but these trees, given to it as descriptors."""
     reading, writing = os.pipe()
-    parent = os.getpid()
-    pid = os.fork()
+    pid = _fork_alone()
     if pid == 0:
         try:
+            os.close(reading)
             try:
-                answer = work(_confine(trees, writing, parent))
+                answer = work(_confine(trees, writing))
             except Exception as error:
                 answer = _failure(error)
             os.write(writing, json.dumps(answer).encode())
@@ -238,11 +239,22 @@ def _confined(trees: Mapping[str, int], work: Work) -> Answer:
     return {key: int(value) for key, value in answer.items()}
 
 
-def _confine(trees: Mapping[str, int], keep: int, parent: int) -> dict[str, int]:
+def _fork_alone() -> int:
+    """fork() into a pid namespace of its own: root in there has nobody to send signals to."""
+    ours = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    k.unshare(k.NEWPID)  # for the children of this process
+    pid = os.fork()
+    if pid:
+        k.setns(ours, k.NEWPID)
+    os.close(ours)
+    return pid
+
+
+def _confine(trees: Mapping[str, int], keep: int) -> dict[str, int]:
     """Shut this process in with the trees. Returns a descriptor for each."""
     k.set_death_signal(signal.SIGKILL)
-    if os.getppid() != parent:
-        raise ProcessLookupError("the job was ended")
+    if _reader_gone(keep):
+        raise ProcessLookupError("the job was ended before it began")
     _set_limits()
     os.umask(0o077)
     k.unshare(k.NEWNS | k.NEWNET | k.NEWIPC)
@@ -266,6 +278,12 @@ def _confine(trees: Mapping[str, int], keep: int, parent: int) -> dict[str, int]
 
 
 _last_capability = k.last_capability()
+
+
+def _reader_gone(pipe: int) -> bool:
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return bool(poll.poll(0))
 
 
 def _set_limits() -> None:
