@@ -207,7 +207,10 @@ class HostEngine:
         line = await _read_to_end(ready, _JOB_SECONDS)
         if not line:
             raise EngineError(f"the {job['kind']} of layers was cut off")
-        result: dict[str, Any] = json.loads(line)
+        try:
+            result: dict[str, Any] = json.loads(line)
+        except ValueError:
+            raise EngineError(f"the {job['kind']} of layers answered what makes no sense: {line[:200]!r}") from None
         if "error" in result:
             raise EngineError(f"{job['kind']} of layers: {result['error']}")
         return result
