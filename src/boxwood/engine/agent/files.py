@@ -113,7 +113,7 @@ class Writing:
         self._fd = self._directory = -1
 
 
-def manifest(root: str, limit: int, emit: Callable[[bytes], None]) -> tuple[str, bool]:
+def manifest(root: str, limit: int, emit: Callable[[bytes], object]) -> tuple[str, bool]:
     """Walk a directory, hand out one JSON line per regular file, sorted by path. Runs in a child: it may take long.
 
     Returns the normalised root and whether there were more than `limit`. Names that are not UTF-8 are left out: the

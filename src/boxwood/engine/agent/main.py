@@ -252,7 +252,7 @@ def _walk_in_child(header: dict[str, Any], out: int) -> NoReturn:
         os.closerange(out + 1, 1 << 16)
         with open(out, "wb", buffering=_PART) as pipe:
             try:
-                root, truncated = files.manifest(header["path"], header["limit"], lambda line: pipe.write(line))
+                root, truncated = files.manifest(header["path"], header["limit"], pipe.write)
                 end = {"root": root, "truncated": truncated}
             except files.Refusal as refusal:
                 end = {"errno": refusal.errno, "error": refusal.text}
