@@ -141,7 +141,7 @@ def _add_conditional(sc: ModuleType, filter_: object) -> None:
 
 
 def _refusals(ioctl: int) -> bytes:
-    """What comes before libseccomp's program. Another architecture's call may be refused here too: it would be anyway."""
+    """What comes before libseccomp's program. Another architecture's call may end here: it would anyway."""
     injecting = list(INJECTING_IOCTLS.values())
     last = len(injecting) - 1
     return b"".join(
