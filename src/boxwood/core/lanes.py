@@ -286,10 +286,14 @@ class Lanes:
             run.wake()
 
     async def close(self) -> None:
-        """The engine sends no more: put away what it has sent."""
+        """The engine sends no more: put away what it has sent. What was not on its way to a box yet is left to the next
+        server, as if it had been pending."""
         for run in self._live.values():
             await run.spooled()
             run.close()
+            if run.box is None and not run.over:
+                run.state = "pending"
+                self._database.post(partial(run_rows.put, row=run.row()))
 
     # Start of the server
 

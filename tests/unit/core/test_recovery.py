@@ -81,6 +81,14 @@ async def test_pending_runs_keep_all_their_options(world):
     assert world.machine.called("start_run")[-1].timeout == 9
 
 
+async def test_a_run_that_had_no_box_yet_when_the_server_ended(world):
+    vm = await world.fork()
+    run = await world.run(vm, "echo still", wait=0)
+    await world.restart()
+    ended = await world.core.runs.wait(world.caller, vm.vm_id, run.run_id)
+    assert (ended.state, ended.stdout) == ("completed", b"still\n")
+
+
 async def test_boxes_of_no_vm_are_put_down(world):
     vm = await world.fork()
     await world.out(vm, "pwd")
