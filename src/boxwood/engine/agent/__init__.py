@@ -1,1 +1,1 @@
-"""PID 1 of a box: starts processes, keeps shells, moves bytes, reaps. Only the standard library, imported before the pivot."""
+"""PID 1 of a box: starts processes, keeps shells, moves bytes, reaps."""

@@ -89,6 +89,9 @@ class Loop:
         """Its status interests nobody any more."""
         self._children.pop(pid, None)
 
+    def owns(self, pid: int) -> bool:
+        return pid in self._children
+
     def reap(self) -> None:
         """Take all statuses that there are now, without waiting."""
         while True:

@@ -1,0 +1,315 @@
+"""Where what the server asks of sessions and runs arrives, and what they say on their own leaves (docs/architecture.md,
+"The agent's link")."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from boxwood.engine.agent.loop import Loop
+from boxwood.engine.agent.oneshot import OneShot
+from boxwood.engine.agent.run import Command, Run, Send
+from boxwood.engine.agent.session import Common, Session
+from boxwood.engine.agent.shell import SHELLS
+from boxwood.engine.agent.state import STATE_LIMIT, State
+
+MOST_SESSIONS = 512
+MOST_RUNS = 256  # known at once: those that ended longest ago are forgotten first
+_MOST_HEADER = 60_000
+_MOST_TEXT = 4096
+
+
+class Reply(Protocol):
+    """The answer to one request."""
+
+    def __call__(self, fields: dict[str, Any] | None = None) -> None: ...
+
+    def error(self, number: int, text: str) -> None: ...
+
+
+class Desk:
+    """`send(header, payload)` puts a frame on the present link; without one it is dropped, and all that matters is said
+    again after `relink`."""
+
+    def __init__(self, loop: Loop, directory: bytes, send: Send, shells: tuple[bytes, ...] = SHELLS) -> None:
+        self._loop = loop
+        self._send = send
+        self._common = Common(loop, directory, shells)
+        self._sessions: dict[str, Session] = {}
+        self._runs: dict[str, Run] = {}
+        self._oneshots: dict[str, OneShot] = {}
+        self._settling: list[Reply] = []
+        self._places = 0
+        self._ops: dict[str, Callable[[dict[str, Any], bytes, Reply], None]] = {
+            "session.open": self._open_session,
+            "session.close": self._close_session,
+            "run.start": self._start_run,
+            "run.resume": self._resume_run,
+            "run.signal": self._signal_run,
+            "run.kill": self._kill_run,
+            "run.ack": self._ack,
+            "run.forget": self._forget,
+            "settle": self._settle,
+        }
+
+    def handle(self, op: str, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
+        """Do what is asked; the answer may come later. ValueError, KeyError, TypeError: the request makes no sense."""
+        known = self._ops.get(op)
+        if known is None:
+            reply.error(errno.ENOSYS, f"there is no operation {op[:100]!r}")
+            return
+        try:
+            known(header, payload, reply)
+        except OSError as error:
+            _refuse(reply, error)
+
+    # --- links come and go
+
+    def hello(self) -> dict[str, Any]:
+        runs = [run.header() for run in self._runs.values()]
+        return {"ev": "hello", "runs": runs, "sessions": list(self._sessions)}
+
+    def relink(self) -> None:
+        """There is a new link: greet, and say what the last one may not have carried."""
+        for run in self._runs.values():
+            run.detach()
+        self._settling.clear()
+        self._send(self.hello())
+        for session in self._sessions.values():
+            session.tell_again()
+
+    # --- sessions
+
+    def _open_session(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
+        sid = _ident(header, "sid")
+        if sid in self._sessions:
+            reply()
+            return
+        if len(self._sessions) >= MOST_SESSIONS:
+            raise OSError(errno.EMFILE, f"a box holds at most {MOST_SESSIONS} sessions")
+        env, cwd = _environment(header.get("env") or {}), _path(header.get("cwd") or "")
+        state = State.unpack(payload) if payload else None
+        self._places += 1
+        place = self._common.directory + b"/%d" % self._places
+        session = Session(self._common, sid, place, env, cwd, state)
+        session.on_state = lambda: self._tell_state(session)
+        session.on_quiet = self._on_quiet
+        first = not self._sessions
+        self._sessions[sid] = session
+        reply()
+        if first:
+            session.prepare()  # whoever opens a session in a new box is about to run something in it
+
+    def _close_session(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
+        sid = _ident(header, "sid")
+        session = self._sessions.get(sid)
+        if session is None:
+            reply()
+            return
+        for oneshot in [o for o in self._oneshots.values() if o.sid == sid]:
+            oneshot.kill("killed")
+
+        def closed() -> None:
+            del self._sessions[sid]
+            reply()
+            self._on_quiet()
+
+        session.close(closed)
+
+    def _session(self, header: dict[str, Any]) -> Session:
+        session = self._sessions.get(_ident(header, "sid"))
+        if session is None:
+            raise OSError(errno.ENOENT, "there is no such session in this box")
+        return session
+
+    def _tell_state(self, session: Session) -> None:
+        assert session.state is not None
+        packed = session.state.pack()
+        if len(packed) > STATE_LIMIT:
+            session.note(f"the state of the shell is larger than {STATE_LIMIT >> 20} MiB and was not saved")
+            packed = b""
+        header: dict[str, Any] = {"ev": "state", "sid": session.sid, "cwd": os.fsdecode(session.directory())}
+        if len(header["cwd"]) > _MOST_TEXT:
+            header["cwd"] = "/"
+        header["notes"] = session.notes
+        env = {os.fsdecode(name): os.fsdecode(value) for name, value in session.environment().items()}
+        if len(json.dumps({**header, "env": env})) > _MOST_HEADER:
+            header["notes"], env = ["the environment is too large to be shown"], {}
+        header["env"] = env
+        if packed:
+            self._send(header, packed)
+
+    # --- runs
+
+    def _start_run(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
+        session, rid = self._session(header), _ident(header, "rid")
+        if rid in self._runs:
+            raise OSError(errno.EEXIST, "there is such a run already")
+        command = _command(header, payload)
+        self._make_room()
+        run = Run(rid, session.sid, self._send)
+        beside = any(header.get(name) is not None for name in ("env", "cwd", "user"))
+        self._runs[rid] = run
+        try:
+            if beside:
+                self._run_beside(session, command, run, header)
+                reply()
+            else:
+                session.start(command, run, lambda error: self._started(rid, reply, error))
+        except BaseException:
+            self._runs.pop(rid, None)
+            raise
+
+    def _started(self, rid: str, reply: Reply, error: OSError | None) -> None:
+        if error is None:
+            reply()
+        else:
+            self._runs.pop(rid, None)
+            _refuse(reply, error)
+
+    def _run_beside(self, session: Session, command: Command, run: Run, header: dict[str, Any]) -> None:
+        changes = _environment(header.get("env") or {})
+        cwd = os.path.join(session.directory(), _path(header.get("cwd") or ""))
+        cwd = cwd.rstrip(b"/") or b"/"
+        user = header.get("user") or None
+        if user is not None and (not isinstance(user, str) or "\0" in user):
+            raise ValueError("user must be a text")
+        self._oneshots[run.rid] = OneShot(
+            self._common, session.sid, command, run, session.environment(), changes, cwd, user, self._oneshot_ended
+        )
+        if run.end is not None:
+            del self._oneshots[run.rid]
+
+    def _oneshot_ended(self, oneshot: OneShot) -> None:
+        self._oneshots = {rid: o for rid, o in self._oneshots.items() if o is not oneshot}
+
+    def _make_room(self) -> None:
+        if len(self._runs) >= MOST_RUNS:
+            ended = next((rid for rid, run in self._runs.items() if run.end is not None), None)
+            if ended is None:
+                raise OSError(errno.EAGAIN, f"a box has at most {MOST_RUNS} runs at once")
+            del self._runs[ended]
+
+    def _run(self, header: dict[str, Any]) -> Run:
+        run = self._runs.get(_ident(header, "rid"))
+        if run is None:
+            raise OSError(errno.ENOENT, "there is no such run in this box")
+        return run
+
+    def _resume_run(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
+        run, out, err = self._run(header), _offset(header, "out"), _offset(header, "err")
+        run.check(out, err)
+        reply()
+        run.attach(out, err)
+
+    def _signal_run(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
+        signum = header["signal"]
+        if type(signum) is not int or not 1 <= signum <= 64:
+            raise ValueError("signal must be a number from 1 to 64")
+        run = self._run(header)
+        delivered = False
+        if run.end is None:
+            oneshot = self._oneshots.get(run.rid)
+            delivered = oneshot.signal(signum) if oneshot is not None else self._sessions[run.sid].signal(signum)
+        reply({"delivered": delivered})
+
+    def _kill_run(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
+        run = self._run(header)
+        if run.end is None:
+            oneshot, session = self._oneshots.get(run.rid), self._sessions.get(run.sid)
+            if oneshot is not None:
+                oneshot.kill("killed")
+            elif session is not None:
+                session.kill_run(run)
+        reply()
+
+    def _ack(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
+        run = self._runs.get(_ident(header, "rid"))
+        if run is not None:
+            run.ack(_offset(header, "out"), _offset(header, "err"))
+
+    def _forget(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
+        run = self._runs.get(_ident(header, "rid"))
+        if run is not None and run.end is not None:
+            del self._runs[run.rid]
+
+    # --- rest
+
+    def _settle(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
+        self._settling.append(reply)
+        self._on_quiet()
+
+    def _on_quiet(self) -> None:
+        if not self._settling or not all(session.quiet for session in self._sessions.values()):
+            return
+        waiting, self._settling = self._settling, []
+        runs = sum(run.end is None for run in self._runs.values())
+        self._common.orphanage.collect(None)
+        processes = self._count_processes()
+        for reply in waiting:
+            reply({"runs": runs, "processes": processes})
+
+    def _count_processes(self) -> int:
+        """All but ourselves, what we do, and idle shells."""
+        trees = [s.tree for s in self._sessions.values()] + [o.tree for o in self._oneshots.values()]
+        return sum(len(tree.members({})) for tree in trees)
+
+
+def _refuse(reply: Reply, error: OSError) -> None:
+    number = error.errno or errno.EIO
+    text = error.strerror or str(error)
+    if error.filename is not None:
+        text = f"{text}: {os.fsdecode(error.filename)}"
+    reply.error(number, text.encode("utf-8", "backslashreplace").decode()[:2000])
+
+
+def _ident(header: Mapping[str, Any], name: str) -> str:
+    """Ids are the server's; they never become part of a path."""
+    value = header[name]
+    if not isinstance(value, str) or not value.isascii() or not value.isalnum() or len(value) > 32:
+        raise ValueError(f"{name} must be an id")
+    return value
+
+
+def _offset(header: Mapping[str, Any], name: str) -> int:
+    value = header[name]
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{name} must be an offset")
+    return value
+
+
+def _encoded(value: object, what: str) -> bytes:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(f"{what} must be a text without NUL")
+    return os.fsencode(value)
+
+
+def _path(value: object) -> bytes:
+    return _encoded(value, "a path")
+
+
+def _environment(given: object) -> dict[bytes, bytes]:
+    if not isinstance(given, dict):
+        raise ValueError("env must be an object")
+    env = {_encoded(name, "a name"): _encoded(value, "a value") for name, value in given.items()}
+    if any(not name or b"=" in name for name in env):
+        raise ValueError("a name in env must not be empty or contain =")
+    return env
+
+
+def _command(header: Mapping[str, Any], payload: bytes) -> Command:
+    timeout, length, prompt = header.get("timeout"), header.get("stdin"), header.get("prompt", "auto")
+    if timeout is not None and (type(timeout) not in (int, float) or not 0 <= timeout <= 1e9):
+        raise ValueError("timeout must be a number of seconds")
+    if length is not None and (type(length) is not int or not 0 <= length <= len(payload)):
+        raise ValueError("stdin must be the length of what comes first in the payload")
+    if prompt not in ("auto", "none"):
+        raise ValueError("prompt must be auto or none")
+    stdin = None if length is None else payload[:length]
+    text = payload[length or 0 :]
+    if b"\0" in text:
+        raise ValueError("a command cannot contain NUL")
+    return Command(text, timeout or None, stdin, prompt == "auto")

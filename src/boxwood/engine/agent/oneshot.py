@@ -1,0 +1,185 @@
+"""A command beside a session's shell: in its directory and environment with some changes, perhaps as another user.
+
+It changes nothing in the session. Its shell is a subreaper like a session's, and is not waited for alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+
+from boxwood.engine.agent.loop import Timer
+from boxwood.engine.agent.procs import Account, Killing, ProcessTree, Streams, Vigil, spawn
+from boxwood.engine.agent.run import Command, Run, Source
+from boxwood.engine.agent.session import Common
+from boxwood.engine.agent.shell import find_shell
+
+_MOST_READ = 1 << 20
+_MOST_ID = 0xFFFFFFFE
+_MOST_ARGUMENT = 100_000  # the kernel takes no more than 128 KiB in one
+
+
+def _lines(path: str) -> list[list[bytes]]:
+    """The entries of /etc/passwd or /etc/group, read by ourselves: the C library would load what the VM names."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        data = os.read(fd, _MOST_READ)
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
+    return [line.split(b":") for line in data.splitlines()]
+
+
+def _number(text: bytes) -> int | None:
+    return int(text) if re.fullmatch(rb"[0-9]{1,10}", text) and int(text) <= _MOST_ID else None
+
+
+def find_user(text: str) -> tuple[Account, dict[bytes, bytes]]:
+    """`name`, `uid`, `name:group` or `uid:gid` as an account, and its HOME, USER, LOGNAME. OSError EINVAL: no such."""
+    wanted, _, group = os.fsencode(text).partition(b":")
+    number = _number(wanted)
+    entries = [e for e in _lines("/etc/passwd") if len(e) >= 7 and None not in (_number(e[2]), _number(e[3]))]
+    found = next((e for e in entries if e[0] == wanted), None)
+    if found is None and number is not None:
+        found = next((e for e in entries if int(e[2]) == number), None)
+    if found is None and number is None:
+        raise OSError(errno.EINVAL, f"there is no user {text!r} in this VM")
+    name, uid, gid, home = (
+        (found[0], int(found[2]), int(found[3]), found[5]) if found else (wanted, number or 0, 0, b"/")
+    )
+    groups = [e for e in _lines("/etc/group") if len(e) >= 4 and _number(e[2]) is not None]
+    if group:
+        gid = _group(group, groups)
+    member = tuple(int(e[2]) for e in groups if name in e[3].split(b","))
+    account = Account(uid, gid, tuple(dict.fromkeys((gid, *member))))
+    return account, {b"HOME": home or b"/", b"USER": name, b"LOGNAME": name}
+
+
+def _group(wanted: bytes, groups: list[list[bytes]]) -> int:
+    for entry in groups:
+        if entry[0] == wanted:
+            return int(entry[2])
+    number = _number(wanted)
+    if number is None:
+        raise OSError(errno.EINVAL, f"there is no group {os.fsdecode(wanted)!r} in this VM")
+    return number
+
+
+class OneShot:
+    """`on_end` is called when the run has ended. OSError from the start: nothing was started."""
+
+    def __init__(
+        self,
+        common: Common,
+        sid: str,
+        command: Command,
+        run: Run,
+        env: Mapping[bytes, bytes],
+        changes: Mapping[bytes, bytes],
+        cwd: bytes,
+        user: str | None,
+        on_end: Callable[[OneShot], None],
+    ) -> None:
+        self.sid = sid
+        self._loop = common.loop
+        self._run = run
+        self._on_end = on_end
+        self._status: int | None = None
+        self._reason = "exit"
+        self._killing = False
+        self._over = False
+        self._timeout: Timer | None = None
+        self.tree = ProcessTree(common.orphanage)
+        self.tree.on_change = self._advance
+        self._vigil = Vigil(self._loop, self._advance)
+        account, about = find_user(user) if user else (None, {})
+        exe = find_shell(common.shells)
+        try:
+            place = os.open(cwd, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise OSError(error.errno, f"{os.fsdecode(cwd)}: {os.strerror(error.errno or errno.EIO)}") from None
+        try:
+            self._sources = self._spawn(exe, command, {**env, **about, b"PWD": cwd, **changes}, place, account)
+        finally:
+            os.close(place)
+        for source in self._sources:
+            source.flow(run)
+        if command.timeout:
+            self._timeout = self._loop.at(time.monotonic() + command.timeout, lambda: self.kill("timeout"))
+
+    def _spawn(
+        self, exe: bytes, command: Command, env: Mapping[bytes, bytes], place: int, account: Account | None
+    ) -> list[Source]:
+        stdin = _given(command.stdin) if command.stdin else os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        script = _given(command.text) if len(command.text) > _MOST_ARGUMENT else None
+        arguments = [b"-c", command.text] if script is None else [b"/proc/self/fd/3"]
+        ends = [*os.pipe2(os.O_CLOEXEC), *os.pipe2(os.O_CLOEXEC)]
+        streams = Streams(stdin, ends[1], ends[3], script)
+        try:
+            pid = spawn(exe, [os.path.basename(exe), *arguments], env, streams, place, account)
+        except OSError:
+            os.close(ends[0])
+            os.close(ends[2])
+            raise
+        finally:
+            for fd in streams:
+                if fd is not None:
+                    os.close(fd)
+        self._loop.child(pid, self._on_exit)
+        self.tree.grow(pid)
+        for fd in ends[0], ends[2]:
+            os.set_blocking(fd, False)
+        return [Source(self._loop, ends[0], 1), Source(self._loop, ends[2], 2)]
+
+    def _on_exit(self, status: int) -> None:
+        self._status = os.waitstatus_to_exitcode(status)
+        self.tree.root_died()
+        self._advance()
+
+    def kill(self, reason: str) -> None:
+        if not self._killing and not self._over:
+            self._killing, self._reason = True, reason
+            Killing(self._loop, self.tree, {}, True, self._on_killed)
+
+    def _on_killed(self) -> None:
+        self._killing = False
+        self._advance()
+
+    def signal(self, signum: int) -> bool:
+        root = self.tree.root
+        return self.tree.signal([-root] if root is not None else self.tree.members({}), signum)
+
+    def _advance(self) -> None:
+        if self._over or self._killing or self._status is None:
+            return
+        while live := self.tree.live():
+            if self._vigil.keep(set(live)):
+                return
+        self._over = True
+        self._vigil.close()
+        if self._timeout is not None:
+            self._timeout.cancel()
+        for source in self._sources:
+            source.catch_up()
+            source.stop()
+            os.close(source.fd)
+        code = self._status if self._status >= 0 else 128 - self._status
+        self._run.finish(124 if self._reason == "timeout" else code, self._reason)
+        self._on_end(self)
+
+
+def _given(data: bytes) -> int:
+    """Bytes as a file to read from."""
+    fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd

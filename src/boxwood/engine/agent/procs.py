@@ -1,0 +1,351 @@
+"""Processes: how the agent starts them, who descends from whom, and how all of a tree is killed.
+
+A shell is started as a *child subreaper*: every orphan below it, however daemonised, becomes its child. So "nothing
+that this command spawned is alive" is one read of /proc/PID/task/PID/children. When the shell dies, its children come
+to PID 1, the agent, and the `Orphanage` hands them to the tree they belong to.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, NoReturn
+
+from boxwood.engine.agent.loop import IN, Loop
+from boxwood.engine.kernel import set_subreaper
+
+_DEFAULTED = tuple(
+    getattr(signal, name) for name in ("SIGCHLD", "SIGHUP", "SIGINT", "SIGPIPE", "SIGQUIT", "SIGTERM", "SIGXFSZ")
+)
+_OOM_SCORE = b"300"  # a box short of memory loses what runs in it before its agent
+_EAGER_ROUNDS = 50
+_WATCHED = 4
+
+
+class Stat(NamedTuple):
+    state: str
+    ppid: int
+    pgid: int
+    sid: int
+    start: int
+
+
+def stat(pid: int) -> Stat | None:
+    """What there is to know about a process; None if there is none."""
+    data = read_proc(f"/proc/{pid}/stat")
+    words = data.rpartition(b")")[2].split()
+    if len(words) < 20:
+        return None
+    return Stat(words[0].decode("latin-1"), int(words[1]), int(words[2]), int(words[3]), int(words[19]))
+
+
+def read_proc(path: str, most: int = 1 << 16) -> bytes:
+    """A small file of /proc; nothing if it is not there (any more)."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, most)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+
+
+def _lists_children() -> bool:
+    return os.path.exists(f"/proc/self/task/{os.getpid()}/children")
+
+
+def children(pid: int, threads: bool = True) -> list[int]:
+    """The direct children of a process, zombies too. `threads` false: it is known to have but one."""
+    found: list[int] = []
+    try:
+        for task in os.listdir(f"/proc/{pid}/task") if threads else (pid,):
+            fd = os.open(f"/proc/{pid}/task/{task}/children", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                while data := os.read(fd, 1 << 16):
+                    found.extend(map(int, data.split()))
+                    if len(data) < 2048:
+                        break
+            finally:
+                os.close(fd)
+    except (OSError, ValueError):
+        if not _lists_children():  # CONFIG_PROC_CHILDREN is off: ask everybody for his parent
+            everybody = map(int, filter(str.isdigit, os.listdir("/proc")))
+            return [p for p in everybody if (s := stat(p)) and s.ppid == pid]
+    return found
+
+
+def live_children(pid: int) -> dict[int, int]:
+    """The direct children of a shell that are not dead: pid -> start time.
+
+    If there are none, then nothing at all is alive below a subreaper: a child that dies hands its own children up in
+    the same instant. But the list is not read in one instant: an entry that goes away meanwhile may hide the next one,
+    and one found dead may just have handed up its children. So "none" is only believed of an empty list, or of one
+    whose entries all are zombies still.
+    """
+    for _ in range(1000):
+        listed = [(p, stat(p)) for p in children(pid, threads=False)]
+        live = {p: s.start for p, s in listed if s is not None and s.state not in "ZX"}
+        if live or not listed:
+            return live
+        if all(s for _, s in listed) and set(children(pid, threads=False)) == {p for p, _ in listed}:
+            return live
+    return {p: s.start if s else 0 for p, s in listed}
+
+
+# --- starting
+
+
+class Account(NamedTuple):
+    """Whom a process runs as."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+class Streams(NamedTuple):
+    """What becomes descriptors 0, 1 and 2, and perhaps 3."""
+
+    stdin: int
+    stdout: int
+    stderr: int
+    script: int | None = None
+
+
+def spawn(
+    exe: bytes,
+    argv: Sequence[bytes],
+    env: Mapping[bytes, bytes],
+    streams: Streams,
+    place: int,
+    account: Account | None = None,
+) -> int:
+    """Start a program as a subreaper in a process group of its own, in the directory open at `place`. Returns its pid.
+
+    If it cannot be executed the reason is written to its stderr and it ends with 126 or 127, as in a shell.
+    """
+    pid = os.fork()
+    if pid == 0:
+        _become(exe, argv, env, streams, place, account)
+    return pid
+
+
+def _become(
+    exe: bytes,
+    argv: Sequence[bytes],
+    env: Mapping[bytes, bytes],
+    streams: Streams,
+    place: int,
+    account: Account | None,
+) -> NoReturn:
+    code = 127
+    try:
+        reset_signals()
+        os.setpgid(0, 0)
+        set_subreaper()
+        _expect_less_memory()
+        os.fchdir(place)
+        given = [fd for fd in streams if fd is not None]
+        aside = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16) for fd in given]  # not in one another's way
+        for number, fd in enumerate(aside):
+            os.dup2(fd, number)
+        os.closerange(len(given), 1 << 20)
+        if account is not None:
+            os.setgroups(account.groups)
+            os.setresgid(account.gid, account.gid, account.gid)
+            os.setresuid(account.uid, account.uid, account.uid)
+        os.execve(exe, list(argv), env)
+    except OSError as error:
+        code = 127 if isinstance(error, FileNotFoundError) else 126
+        os.write(2, b"boxwood: %s: %s\n" % (exe, os.strerror(error.errno or 0).encode()))
+    finally:
+        os._exit(code)
+
+
+def reset_signals() -> None:
+    """In a fork of the agent: what it ignores or handles must not be inherited."""
+    signal.set_wakeup_fd(-1)
+    for signum in _DEFAULTED:
+        signal.signal(signum, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _expect_less_memory() -> None:
+    try:
+        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        os.write(fd, _OOM_SCORE)
+        os.close(fd)
+    except OSError:
+        pass  # the order of killing is then the kernel's
+
+
+# --- trees
+
+
+class Orphanage:
+    """Knows to which tree an orphan that came to us belongs."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self._roots: dict[int, ProcessTree] = {}  # pids of roots, dead ones too: ids of groups below them
+
+    def register(self, pid: int, tree: ProcessTree) -> None:
+        self._roots[pid] = tree
+
+    def forget(self, tree: ProcessTree) -> None:
+        self._roots = {pid: t for pid, t in self._roots.items() if t is not tree}
+
+    def collect(self, suspect: ProcessTree | None) -> None:
+        """Hand out the orphans among our children. One comes only when a root or a known orphan has died, so one
+        without a telling group belongs to the tree of whoever did: `suspect`."""
+        for pid in children(os.getpid(), threads=False):
+            if self.loop.owns(pid):
+                continue
+            found = stat(pid)
+            if found is None:
+                continue
+            tree = self._roots.get(found.sid) or self._roots.get(found.pgid) or suspect
+            if tree is not None:
+                tree.adopt(pid, found.start)
+
+
+class ProcessTree:
+    """A root process (a shell, a command), all that descends from it, and the orphans of roots that died."""
+
+    def __init__(self, orphanage: Orphanage) -> None:
+        self._orphanage = orphanage
+        self.root: int | None = None
+        self.orphans: dict[int, int] = {}  # pid -> start time
+        self.on_change: Callable[[], None] = lambda: None  # an orphan has ended
+
+    def grow(self, pid: int) -> None:
+        """There is a root now: a child of ours."""
+        self.root = pid
+        self._orphanage.register(pid, self)
+
+    def root_died(self) -> None:
+        self.root = None
+        self._orphanage.collect(self)
+        self._tidy()
+
+    def adopt(self, pid: int, start: int) -> None:
+        self.orphans[pid] = start
+        self._orphanage.loop.child(pid, lambda status: self._orphan_died(pid))
+
+    def _orphan_died(self, pid: int) -> None:
+        self.orphans.pop(pid, None)
+        self._orphanage.collect(self)  # it may have left orphans in its turn
+        self._tidy()
+        self.on_change()
+
+    def _tidy(self) -> None:
+        if self.root is None and not self.orphans:
+            self._orphanage.forget(self)
+
+    def live(self) -> dict[int, int]:
+        """The live processes directly below the root, and the orphans: pid -> start time. None: all is dead."""
+        live = live_children(self.root) if self.root is not None else {}
+        for pid, start in self.orphans.items():
+            found = stat(pid)
+            if found is not None and found.state not in "ZX":
+                live[pid] = start
+        return live
+
+    def members(self, but: Mapping[int, int], most: int = 1 << 20) -> list[int]:
+        """All below the root, parents first, without `but` and what is below these."""
+        found = [pid for pid, start in self.live().items() if but.get(pid) != start]
+        seen = set(found)
+        for pid in found:
+            if len(found) >= most:
+                break
+            below = [child for child in children(pid) if child not in seen]
+            seen.update(below)
+            found += below
+        return found
+
+    def signal(self, pids: list[int], signum: int) -> bool:
+        """True: at least one was there to hear it."""
+        heard = False
+        for pid in pids:
+            try:
+                os.kill(pid, signum)
+                heard = True
+            except (ProcessLookupError, PermissionError):
+                pass
+        return heard
+
+
+class Killing:
+    """Kill all members of a tree but some, in rounds, and with `and_root` the root. Calls back when all is dead.
+
+    The root is stopped first and killed last: as long as it exists, orphans come to it and are found in the next
+    round. Parents go first, or a subshell could print that its child was killed.
+    """
+
+    def __init__(
+        self, loop: Loop, tree: ProcessTree, but: Mapping[int, int], and_root: bool, done: Callable[[], None]
+    ) -> None:
+        self._loop = loop
+        self._tree = tree
+        self._but = but
+        self._root = tree.root if and_root else None
+        self._done = done
+        self._rounds = 0
+        if self._root is not None:
+            tree.signal([self._root], signal.SIGSTOP)
+        self._round()
+
+    def _round(self) -> None:
+        victims = self._tree.members(self._but)
+        self._tree.signal(victims, signal.SIGKILL)
+        if victims:
+            self._rounds += 1
+            eager = self._rounds < _EAGER_ROUNDS
+            self._loop.at(0.0 if eager else time.monotonic() + min(0.001 * self._rounds, 0.25), self._round)
+            return
+        if self._root is not None and self._root == self._tree.root:
+            self._tree.signal([self._root], signal.SIGKILL)
+        self._done()
+
+
+class Vigil:
+    """Calls back when one of some processes has ended, so that it is time to look who still lives."""
+
+    def __init__(self, loop: Loop, callback: Callable[[], None]) -> None:
+        self._loop = loop
+        self._callback = callback
+        self._pidfds: dict[int, int] = {}
+
+    def keep(self, pids: set[int]) -> bool:
+        """Watch a few of these (all must end anyway). False: one has ended meanwhile; look again."""
+        for pid in set(self._pidfds) - pids:
+            self._drop(pid)
+        for pid in pids - set(self._pidfds):
+            if len(self._pidfds) >= _WATCHED:
+                break
+            try:
+                fd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                return False
+            self._pidfds[pid] = fd
+            self._loop.watch(fd, IN, lambda events, pid=pid: self._ended(pid))  # type: ignore[misc]
+        return True
+
+    def _ended(self, pid: int) -> None:
+        self._drop(pid)
+        self._callback()
+
+    def _drop(self, pid: int) -> None:
+        fd = self._pidfds.pop(pid)
+        self._loop.unwatch(fd)
+        os.close(fd)
+
+    def close(self) -> None:
+        for pid in list(self._pidfds):
+            self._drop(pid)

@@ -1,0 +1,208 @@
+"""A run as the server knows it: its output, kept until it is acknowledged, and its end.
+
+Output is addressed by offset, so a server that comes back takes it up again where its own records stop.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from boxwood.engine.agent.loop import IN, Loop
+from boxwood.engine.agent.terminal import unread
+
+WINDOW = 1 << 20  # bytes of a stream that are kept unacknowledged; then its pipe is not read any more
+FRAME = 1 << 18
+_PIPE_SIZE = 1 << 20
+
+
+class Send(Protocol):
+    def __call__(self, header: dict[str, Any], payload: bytes = b"") -> None: ...
+
+
+class Command(NamedTuple):
+    """What a run is to do. `timeout` in seconds, None: never; `stdin` None: the terminal."""
+
+    text: bytes
+    timeout: float | None = None
+    stdin: bytes | None = None
+    prompt: bool = True  # may a prompt that waits for input be its end?
+
+
+class Output:
+    """One stream: the bytes from offset `base` on."""
+
+    __slots__ = ("base", "kept", "on_room", "sent")
+
+    def __init__(self) -> None:
+        self.base = 0
+        self.kept = bytearray()
+        self.sent = 0
+        self.on_room: Callable[[], None] | None = None
+
+    @property
+    def end(self) -> int:
+        return self.base + len(self.kept)
+
+    @property
+    def full(self) -> bool:
+        return len(self.kept) >= WINDOW
+
+    def ack(self, offset: int) -> None:
+        """The bytes before `offset` are safe with the server."""
+        count = min(offset, self.end) - self.base
+        if count > 0:
+            del self.kept[:count]
+            self.base += count
+            if self.on_room is not None and not self.full:
+                self.on_room()
+
+
+class Run:
+    """`end` is None while it goes on, then the fields of its `end` frame."""
+
+    def __init__(self, rid: str, sid: str, send: Send) -> None:
+        self.rid = rid
+        self.sid = sid
+        self.end: dict[str, Any] | None = None
+        self.outputs = (Output(), Output())
+        self.last = [b"", b""]  # the last byte of each stream
+        self.on_end: Callable[[], None] = lambda: None
+        self._send = send
+        self._attached = True
+
+    def put(self, stream: int, data: bytes) -> None:
+        """New output of stream 1 or 2."""
+        if data and self.end is None:
+            output = self.outputs[stream - 1]
+            output.kept += data
+            self.last[stream - 1] = data[-1:]
+            self._pump(stream)
+
+    @property
+    def size(self) -> int:
+        return self.outputs[0].end + self.outputs[1].end
+
+    def _pump(self, stream: int) -> None:
+        output = self.outputs[stream - 1]
+        while self._attached and output.sent < output.end:
+            start = output.sent - output.base
+            data = bytes(output.kept[start : start + FRAME])
+            at, output.sent = output.sent, output.sent + len(data)
+            self._send({"ev": "out", "rid": self.rid, "stream": stream, "at": at}, data)
+
+    def finish(self, code: int | None, reason: str) -> None:
+        """All output has been put."""
+        if self.end is None:
+            self.end = {"code": code, "reason": reason, "out": self.outputs[0].end, "err": self.outputs[1].end}
+            self._tell_end()
+            self.on_end()
+
+    def _tell_end(self) -> None:
+        if self.end is not None:
+            self._send({"ev": "end", "rid": self.rid, **self.end})
+
+    # --- the server comes and goes
+
+    def detach(self) -> None:
+        """There is a new link, on which nobody has asked for this run yet."""
+        self._attached = False
+
+    def check(self, out: int, err: int) -> None:
+        """ValueError: these offsets are not kept any more, or not there yet."""
+        for output, offset in zip(self.outputs, (out, err), strict=True):
+            if not output.base <= offset <= output.end:
+                raise ValueError(f"offset {offset} is not within {output.base} to {output.end}")
+
+    def attach(self, out: int, err: int) -> None:
+        """Send again from these offsets on."""
+        self.check(out, err)
+        self._attached = True
+        for stream, offset in ((1, out), (2, err)):
+            self.outputs[stream - 1].sent = offset
+            self._pump(stream)
+        self._tell_end()
+
+    def ack(self, out: int, err: int) -> None:
+        for output, offset in zip(self.outputs, (out, err), strict=True):
+            output.ack(min(offset, output.sent))
+
+    def header(self) -> dict[str, Any]:
+        """What `hello` says of it."""
+        out, err = self.outputs
+        return {"rid": self.rid, "sid": self.sid, "out": out.end, "err": err.end, "end": self.end}
+
+
+class Source:
+    """The reading end of a pipe whose bytes become a run's stream, no faster than they are acknowledged."""
+
+    def __init__(self, loop: Loop, fd: int, stream: int) -> None:
+        self._loop = loop
+        self.fd = fd
+        self._stream = stream
+        self._run: Run | None = None
+        self._sieve: Callable[[bytes], bytes] | None = None
+        self._reading = False
+        self.ended = False
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+        except OSError:
+            pass  # the user's share of pipe memory is used up: a small one does as well
+
+    def flow(self, run: Run, sieve: Callable[[bytes], bytes] | None = None) -> None:
+        """Let it flow into this run, from now on, through the sieve if there is one."""
+        self._run, self._sieve = run, sieve
+        run.outputs[self._stream - 1].on_room = self._resume
+        self._resume()
+
+    def _resume(self) -> None:
+        run = self._run
+        if run is not None and not self._reading and not self.ended and not run.outputs[self._stream - 1].full:
+            self._reading = True
+            self._loop.watch(self.fd, IN, self._ready)
+
+    def pause(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.unwatch(self.fd)
+
+    def stop(self) -> None:
+        """Nothing flows any more. What comes waits in the pipe."""
+        self.pause()
+        if self._run is not None:
+            self._run.outputs[self._stream - 1].on_room = None
+            self._run = None
+
+    def _ready(self, events: int) -> None:
+        self._take(FRAME)
+        if self._run is not None and self._run.outputs[self._stream - 1].full:
+            self.pause()
+
+    def _take(self, most: int) -> int:
+        try:
+            data = os.read(self.fd, most)
+        except BlockingIOError:
+            return 0
+        if not data:
+            self.ended = True
+            self.pause()
+        elif self._run is not None:
+            self._run.put(self._stream, data if self._sieve is None else self._sieve(data))
+        return len(data)
+
+    def catch_up(self) -> None:
+        """Take what there is at this moment, be the window full or not: it is no more than a pipe holds."""
+        left = unread(self.fd)
+        while left > 0 and (taken := self._take(min(left, FRAME))):
+            left -= taken
+
+    def held(self) -> bool:
+        """Does anybody still hold the writing end? (What he has written meanwhile is lost.)"""
+        try:
+            while os.read(self.fd, FRAME):
+                pass
+        except BlockingIOError:
+            return True
+        return False
