@@ -203,6 +203,14 @@ async def test_bodies_that_are_no_json(api):
         await api.refused(400, "bad_request", "POST", "/fork", content=raw, headers=headers)
 
 
+async def test_members_nested_deeply(api):
+    deep: dict = {}
+    for _ in range(500):
+        deep = {"a": deep}
+    body = {"source_vm_name": "ubuntu", "policies": deep}
+    await api.refused(422, "unsupported_operation", "POST", "/fork", body)
+
+
 async def test_bodies_are_bounded(api):
     big = b'{"name":"' + b"x" * (1 << 20) + b'"}'
     error = await api.refused(413, "payload_too_large", "POST", "/fork", content=big)

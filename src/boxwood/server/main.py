@@ -1,7 +1,7 @@
 """The server's life: bind, open the core, serve, make the host image beside it, end in good order.
 
-SIGTERM and SIGINT end the server and leave the boxes alive, for the next one to take over; a second signal does not
-wait for requests that are being answered. `POST /boxwood/down` parks every VM and ends the zygote too.
+SIGTERM, SIGINT and SIGHUP end the server and leave the boxes alive, for the next one to take over; a second signal does
+not wait for requests that are being answered. `POST /boxwood/down` parks every VM and ends the zygote too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ from boxwood.server.schema.service import Preparing
 
 log = logging.getLogger("boxwood.server")
 
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LAST_ANSWERS_SECONDS = 10  # for requests that are being answered when the server is told to end
 
 
@@ -49,6 +51,7 @@ async def _serve(config: Config) -> None:
     with _bound(config) as listener:
         engine = HostEngine(data=config.data, images=config.images)
         core = await Core.open(config, engine)
+        _allow_descriptors()
         down = False
 
         def on_down() -> None:
@@ -71,6 +74,13 @@ async def _serve(config: Config) -> None:
             if not down:
                 await core.close()
         log.info("down" if down else "ended; the boxes live on")
+
+
+def _allow_descriptors() -> None:
+    """Each box has a link, each client a connection: as many as the host lets this process have. Not before the zygote
+    has been started, whose boxes keep the limit that they were given."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextlib.contextmanager
@@ -128,12 +138,12 @@ def _signals(app: App, server: _Server) -> Iterator[None]:
         app.stopping.set()
         server.should_exit = True
 
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in ENDING:
         loop.add_signal_handler(signum, end)
     try:
         yield
     finally:
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        for signum in ENDING:
             loop.remove_signal_handler(signum)
 
 

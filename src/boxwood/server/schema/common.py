@@ -47,8 +47,8 @@ class Answer(Struct, frozen=True, kw_only=True):
     """A response body. A member that is UNSET is left out."""
 
 
-def asks(value: Any) -> bool:
-    """Does a member ask for anything? null, false, 0 and what is empty, however deep, do not."""
-    if isinstance(value, dict):
-        return any(asks(inner) for inner in value.values())
+def asks(value: Any, depth: int = 4) -> bool:
+    """Does a member ask for anything? null, false, 0 and what is empty, also within objects, do not."""
+    if isinstance(value, dict) and depth:
+        return any(asks(inner, depth - 1) for inner in value.values())
     return bool(value)
