@@ -44,6 +44,7 @@ STAGED = ("proc", "dev", "run", "sys")
 SHM_MIB, RUN_MIB = 64, 64  # bounds of the two tmpfs; their pages count as the box's memory
 LINK_FD, HOOK_FD = 3, 4  # where the agent finds its sockets
 RUNTIME_DIRECTORY = b"/run/boxwood"
+_RUN = {"boxwood": 0o700, "lock": 0o1777}  # directories that are there from the start
 _SIOCSIFFLAGS, _IFF_UP_RUNNING = 0x8914, 0x41
 
 
@@ -90,6 +91,7 @@ def prepare(ground: Ground, step: Step) -> None:
         os.mkdir(name)
     _mount_kernel_filesystems(ground.range)
     _mask()
+    k.capabilities(), k.last_capability()  # looked up now, since there is time
 
 
 def become(ground: Ground, plan: Plan, sockets: Sequence[int], step: Step) -> None:
@@ -130,6 +132,10 @@ def _mount_kernel_filesystems(range_: Range) -> None:
     k.mount("shm", "dev/shm", "tmpfs", flags | k.MS_NOEXEC, f"mode=1777,size={SHM_MIB}m,nr_inodes=65536,{owner}")
     k.mount("mqueue", "dev/mqueue", "mqueue", flags | k.MS_NOEXEC)
     k.mount("run", "run", "tmpfs", flags, f"mode=755,size={RUN_MIB}m,nr_inodes=65536,{owner}")
+    for name, mode in _RUN.items():
+        os.mkdir(f"run/{name}")
+        os.chmod(f"run/{name}", mode)
+        os.chown(f"run/{name}", base, base)
     k.mount("sysfs", "sys", "sysfs", flags | k.MS_NOEXEC | k.MS_RDONLY)
 
 

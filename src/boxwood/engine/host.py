@@ -33,13 +33,15 @@ class HostEngine:
         self._boxes: dict[str, HostBox] = {}
         self._zygote = Zygote(data, images, self._on_death, self._on_lost)
         self._seccomp = b""
+        self._checks: list[doctor.Check] = []
         self._connecting = asyncio.Lock()
 
     # --- the host
 
     async def start(self) -> Sequence[Box]:
         self._prepare_directories()
-        missing = doctor.missing(await asyncio.to_thread(doctor.checks, self._data, self._images))
+        self._checks = await asyncio.to_thread(doctor.checks, self._data, self._images)
+        missing = doctor.missing(self._checks)
         if missing:
             raise EngineUnavailable(
                 "; ".join(f"{m.name}: {m.why} ({m.fix})" if m.fix else f"{m.name}: {m.why}" for m in missing)
@@ -63,7 +65,7 @@ class HostEngine:
         await self._zygote.wait_gone()
 
     async def features(self) -> AsyncIterator[tuple[str, bool, str]]:
-        for check in await asyncio.to_thread(doctor.checks, self._data, self._images):
+        for check in self._checks:
             yield check.name, check.active, check.why or check.fix
 
     def _prepare_directories(self) -> None:
@@ -167,6 +169,10 @@ class HostEngine:
         assert isinstance(box, HostBox)
         began = time.perf_counter()
         job = {"kind": "copy", "source": checked(source), "target": checked(target)}
+        # Stand still once before: a write(2) that is under way has its old time until it ends, so what it overwrites
+        # would be looked at neither by the first pass nor by the second.
+        await self._zygote.ask("freeze", {"box": box.box_id})
+        await self._zygote.ask("thaw", {"box": box.box_id})
         first = await self._job({**job, "phase": 1})
         froze = time.perf_counter()
         await self._zygote.ask("freeze", {"box": box.box_id})
@@ -190,7 +196,9 @@ class HostEngine:
             await self._job({"kind": "remove", "layers": [checked(i) for i in layers[at : at + _REMOVE_AT_ONCE]]})
 
     async def stored(self) -> set[str]:
-        return {name for name in await asyncio.to_thread(os.listdir, self._data / "layers") if is_ulid(name)}
+        names = await asyncio.to_thread(os.listdir, self._data / "layers")
+        bare = (name.removeprefix(".dead-").removesuffix(".part") for name in names)  # whose jobs were cut off
+        return {name for name in bare if is_ulid(name)}
 
     async def _job(self, job: dict[str, Any]) -> dict[str, Any]:
         """Have a jailed child of the zygote do something to layers; its result is one line of JSON."""

@@ -7,6 +7,7 @@ fsopen(2), capset(2), prctl(2), seccomp(2), pivot_root(2).
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
 import struct
@@ -197,8 +198,9 @@ def set_capabilities(effective: int, permitted: int | None = None) -> None:
     _check(libc.capset(header, struct.pack("6I", *words)))
 
 
+@functools.cache
 def capabilities() -> int:
-    """The permitted set of this process."""
+    """The permitted set of this process, as it was when first asked: before it let go of any."""
     with open("/proc/thread-self/status") as status:
         return int(next(line for line in status if line.startswith("CapPrm")).split()[1], 16)
 
@@ -209,6 +211,7 @@ def limit_bounding_set(mask: int, last: int) -> None:
             prctl(_PR_CAPBSET_DROP, bit)
 
 
+@functools.cache
 def last_capability() -> int:
     with open("/proc/sys/kernel/cap_last_cap") as f:
         return int(f.read())

@@ -147,7 +147,7 @@ class Agent:
             return
         fds = [fd for *_, rights in ancillary for fd in array.array("i", rights)]
         if data and len(fds) == 1:
-            self._take_link(socket.socket(fileno=fds[0]))
+            self._take_link(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fds[0]))
         elif not data:
             self._loop.unwatch(self._hook.fileno())  # the zygote is gone, and we are about to be
 
@@ -269,6 +269,6 @@ def serve(link_fd: int, hook_fd: int, directory: bytes) -> None:
     sys.path.clear()
     sys.meta_path.clear()
     sys.path_hooks.clear()
-    os.makedirs(directory, 0o700, exist_ok=True)
-    os.makedirs("/run/lock", 0o1777, exist_ok=True)
-    Agent(socket.socket(fileno=link_fd), socket.socket(fileno=hook_fd), directory).run()
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, link_fd)
+    hook = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, hook_fd)
+    Agent(link, hook, directory).run()
