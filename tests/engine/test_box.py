@@ -234,3 +234,14 @@ async def test_a_session_comes_back_with_what_was_saved(runner: Runner) -> None:
     await runner.box.open_session(SessionSpec(session, state=saved[2]))
     runner.session = session
     assert (await runner.run('pwd; echo "$E|$x"; f 1')).text == "/tmp\na b|plain\nf 1\n"
+
+
+async def test_a_session_without_functions_comes_back(runner: Runner) -> None:
+    await runner.run("cd /tmp; x=1")
+    await runner.box.settle()
+    saved = runner.saved[runner.session]
+    await runner.box.kill()
+    await runner.boot(top=runner.stack.top)
+    runner.session = new_id()
+    await runner.box.open_session(SessionSpec(runner.session, state=saved[2]))
+    assert (await runner.run("pwd; echo $x")).text == "/tmp\n1\n"

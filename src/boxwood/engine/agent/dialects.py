@@ -299,7 +299,7 @@ class Bash(Dialect):
             if match:
                 starts.append((match.start() + 1, name))
                 at = match.end() - 1
-        ends = [start for start, _ in starts[1:]] + [len(text)]
+        ends = [*(start for start, _ in starts), len(text)][1:]
         parts = [(text[start:end], name) for (start, name), end in zip(starts, ends, strict=True)]
         return [b"function " + part[part.index(name) :] for part, name in parts]
 
