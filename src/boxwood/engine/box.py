@@ -53,7 +53,7 @@ class Ground:
     """What every box has: known before its VM is."""
 
     range: Range
-    cgroups: tuple[str, ...]
+    cgroups: tuple[str, ...]  # files to write "0" to
     stage: str  # an empty directory of the host, absolute: only a place in the box's own mount namespace
     seccomp: bytes
     places: Places | None = None  # set where the kernel wants layers by path
@@ -78,8 +78,8 @@ def prepare(ground: Ground, step: Step) -> None:
     """Cgroups, namespaces, and the kernel's file systems on the stage."""
     k.set_death_signal(signal.SIGKILL)  # until credentials change; then again
     step.name = "cgroups"
-    for path in ground.cgroups:  # ahead of demand: joining one waits for an RCU grace period, 5 to 20 ms
-        with open(f"{path}/cgroup.procs", "w") as f:
+    for path in ground.cgroups:  # ahead of demand: joining may wait for a grace period of RCU
+        with open(path, "w") as f:
             f.write("0")
     step.name = "namespaces"  # the cgroup namespace after joining, so that it is rooted here
     k.unshare(k.NEWCGROUP | k.NEWNS | k.NEWUTS | k.NEWIPC | k.NEWNET)

@@ -223,7 +223,7 @@ class Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.shutdown(socket.SHUT_RD)
         try:
-            cgroups = self._cgroups.make(group, Limits())
+            cgroups = [f"{directory}/{self._cgroups.door}" for directory in self._cgroups.make(group, Limits())]
             pid = self._fork_in_new_namespace(range_, cgroups, theirs)
         except BaseException:
             ours.close()
