@@ -162,8 +162,9 @@ class Job:
         if not waiters or not terminal.taken or any(output.full for output in run.outputs):
             self._seen = None
             return
-        for source in self._sources:  # it wrote before it waited
-            source.catch_up()
+        if not any(waiter.locks for waiter in waiters):
+            for source in self._sources:  # it wrote before it waited
+                source.catch_up()
         seen = (waiters, run.size)
         steady, self._seen = seen == self._seen, seen
         self._looks = min(self._looks, 1)

@@ -29,11 +29,13 @@ _MOST_POLLED = 64
 
 _CALLS = {
     "x86_64": {
-        0: "read", 19: "read", 17: "read", 295: "read", 275: "read", 40: "sendfile",
+        0: "read", 19: "read", 17: "read", 295: "read", 275: "splice", 40: "sendfile",
         7: "poll", 271: "poll", 23: "select", 270: "select", 232: "epoll", 281: "epoll", 441: "epoll",
     },
     "aarch64": {
-        63: "read", 65: "read", 67: "read", 69: "read", 76: "read", 71: "sendfile", 73: "poll", 72: "select", 22: "epoll", 441: "epoll"},
+        63: "read", 65: "read", 67: "read", 69: "read", 76: "splice", 71: "sendfile",
+        73: "poll", 72: "select", 22: "epoll", 441: "epoll",
+    },
 }.get(platform.machine(), {})  # fmt: skip
 
 
@@ -47,7 +49,17 @@ class Waiter(NamedTuple):
 
     thread: int
     sleeps: int
-    reads: bool  # in read(2) or the like; else in poll, select or epoll
+    call: str
+
+    @property
+    def reads(self) -> bool:
+        """Is it certain that it wants input, now? (Who polls may wait for other things too.)"""
+        return self.call in ("read", "splice", "sendfile")
+
+    @property
+    def locks(self) -> bool:
+        """May it hold the lock of its standard output? Until it gets input, whoever touches that pipe waits with it."""
+        return self.call in ("splice", "sendfile")
 
 
 class Terminal:
@@ -160,7 +172,7 @@ class Terminal:
             return None
         sleeps = _sleeps(pid, thread)
         first, second = int(words[1], 16), int(words[2], 16)
-        if call == "read":
+        if call in ("read", "splice"):
             there = self._is_ours(pid, first)
         elif call == "sendfile":
             there = self._is_ours(pid, second)
@@ -170,7 +182,7 @@ class Terminal:
             there = self._in_poll(pid, first, second)
         else:
             there = self._in_select(pid, first, second)
-        return Waiter(thread, sleeps, call in ("read", "sendfile")) if there else None
+        return Waiter(thread, sleeps, call) if there else None
 
     def _is_ours(self, pid: int, fd: int) -> bool:
         try:
