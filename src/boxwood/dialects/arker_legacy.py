@@ -39,7 +39,6 @@ class LegacyForkBody(Request, frozen=True, kw_only=True):
     is_public: bool | None = None
     name: str | None = None
     region: Any = None
-    from_: str | None = None
 
     retired: ClassVar = frozenset({"region"})
 

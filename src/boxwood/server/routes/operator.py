@@ -26,9 +26,11 @@ async def down(exchange: Exchange) -> Response:
     app = exchange.app
     app.stopping.set()
     log.info("going down: parking every VM")
-    await exchange.core.shutdown()
-    if app.on_down is not None:
-        app.on_down()
+    try:
+        await exchange.core.shutdown()
+    finally:  # there is nothing left to serve either way
+        if app.on_down is not None:
+            app.on_down()
     return exchange.answer(wire.DownAnswer())
 
 
