@@ -19,6 +19,7 @@ import guard
 from boxwood import Boxwood
 from boxwood.engine.daemon import instance
 
+PREPARED = 4  # boxwood.engine.zygote makes so many processes ahead
 START_SECONDS = 90.0  # the very first start on a machine makes the host image
 
 
@@ -53,7 +54,7 @@ class Server:
         return [pid for pid in guard.descendants(self.zygote_pid) if _parent(pid) == self.zygote_pid]
 
     def boxes(self) -> list[str]:
-        """The ids of the boxes that live, which is what their cgroups are called."""
+        """The cgroups of boxes: of those that live, and of up to `PREPARED` that are made ahead of demand."""
         group = f"boxwood-{instance(self.data)}"
         tops = [*Path("/sys/fs/cgroup").glob(group), *Path("/sys/fs/cgroup").glob(f"*/{group}")]
         return sorted({entry.name for top in tops for entry in top.iterdir() if entry.is_dir()})

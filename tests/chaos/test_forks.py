@@ -22,7 +22,7 @@ def test_a_long_chain_reads_right_at_every_depth(boxwood_server: Server) -> None
             for depth in range(1, DEPTH):
                 vm = made[-1].fork()
                 made.append(vm)
-                vm.run(f"cd /root/c; echo {depth} > last; echo {depth} > {depth}; rm -f {depth - 2}", check=True)
+                vm.run(f"cd /root/c; echo {depth} > last; echo {depth} > {depth}; rm -f ./{depth - 2}", check=True)
             for depth in (1, 2, 47, 48, 49, 97, 150, 299):
                 seen = made[depth].run("cat /root/c/last; ls /root/c").stdout.split()
                 kept = [str(n) for n in (depth - 1, depth) if n > 0]

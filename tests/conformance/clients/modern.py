@@ -77,8 +77,8 @@ def fork_older():
 
 def shell_state_persists():
     with forked() as vm:
-        vm.run('export WORD=kept; mkdir -p /root/w && cd /root/w; plain=also; f() { echo "f $1"; }; set -e')
-        assert vm.run('pwd; echo "$WORD $plain"; f x; false; echo on').stdout == "/root/w\nkept also\nf x\non\n"
+        vm.run('export WORD=kept; mkdir -p /root/w && cd /root/w; plain=also; f() { echo "f $1"; }')
+        assert vm.run('pwd; echo "$WORD $plain"; f x').stdout == "/root/w\nkept also\nf x\n"
         assert vm.run("cd /nowhere 2>/dev/null || exit 3").exit_code == 3
         assert vm.run('echo "[$WORD]"', session_idx=1).stdout == "[]\n"
         assert vm.run('echo "$WORD"', session_idx=0).stdout == "kept\n"
@@ -109,6 +109,8 @@ def directory():
         again = vm.sync_dir(str(tree), "/root/here")
         assert (again.sent, again.skipped) == (1, 1), again
         assert vm.run("cat /root/here/one").stdout == "other\n"
+        # sync_dir unpacks with `set -e; …` in the default session, where it must not survive (wire 2.8).
+        assert vm.run("false; echo on").stdout == "on\n"
 
 
 def list_with_filter():
@@ -206,9 +208,9 @@ def signal():
     with forked() as vm:
         stuck = vm.run("trap 'echo caught; exit 5' INT; echo set; while :; do sleep 0.05; done", time_to_background=0)
         until(lambda: vm.get_run(stuck.run_id).stdout == "set\n")
-        vm.run("", signal="SIGINT")
+        vm.run(None, signal="SIGINT")
         until(lambda: vm.get_run(stuck.run_id).state in ("completed", "failed", "cancelled"))
-        assert refused(lambda: vm.run("", signal="SIGINT")) == ("not_found", 404)
+        assert refused(lambda: vm.run(None, signal="SIGINT")) == ("not_found", 404)
 
 
 def sessions():
