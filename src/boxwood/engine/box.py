@@ -13,11 +13,12 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from boxwood.engine import kernel as k
-from boxwood.engine.overlay import Places, mount_root
+from boxwood.engine.overlay import Places, attach_views, mount_root
 from boxwood.engine.uidrange import Range
 
 # What root may do inside; nothing of it counts in the host's user namespace.
@@ -42,7 +43,6 @@ HIDDEN_SYS = (
 
 STAGED = ("proc", "dev", "run", "sys")
 SHM_MIB, RUN_MIB = 64, 64  # bounds of the two tmpfs; their pages count as the box's memory
-LINK_FD, HOOK_FD = 3, 4  # where the agent finds its sockets
 RUNTIME_DIRECTORY = b"/run/boxwood"
 _RUN = {"boxwood": 0o700, "lock": 0o1777}  # directories that are there from the start
 _SIOCSIFFLAGS, _IFF_UP_RUNNING = 0x8914, 0x41
@@ -91,25 +91,60 @@ def prepare(ground: Ground, step: Step) -> None:
         os.mkdir(name)
     _mount_kernel_filesystems(ground.range)
     _mask()
+    if ground.places is not None:
+        attach_views(ground.range, ground.places)
+    k.pivot_here()  # the host's root is out of sight from here on
     k.capabilities(), k.last_capability()  # looked up now, since there is time
 
 
-def become(ground: Ground, plan: Plan, sockets: Sequence[int], step: Step) -> None:
-    """Turn a prepared process into the box's PID 1, with `sockets` (link, hook) at descriptors 3 and 4 alone."""
+@contextmanager
+def as_owner(range_: Range) -> Iterator[None]:
+    """What is made meanwhile belongs to the box's root."""
+    k.setfsids(range_.base)
+    try:
+        yield
+    finally:
+        k.setfsids(0)
+        k.set_capabilities(k.capabilities())
+
+
+def become(ground: Ground, plan: Plan, on_root: Callable[[], None], step: Step) -> None:
+    """Turn a prepared process into the box's PID 1. `on_root` is called as soon as the VM's root is the root."""
     step.name = "overlay"
-    root = mount_root(plan.layers, plan.top, ground.range, ground.places)
-    if ground.places is None:
-        k.move_mount(root, "root")
+    root = mount_root(plan.layers, plan.top, ground.range, by_path=ground.places is not None)
     step.name = "mounts"
     for name in STAGED:
         k.move_attached(name, f"root/{name}")
     os.fchdir(root)
+    os.close(root)
     k.sethostname(plan.hostname)
     k.pivot_here()
+    on_root()
     step.name = "privileges"
-    _drop_privileges(ground.range, ground.seccomp)
+    enter(ground)
+    k.set_capabilities(AGENT_CAPABILITIES)
+    k.set_dumpable(0)  # every change of credentials resets it to fs.suid_dumpable, so after all of them
+    k.set_death_signal(signal.SIGKILL)  # taken back by changes of credentials too
     step.name = "descriptors"
-    _keep_only(sockets)
+    ground.range.close()
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
+
+
+def enter(ground: Ground) -> None:
+    """From the host's root to the box's: user namespace, ids, bounding set, no_new_privs, seccomp, capabilities."""
+    last = k.last_capability()
+    k.setns(ground.range.userns, k.NEWUSER)  # all capabilities in there, none out here: no mount works from now on
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    k.limit_bounding_set(CAPABILITIES, last)  # while CAP_SETPCAP is effective
+    k.no_new_privileges()
+    k.load_seccomp(ground.seccomp)
+    k.set_capabilities(CAPABILITIES, AGENT_CAPABILITIES)  # an exec leaves what the bounding set has
+    os.umask(0o022)
 
 
 def _mount_kernel_filesystems(range_: Range) -> None:
@@ -205,29 +240,3 @@ def _freeze(path: str) -> None:
     k.mount_setattr(tree, k.ATTR_RDONLY | k.ATTR_NOSUID | k.ATTR_NOEXEC)
     k.move_mount(tree, path)
     os.close(tree)
-
-
-def _drop_privileges(range_: Range, seccomp: bytes) -> None:
-    last = k.last_capability()
-    k.setns(range_.userns, k.NEWUSER)  # all capabilities in there, none out here: no mount works from now on
-    os.setgroups([])
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
-    k.limit_bounding_set(CAPABILITIES, last)  # while CAP_SETPCAP is effective
-    k.no_new_privileges()
-    k.load_seccomp(seccomp)
-    k.set_capabilities(AGENT_CAPABILITIES)
-    k.set_dumpable(0)  # every change of credentials resets it to fs.suid_dumpable, so after all of them
-    k.set_death_signal(signal.SIGKILL)  # taken back by changes of credentials too
-    os.umask(0o022)
-
-
-def _keep_only(sockets: Sequence[int]) -> None:
-    """Null at 0-2, the sockets from 3 on, nothing else; no terminal to fall back to."""
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in sockets]
-    null = os.open("/dev/null", os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    for number, fd in enumerate(high, LINK_FD):
-        os.dup2(fd, number, inheritable=False)
-    os.closerange(LINK_FD + len(high), 1 << 20)

@@ -25,7 +25,7 @@ from boxwood.engine import kernel as k
 from boxwood.engine import seccomp
 from boxwood.engine.api import EngineUnavailable, Limits
 from boxwood.engine.cgroup import Cgroups
-from boxwood.engine.overlay import Places, by_descriptor, mount_root, prepare_top
+from boxwood.engine.overlay import Places, attach_views, by_descriptor, mount_root, prepare_top
 from boxwood.engine.uidrange import FIRST, SIZE, Range
 
 OLDEST_KERNEL = (5, 19)
@@ -190,13 +190,13 @@ class _Steps:
         prepare_top(layers, top)
         k.unshare(k.NEWNS)
         k.mount(None, "/", None, k.MS_REC | k.MS_PRIVATE)
-        places = None if by_descriptor() else Places(str(self.layers), str(self.images))
+        by_path = not by_descriptor()
         k.mount("stage", "/mnt", "tmpfs")
         os.chdir("/mnt")
         os.mkdir("root")
-        root = mount_root(self.stack, top, range_, places)
-        if places is None:
-            k.move_mount(root, "root")
+        if by_path:
+            attach_views(range_, Places(str(self.layers), str(self.images)))
+        root = mount_root(self.stack, top, range_, by_path=by_path)
         k.setfsids(_BASE)
         with open("root/low", "a") as f:
             f.write(", and written to")

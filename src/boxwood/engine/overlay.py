@@ -64,14 +64,23 @@ def by_descriptor() -> bool:
     return version is not None and (int(version[1]), int(version[2])) >= (6, 15)
 
 
-def mount_root(layers: Sequence[tuple[str, str]], top: str, range_: Range, places: Places | None) -> int:
-    """A detached overlay, as a descriptor. `layers`: (place, id), topmost first; place is `data` or `image`.
+def attach_views(range_: Range, places: Places) -> None:
+    """The range's views of the layers once more, made by path and attached to `layers` and `images` of the working
+    directory: kernels from 5.19 on want an overlay's layers there."""
+    for path, name in ((places.layers, "layers"), (places.images, "images")):
+        os.mkdir(name)
+        tree = k.idmapped(path, range_.userns, attributes=k.ATTR_NODEV | k.ATTR_NOSUID)
+        k.move_mount(tree, name)
+        os.close(tree)
 
-    With `places` the range's views are made here once more, by path, and attached to `layers` and `images` of the
-    working directory: 1 ms slower, for kernels from 5.19 on.
+
+def mount_root(layers: Sequence[tuple[str, str]], top: str, range_: Range, *, by_path: bool) -> int:
+    """An overlay at `root` of the working directory, as a descriptor of its root directory.
+
+    `layers`: (place, id), topmost first; place is `data` or `image`. `by_path`: after `attach_views`.
     """
-    if places is not None:
-        return _mount_by_path(layers, top, range_, places)
+    if by_path:
+        return _mount_by_path(layers, top, range_)
     opened = []
     try:
         for place, ident in layers:
@@ -88,18 +97,15 @@ def mount_root(layers: Sequence[tuple[str, str]], top: str, range_: Range, place
             filesystem.set("upperdir", upper)
             filesystem.set("workdir", work)
             # nodev: a layer may hold a device node, and the box's root may open what is 0666
-            return filesystem.create(k.ATTR_NODEV)
+            root = filesystem.create(k.ATTR_NODEV)
+        k.move_mount(root, "root")
+        return root
     finally:
         for fd in opened:
             os.close(fd)
 
 
-def _mount_by_path(layers: Sequence[tuple[str, str]], top: str, range_: Range, places: Places) -> int:
-    for path, name in ((places.layers, "layers"), (places.images, "images")):
-        os.mkdir(name)
-        tree = k.idmapped(path, range_.userns, attributes=k.ATTR_NODEV | k.ATTR_NOSUID)
-        k.move_mount(tree, name)
-        os.close(tree)
+def _mount_by_path(layers: Sequence[tuple[str, str]], top: str, range_: Range) -> int:
     names = [f"{'images' if place == 'image' else 'layers'}/{ident}/upper" for place, ident in layers]
     options = f"lowerdir={':'.join(names)},upperdir=layers/{top}/upper,workdir=layers/{top}/work"
     if len(options) > _LONGEST_OPTIONS:

@@ -352,7 +352,7 @@ class Zygote:
 def _live_as_box(ground: box.Ground, hook: socket.socket) -> NoReturn:
     """The child's side: prepare, wait for a VM, become its box. A failure is told over the link, once there is one."""
     step = box.Step()
-    failure = ""
+    failure, pid_one = "", None
     try:
         _reset_signals()
         range_ = ground.range
@@ -360,6 +360,10 @@ def _live_as_box(ground: box.Ground, hook: socket.socket) -> NoReturn:
         _disguise(b"agent")
         gc.enable()  # what was there before is frozen: a collection touches only what is new
         box.prepare(ground, step)
+        step.name = "agent"
+        with box.as_owner(range_):
+            pid_one = agent.Agent(box.RUNTIME_DIRECTORY, hook)
+            pid_one.desk.make_ready(lambda: box.enter(ground))
     except BaseException as error:
         failure = _told(step, error)
     packet, ancillary, *_ = hook.recvmsg(PACKET_LIMIT, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
@@ -367,17 +371,17 @@ def _live_as_box(ground: box.Ground, hook: socket.socket) -> NoReturn:
         os._exit(0)  # never needed
     link = array.array("i", ancillary[0][2])[0]
     try:
-        if failure:
+        if pid_one is None or failure:
             raise RuntimeError(failure)
         fields = json.loads(packet)
         layers = tuple((place, ident) for place, ident in fields["layers"])
         plan = box.Plan(layers, fields["top"], fields["hostname"])
-        box.become(ground, plan, (link, hook.fileno()), step)
+        box.become(ground, plan, pid_one.desk.open_up, step)
     except BaseException as error:
         socket.socket(fileno=link).sendall(frames.pack({"boot": "failed", "error": failure or _told(step, error)}))
         os._exit(70)
     try:
-        agent.serve(box.LINK_FD, box.HOOK_FD, box.RUNTIME_DIRECTORY)
+        pid_one.serve(link)
     finally:
         os._exit(71)
 

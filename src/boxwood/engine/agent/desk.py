@@ -9,12 +9,14 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from boxwood.engine.agent.berth import Berth
+from boxwood.engine.agent.dialects import saved_state
 from boxwood.engine.agent.loop import Loop
 from boxwood.engine.agent.oneshot import OneShot
 from boxwood.engine.agent.run import Command, Run, Send
 from boxwood.engine.agent.session import Common, Session
-from boxwood.engine.agent.shell import SHELLS
-from boxwood.engine.agent.state import STATE_LIMIT, State
+from boxwood.engine.agent.shell import SHELLS, find_shell
+from boxwood.engine.agent.state import STATE_LIMIT
 
 MOST_SESSIONS = 512
 MOST_RUNS = 256  # known at once: those that ended longest ago are forgotten first
@@ -43,6 +45,7 @@ class Desk:
         self._oneshots: dict[str, OneShot] = {}
         self._settling: list[Reply] = []
         self._places = 0
+        self._berth: Berth | None = None
         self._ops: dict[str, Callable[[dict[str, Any], bytes, Reply], None]] = {
             "session.open": self._open_session,
             "session.close": self._close_session,
@@ -54,6 +57,20 @@ class Desk:
             "run.forget": self._forget,
             "settle": self._settle,
         }
+
+    def make_ready(self, enter: Callable[[], None]) -> None:
+        """Before there is a VM: all that its first session will need."""
+        self._places += 1
+        self._berth = Berth(self._common, self._common.directory + b"/%d" % self._places, enter)
+
+    def open_up(self) -> None:
+        """The VM's root is there."""
+        berth = self._berth
+        try:
+            if berth is not None and not berth.open(find_shell(self._common.shells)):
+                self._berth = None
+        except FileNotFoundError:
+            self._berth = None  # a VM without a shell: whoever wants to run something will hear of it
 
     def handle(self, op: str, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
         """Do what is asked; the answer may come later. ValueError, KeyError, TypeError: the request makes no sense."""
@@ -90,10 +107,13 @@ class Desk:
             return
         if len(self._sessions) >= MOST_SESSIONS:
             raise OSError(errno.EMFILE, f"a box holds at most {MOST_SESSIONS} sessions")
-        env, cwd = _environment(header.get("env") or {}), _path(header.get("cwd") or "")
-        state = State.unpack(payload) if payload else None
-        self._places += 1
-        place = self._common.directory + b"/%d" % self._places
+        env, cwd = _environment(header.get("env")), _path(header.get("cwd"))
+        state = saved_state(payload) if payload else None
+        place: bytes | Berth | None
+        place, self._berth = self._berth, None
+        if place is None:
+            self._places += 1
+            place = self._common.directory + b"/%d" % self._places
         session = Session(self._common, sid, place, env, cwd, state)
         session.on_state = lambda: self._tell_state(session)
         session.on_quiet = self._on_quiet
@@ -171,8 +191,8 @@ class Desk:
             _refuse(reply, error)
 
     def _run_beside(self, session: Session, command: Command, run: Run, header: dict[str, Any]) -> None:
-        changes = _environment(header.get("env") or {})
-        cwd = os.path.join(session.directory(), _path(header.get("cwd") or ""))
+        changes = _environment(header.get("env"))
+        cwd = os.path.join(session.directory(), _path(header.get("cwd")))
         cwd = cwd.rstrip(b"/") or b"/"
         user = header.get("user") or None
         if user is not None and (not isinstance(user, str) or "\0" in user):
@@ -288,10 +308,12 @@ def _encoded(value: object, what: str) -> bytes:
 
 
 def _path(value: object) -> bytes:
-    return _encoded(value, "a path")
+    return b"" if value is None else _encoded(value, "a path")
 
 
 def _environment(given: object) -> dict[bytes, bytes]:
+    if given is None:
+        return {}
     if not isinstance(given, dict):
         raise ValueError("env must be an object")
     env = {_encoded(name, "a name"): _encoded(value, "a value") for name, value in given.items()}

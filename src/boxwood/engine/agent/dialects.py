@@ -393,3 +393,12 @@ def dialect(exe: bytes) -> Dialect:
     if b"bash" in name:
         return KINDS[b"bash"]
     return Posix(b"sh" if b"busybox" in name or not _NAME.match(name) else name)
+
+
+def saved_state(data: bytes) -> State:
+    """A packed state with all that its dialect needs. ValueError: it is none."""
+    state = State.unpack(data)
+    kind = KINDS.get(state.kind)
+    if kind is None or not {b"traps", *kind.row, b"umask", b"cwd", b"armed"} <= state.sections.keys():
+        raise ValueError("the state of a shell, damaged")
+    return state

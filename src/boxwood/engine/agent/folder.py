@@ -35,7 +35,11 @@ class Folder:
                 view = view[os.write(fd, view) :]
         finally:
             os.close(fd)
-        os.rename(new, self / name)
+        try:
+            os.rename(new, self / name)
+        except IsADirectoryError:
+            self.remove(name)
+            os.rename(new, self / name)
 
     def read(self, name: bytes) -> bytes:
         """The beginning of a small file; nothing if there is none."""

@@ -112,18 +112,25 @@ class AgentLink:
 
 
 class Agent:
-    def __init__(self, link: socket.socket, hook: socket.socket, directory: bytes) -> None:
+    """Made before there is a VM; `desk.open_up` when the VM's root is there, then `serve`."""
+
+    def __init__(self, directory: bytes, hook: socket.socket) -> None:
         self._loop = Loop()
         self.link: AgentLink | None = None
         self._hook = hook
         self._children = 0
         self.desk = Desk(self._loop, directory, self._send)
-        hook.setblocking(False)
-        self._loop.watch(hook.fileno(), select.EPOLLIN, self._on_hook)
-        self._take_link(link)
 
-    def run(self) -> None:
-        self._loop.run()
+    def serve(self, link_fd: int) -> NoReturn:
+        """Be the agent."""
+        sys.path.clear()
+        sys.meta_path.clear()
+        sys.path_hooks.clear()
+        self._hook.setblocking(False)
+        self._loop.watch(self._hook.fileno(), select.EPOLLIN, self._on_hook)
+        self._take_link(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, link_fd))
+        while True:
+            self._loop.step()
 
     def _send(self, header: dict[str, Any], payload: bytes = b"") -> None:
         if self.link is not None:
@@ -262,13 +269,3 @@ def _walk_in_child(header: dict[str, Any], out: int) -> NoReturn:
             pipe.write(json.dumps(end).encode() + b"\n")
     finally:
         os._exit(0)
-
-
-def serve(link_fd: int, hook_fd: int, directory: bytes) -> None:
-    """Be the agent. Never returns while the box lives."""
-    sys.path.clear()
-    sys.meta_path.clear()
-    sys.path_hooks.clear()
-    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, link_fd)
-    hook = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, hook_fd)
-    Agent(link, hook, directory).run()

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 
+from boxwood.engine.agent.dialects import dialect
 from boxwood.engine.agent.loop import Timer
 from boxwood.engine.agent.procs import Account, Killing, ProcessTree, Streams, Vigil, spawn
 from boxwood.engine.agent.run import Command, Run, Source
@@ -123,7 +124,7 @@ class OneShot:
         ends = [*os.pipe2(os.O_CLOEXEC), *os.pipe2(os.O_CLOEXEC)]
         streams = Streams(stdin, ends[1], ends[3], script)
         try:
-            pid = spawn(exe, [os.path.basename(exe), *arguments], env, streams, place, account)
+            pid = spawn(exe, [dialect(exe).argv[0], *arguments], env, streams, place, account)
         except OSError:
             os.close(ends[0])
             os.close(ends[2])

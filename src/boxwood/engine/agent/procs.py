@@ -118,6 +118,14 @@ class Streams(NamedTuple):
     script: int | None = None
 
 
+class Gate(NamedTuple):
+    """Where a child that is forked ahead waits: until the path of its program comes over the pipe `reading`. Then it
+    calls `enter`, which makes it one of the box's processes."""
+
+    reading: int
+    enter: Callable[[], None]
+
+
 def spawn(
     exe: bytes,
     argv: Sequence[bytes],
@@ -125,6 +133,7 @@ def spawn(
     streams: Streams,
     place: int,
     account: Account | None = None,
+    gate: Gate | None = None,
 ) -> int:
     """Start a program as a subreaper in a process group of its own, in the directory open at `place`. Returns its pid.
 
@@ -132,8 +141,20 @@ def spawn(
     """
     pid = os.fork()
     if pid == 0:
+        if gate is not None:
+            exe = _waited(gate)
         _become(exe, argv, env, streams, place, account)
     return pid
+
+
+def _waited(gate: Gate) -> bytes:
+    try:
+        if exe := os.read(gate.reading, 4096):
+            gate.enter()
+            return exe
+    except BaseException:
+        os._exit(126)
+    os._exit(0)  # not needed after all
 
 
 def _become(
@@ -269,6 +290,29 @@ class ProcessTree:
             found += below
         return found
 
+    def strike(self, but: Mapping[int, int], dead: set[int]) -> bool:
+        """Kill all below the root without `but` and what is below these. False: there was nobody. The youngest go
+        first, and `dead`, zombies that nobody reaps, are remembered: a chain of forks must not be faster than we."""
+        below = children(self.root, threads=False) if self.root is not None else []
+        hit = []
+        for pid in (*reversed(below), *self.orphans):
+            if pid in dead:
+                continue
+            found = stat(pid)
+            if found is not None and found.state in "ZX":
+                dead.add(pid)
+            elif found is not None and but.get(pid) != found.start:
+                self.signal([pid], signal.SIGKILL)
+                hit.append(pid)
+        seen = set(hit)
+        for pid in hit:
+            for child in children(pid):
+                if child not in seen:
+                    seen.add(child)
+                    hit.append(child)
+                    self.signal([child], signal.SIGKILL)
+        return bool(hit)
+
     def signal(self, pids: list[int], signum: int) -> bool:
         """True: at least one was there to hear it."""
         heard = False
@@ -297,14 +341,13 @@ class Killing:
         self._root = tree.root if and_root else None
         self._done = done
         self._rounds = 0
+        self._dead: set[int] = set()
         if self._root is not None:
             tree.signal([self._root], signal.SIGSTOP)
         self._round()
 
     def _round(self) -> None:
-        victims = self._tree.members(self._but)
-        self._tree.signal(victims, signal.SIGKILL)
-        if victims:
+        if self._tree.strike(self._but, self._dead) or self._tree.members(self._but):
             self._rounds += 1
             eager = self._rounds < _EAGER_ROUNDS
             self._loop.at(0.0 if eager else time.monotonic() + min(0.001 * self._rounds, 0.25), self._round)

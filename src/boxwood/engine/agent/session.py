@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from boxwood.engine.agent.berth import Berth
 from boxwood.engine.agent.dialects import KINDS, Dialect, Posix, dialect
 from boxwood.engine.agent.folder import Folder
 from boxwood.engine.agent.job import Job
@@ -61,14 +62,20 @@ class Session:
     become quiet."""
 
     def __init__(
-        self, common: Common, sid: str, place: bytes, env: Mapping[bytes, bytes], cwd: bytes, state: State | None
+        self,
+        common: Common,
+        sid: str,
+        place: bytes | Berth,
+        env: Mapping[bytes, bytes],
+        cwd: bytes,
+        state: State | None,
     ) -> None:
         self.common = common
         self.loop = common.loop
         self.sid = sid
-        self.folder = Folder(place)
+        self.folder = place.folder if isinstance(place, Berth) else Folder(place)
         self.state = state
-        self.tree = ProcessTree(common.orphanage)
+        self.tree = place.tree if isinstance(place, Berth) else ProcessTree(common.orphanage)
         self.tree.on_change = self._on_orphan
         self.job: Job | None = None
         self.notes: list[str] = []
@@ -90,6 +97,10 @@ class Session:
         self._late: list[int] = []
         self._outputs: dict[bytes, Source] = {}
         self._terminal: Terminal | None = None
+        self._waiting: Shell | None = None  # one that was started ahead
+        if isinstance(place, Berth):
+            self._waiting, self._outputs, self._terminal = place.shell, place.outputs, place.terminal
+            place.terminal.on_output = self._on_terminal
         self._learner = Learner(common.loop, self._learned)
         self._functions: dict[bytes, bytes] = dict(state.functions) if state is not None else {}
         self._closed: Callable[[], None] | None = None
@@ -119,7 +130,7 @@ class Session:
 
     @property
     def terminal(self) -> Terminal:
-        if self._terminal is None:
+        if self._terminal is None or self._terminal.closed:
             self._terminal = Terminal(self.loop, self._on_terminal)
         return self._terminal
 
@@ -203,7 +214,7 @@ class Session:
         for fd in self._late:
             self.loop.unwatch(fd)
             os.close(fd)
-        if self._terminal is not None:
+        if self._terminal is not None and not self._terminal.closed:
             self._terminal.close()
         self.folder.destroy()
         assert self._closed is not None
@@ -244,7 +255,11 @@ class Session:
         try:
             self._exe = find_shell(self.common.shells)
             kind = self._kind = dialect(self._exe)
-            self._shell = Shell(self.loop, self._exe, kind, self.folder, self.common.links, self.tree)
+            waiting, self._waiting = self._waiting, None
+            if waiting is not None and waiting.alive:
+                self._shell = waiting
+            else:
+                self._shell = Shell(self.loop, self._exe, kind, self.folder, self.common.links, self.tree)
             self._shell.on_report, self._shell.on_death = self._on_report, self._on_death
             self._awaited = None
             if self.state is not None and self.state.kind != kind.kind:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from boxwood.engine.agent.dialects import Dialect
 from boxwood.engine.agent.folder import Folder
 from boxwood.engine.agent.loop import IN, OUT, Loop
-from boxwood.engine.agent.procs import ProcessTree, Streams, spawn
+from boxwood.engine.agent.procs import Gate, ProcessTree, Streams, spawn
 from boxwood.engine.agent.state import Report
 from boxwood.engine.agent.terminal import unread
 
@@ -42,6 +42,7 @@ class Shell:
         folder: Folder,
         links: Folder,
         tree: ProcessTree,
+        gate: Gate | None = None,
     ) -> None:
         self._loop = loop
         self.kind = kind
@@ -52,6 +53,7 @@ class Shell:
         self.report = Report(kind.row)
         self._unfed = b""
         self._dead = False
+        self._deaf = False  # nobody reads the control pipe: a run has replaced the shell by another program
         folder.make()
         for name in (b"o", b"e", b"s"):
             folder.fifo(name)
@@ -59,7 +61,7 @@ class Shell:
         folder.write(b"n", b"")
         self._reports = folder.open_fifo(b"s", os.O_RDWR)  # for writing too: so it is never at its end
         try:
-            self.pid = self._start(exe, links)
+            self.pid = self._start(exe, links, gate)
         except OSError:
             os.close(self._reports)
             raise
@@ -67,7 +69,7 @@ class Shell:
         loop.child(self.pid, self._on_exit)
         tree.grow(self.pid)
 
-    def _start(self, exe: bytes, links: Folder) -> int:
+    def _start(self, exe: bytes, links: Folder, gate: Gate | None) -> int:
         name = self.kind.argv[-1]
         if not links.has(name):
             links.make()
@@ -77,7 +79,7 @@ class Shell:
         place = os.open(links.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         os.set_blocking(self._control, False)
         try:
-            return spawn(exe, self.kind.argv, {}, Streams(control, null, null), place)
+            return spawn(exe, self.kind.argv, {}, Streams(control, null, null), place, gate=gate)
         except OSError:
             os.close(self._control)
             raise
@@ -98,7 +100,7 @@ class Shell:
         except BlockingIOError:
             sent = 0
         except BrokenPipeError:
-            sent = len(self._unfed)  # it is dead, as we shall hear
+            self._deaf, sent = True, len(self._unfed)
         self._unfed = self._unfed[sent:]
         if self._unfed:
             self._loop.watch(self._control, OUT, self._flush)
@@ -113,7 +115,11 @@ class Shell:
     @property
     def came_back(self) -> bool:
         """Has it read all that it was fed, and reported nothing since?"""
-        return not self._unfed and unread(self._control) == 0 and unread(self._reports) == 0
+        return not self._deaf and not self._unfed and unread(self._control) == 0 and unread(self._reports) == 0
+
+    @property
+    def alive(self) -> bool:
+        return not self._dead
 
     def kill(self) -> None:
         if not self._dead:

@@ -67,7 +67,7 @@ class Terminal:
 
     def __init__(self, loop: Loop, on_output: Callable[[bytes], None]) -> None:
         self._loop = loop
-        self._on_output = on_output
+        self.on_output = on_output
         self._master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             fcntl.ioctl(self._master, _TIOCSPTLCK, struct.pack("i", 0))
@@ -81,6 +81,7 @@ class Terminal:
         self._sane = _sane(termios.tcgetattr(self._slave))
         fcntl.ioctl(self._slave, termios.TIOCSWINSZ, _ROWS_COLUMNS)
         self._feeding: list[bytes] = []
+        self.closed = False
         loop.watch(self._master, IN, self._ready)
 
     def reset(self) -> None:
@@ -101,10 +102,12 @@ class Terminal:
         self._flush()
 
     def end_of_file(self) -> None:
-        """Whoever reads gets end of file, whatever mode a program has set."""
+        """Whoever reads gets end of file. Where a program has taken the terminal out of its line mode there is no such
+        thing: then the terminal is closed."""
         attributes = termios.tcgetattr(self._slave)
         if not attributes[3] & termios.ICANON or attributes[6][termios.VEOF] != _VEOF:
-            termios.tcsetattr(self._slave, termios.TCSANOW, self._sane)
+            self.close()
+            return
         self._feeding.append(_VEOF)
         self._flush()
 
@@ -130,7 +133,7 @@ class Terminal:
     def _ready(self, events: int) -> None:
         if events & IN:
             try:
-                self._on_output(os.read(self._master, 1 << 16))
+                self.on_output(os.read(self._master, 1 << 16))
             except BlockingIOError:
                 pass
             except OSError as error:
@@ -140,6 +143,7 @@ class Terminal:
             self._flush()
 
     def close(self) -> None:
+        self.closed = True
         self._loop.unwatch(self._master)
         os.close(self._master)
         os.close(self._slave)
