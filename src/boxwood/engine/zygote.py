@@ -41,7 +41,8 @@ from boxwood.engine.ulid import checked, new_ulid
 PACKET_LIMIT = 1 << 17
 _HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}\Z")
 _AHEAD = 4  # processes prepared for boxes to come
-_QUIET = 0.004  # seconds without a request after which they are made
+_QUIET = 0.002  # seconds without a request after which they are made
+_UNHURRIED = 10  # the nice value of that work: whoever waits for a box comes first
 _RETRY = 0.02  # seconds until a busy cgroup is tried again
 
 
@@ -124,7 +125,7 @@ class Zygote:
         if self._cgroups is not None:
             self._busy_cgroups = {b for b in self._busy_cgroups if not self._cgroups.remove(b)}
         if self._seccomp and not self._ending and len(self._spares) < _AHEAD:
-            self._prepare()
+            self._prepare(_UNHURRIED)
 
     def _accept(self, listener: socket.socket) -> None:
         sock, _ = listener.accept()
@@ -216,7 +217,7 @@ class Zygote:
         live.hook.sendmsg([json.dumps(plan).encode()], rights, socket.MSG_NOSIGNAL)
         return {"ok": True, "pid": live.pid}
 
-    def _prepare(self) -> Live:
+    def _prepare(self, nice: int = 0) -> Live:
         """A process with everything a box needs but its VM."""
         assert self._cgroups is not None
         range_, group = self._ranges.take(), new_ulid()
@@ -224,7 +225,7 @@ class Zygote:
         ours.shutdown(socket.SHUT_RD)
         try:
             cgroups = [f"{directory}/{self._cgroups.door}" for directory in self._cgroups.make(group, Limits())]
-            pid = self._fork_in_new_namespace(range_, cgroups, theirs)
+            pid = self._fork_in_new_namespace(range_, cgroups, theirs, nice)
         except BaseException:
             ours.close()
             self._ranges.give_back(range_)
@@ -237,11 +238,12 @@ class Zygote:
         self._selector.register(live.pidfd, selectors.EVENT_READ, lambda: self._on_death(live))
         return live
 
-    def _fork_in_new_namespace(self, range_: Range, cgroups: list[str], hook: socket.socket) -> int:
+    def _fork_in_new_namespace(self, range_: Range, cgroups: list[str], hook: socket.socket, nice: int) -> int:
         k.unshare(k.NEWPID)  # for the children of this process, which stays where it is
         try:
             pid = os.fork()
             if pid == 0:
+                os.setpriority(os.PRIO_PROCESS, 0, nice)
                 stage = str(self._data / "mnt")
                 _live_as_box(box.Ground(range_, tuple(cgroups), stage, self._seccomp, self._places), hook)
         finally:
@@ -364,6 +366,7 @@ def _live_as_box(ground: box.Ground, hook: socket.socket) -> NoReturn:
         with box.as_owner(range_):
             pid_one = agent.Agent(box.RUNTIME_DIRECTORY, hook)
             pid_one.desk.make_ready(lambda: box.enter(ground))
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
     except BaseException as error:
         failure = _told(step, error)
     packet, ancillary, *_ = hook.recvmsg(PACKET_LIMIT, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
