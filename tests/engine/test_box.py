@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
+import select
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -245,3 +248,16 @@ async def test_a_session_without_functions_comes_back(runner: Runner) -> None:
     runner.session = new_id()
     await runner.box.open_session(SessionSpec(runner.session, state=saved[2]))
     assert (await runner.run("pwd; echo $x")).text == "/tmp\n1\n"
+
+
+@pytest.mark.slow
+async def test_a_zygote_that_nobody_can_reach_ends(engine: HostEngine, data: Path, images: Path) -> None:
+    """Its data directory was removed, or another zygote has taken its place: it must not stay for ever."""
+    state = json.loads((data / "zygote.json").read_text())
+    pidfd = os.pidfd_open(state["pid"])
+    await engine.close()
+    (data / "zygote.sock").unlink()
+    gone = await asyncio.to_thread(select.select, [pidfd], [], [], 60)
+    os.close(pidfd)
+    assert gone[0]
+    await engine.start()

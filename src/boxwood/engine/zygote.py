@@ -43,6 +43,7 @@ _HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}\Z")
 _AHEAD = 4  # processes prepared for boxes to come
 _QUIET = 0.002  # seconds without a request after which they are made
 _UNHURRIED = 10  # the nice value of that work: whoever waits for a box comes first
+_LONELY = 5.0  # seconds between looks whether a server can still come
 _RETRY = 0.02  # seconds until a busy cgroup is tried again
 
 
@@ -89,7 +90,8 @@ class Zygote:
         self._seccomp = b""
         self._cgroups: Cgroups | None = None
         self._peer: Peer | None = None
-        self._ending: tuple[Peer, int] | None = None  # who asked for the end, and under which number
+        self._ending: tuple[Peer | None, int] | None = None  # who asked for the end, and under which number
+        self._address: tuple[int, int] | None = None  # of the socket's file
         self._operations: dict[str, Callable[[dict[str, Any], list[int]], dict[str, Any]]] = {
             "configure": self._configure,
             "boot": self._boot,
@@ -106,6 +108,8 @@ class Zygote:
     def serve(self, listener: socket.socket) -> None:
         """Until a server says `end` and the last box is gone."""
         self._selector.register(listener, selectors.EVENT_READ, lambda: self._accept(listener))
+        found = os.stat(self._data / "zygote.sock")
+        self._address = found.st_dev, found.st_ino
         while not (self._ending and not self._boxes and not self._spares and not self._jobs):
             ready = self._selector.select(self._patience())
             for key, _ in ready:
@@ -118,14 +122,27 @@ class Zygote:
     def _patience(self) -> float | None:
         if self._seccomp and not self._ending and len(self._spares) < _AHEAD:
             return _QUIET
-        return _RETRY if self._busy_cgroups else None
+        if self._busy_cgroups:
+            return _RETRY
+        return _LONELY if self._peer is None and not self._ending else None
 
     def _spare_time(self) -> None:
         """Nothing has happened for a moment."""
+        if self._peer is None and not self._ending and not self._reachable():
+            self._begin_end(None, 0)
+            return
         if self._cgroups is not None:
             self._busy_cgroups = {b for b in self._busy_cgroups if not self._cgroups.remove(b)}
         if self._seccomp and not self._ending and len(self._spares) < _AHEAD:
             self._prepare(_UNHURRIED)
+
+    def _reachable(self) -> bool:
+        """Can a server still come? Not when the data directory is gone, or another zygote has taken the place."""
+        try:
+            found = os.stat(self._data / "zygote.sock")
+        except OSError:
+            return False
+        return self._address == (found.st_dev, found.st_ino)
 
     def _accept(self, listener: socket.socket) -> None:
         sock, _ = listener.accept()
@@ -333,18 +350,19 @@ class Zygote:
 
     # --- the end
 
-    def _begin_end(self, peer: Peer, number: int) -> None:
+    def _begin_end(self, peer: Peer | None, number: int) -> None:
         self._ending = peer, number
         for live in (*self._boxes.values(), *self._spares):
-            if self._cgroups is not None and live.box in peer.frozen:
+            if self._cgroups is not None and peer is not None and live.box in peer.frozen:
                 self._cgroups.thaw(live.group)
             _kill(live.pidfd)
 
     def _finish(self, listener: socket.socket) -> None:
         assert self._ending is not None
         listener.close()
-        (self._data / "zygote.sock").unlink(missing_ok=True)
-        (self._data / "zygote.json").unlink(missing_ok=True)
+        if self._reachable():
+            (self._data / "zygote.sock").unlink(missing_ok=True)
+            (self._data / "zygote.json").unlink(missing_ok=True)
         if self._cgroups is not None:
             self._cgroups.sweep()
             self._cgroups.close()
