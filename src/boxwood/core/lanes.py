@@ -146,7 +146,10 @@ class Lanes:
                     self._boxes.leave(slot)
             run.lost(f"the box was lost: {gone}")
         except EngineError as error:
-            run.finish("failed", None, of_engine(error, "run").message)
+            if run.cancelling:  # killed before it began
+                run.finish("cancelled")
+            else:
+                run.finish("failed", None, of_engine(error, "run").message)
         except CoreError as error:
             run.finish("failed", None, error.message)
         except Exception as error:
