@@ -37,6 +37,7 @@ async def _core(data: Path, n: int) -> list[Series]:
     config = Config.load(data, idle_seconds=3600)
     core = await Core.open(config, HostEngine(config.data, config.images))
     try:
+        await core.goldens.ensure_host()
         caller = await core.keys.authenticate((data / "root.key").read_text().strip())
         vm = await core.vms.fork(caller, ForkRequest(source_name="ubuntu"))
 
