@@ -50,7 +50,7 @@ def _first(box: Boxwood, made: ExitStack) -> VM:
     vm = _timed('box.fork("ubuntu")', lambda: box.fork("ubuntu"))
     made.enter_context(vm)
     _run(vm, "uname -sm; id -un; hostname", "the first command boots it")
-    _run(vm, "ps -e 2>/dev/null | wc -l || ls -d /proc/[0-9]* | wc -l", "processes it sees")
+    _run(vm, "ls -d /proc/[0-9]* | wc -l; ls -A ~", "its own processes, and a home of its own")
     _run(vm, "python3 -c 'print(6 * 7)'")
     return vm
 
@@ -91,7 +91,7 @@ def _children(vm: VM, made: ExitStack) -> None:
 def _ruin(vm: VM) -> None:
     _title("Throw one away")
     with vm.fork() as child:
-        _run(child, "rm -rf /etc /home /srv /var; ls /", "in a fork")
+        _run(child, "rm -rf /etc /home /srv /var; echo $(ls /)", "in a fork")
     _run(vm, "greet; ls", "in the parent")
 
 
@@ -112,7 +112,7 @@ def _run(vm: VM, command: str, note: str = "") -> None:
     run = vm.run(command)
     _line(f"[cyan]$[/cyan] {escape(command)}", time.perf_counter() - began, note)
     for line in (run.stdout + run.stderr).splitlines():
-        screen.print(f"    {escape(line)}")
+        screen.print(f"    {escape(line)}", soft_wrap=True)
     if run.exit_code:
         screen.print(f"    [yellow]exit code {run.exit_code}[/yellow]")
 
@@ -126,7 +126,7 @@ def _timed(text: str, step: Callable[[], T]) -> T:
 
 def _line(text: str, seconds: float, note: str = "") -> None:
     shown = f"  [dim]({escape(note)})[/dim]" if note else ""
-    screen.print(f"  [green]{_ms(seconds):>8}[/green]  {text}{shown}")
+    screen.print(f"  [green]{_ms(seconds):>8}[/green]  {text}{shown}", soft_wrap=True)
 
 
 def _title(text: str) -> None:
