@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,7 +35,7 @@ class Zygote:
         self._sock: socket.socket | None = None
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self._process: subprocess.Popen[bytes] | None = None  # if it is our child
+        self._child = 0  # its pid, if it is our child
 
     @property
     def connected(self) -> bool:
@@ -141,14 +140,20 @@ class Zygote:
             if not future.done():
                 future.set_exception(EngineError(reason))
                 future.exception()
-        if self._process is not None:
-            self._process.poll()  # reap it if it was our child and has died
+        self._reap(os.WNOHANG)
 
     async def wait_gone(self) -> None:
         """After `end`: until the process is reaped, if it is our child."""
-        if self._process is not None:
-            await asyncio.to_thread(self._process.wait)
-            self._process = None
+        await asyncio.to_thread(self._reap, 0)
+
+    def _reap(self, flags: int) -> None:
+        if self._child:
+            try:
+                pid, _ = os.waitpid(self._child, flags)
+            except ChildProcessError:
+                pid = self._child
+            if pid:
+                self._child = 0
 
     # --- finding and starting
 
@@ -166,14 +171,18 @@ class Zygote:
 
     def _start(self) -> None:
         self._end_stale()
+        self._reap(0)  # a zygote of ours that is gone, or has just been made to go
         ready, theirs = os.pipe()
         command = [sys.executable, "-I", "-m", "boxwood.engine.zygote"]
-        options = ["--data", str(self._data), "--images", str(self._images), "--ready", str(theirs)]
-        with open(self._data / "log" / "zygote.log", "ab") as log:
-            self._process = subprocess.Popen(
-                command + options, env={}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
-                start_new_session=True, pass_fds=(theirs,),
-            )  # fmt: skip
+        options = ["--data", str(self._data), "--images", str(self._images), "--ready", "3"]
+        log = os.open(self._data / "log" / "zygote.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        actions = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            *((os.POSIX_SPAWN_DUP2, fd, number) for fd, number in ((log, 1), (log, 2), (theirs, 3))),
+        ]
+        # Not subprocess.Popen: it is a daemon that outlives us.
+        self._child = os.posix_spawn(sys.executable, command + options, {}, file_actions=actions, setsid=True)
+        os.close(log)
         os.close(theirs)
         try:
             if not os.read(ready, 16):

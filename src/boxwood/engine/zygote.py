@@ -470,6 +470,7 @@ def main() -> None:
     parser.add_argument("--overlay", choices=("auto", "descriptors", "paths"), default="auto")
     parser.add_argument("--ready", type=int, required=True, help="descriptor to write to when requests are taken")
     options = parser.parse_args()
+    _close_all_but(options.ready)
     os.umask(0o077)
     os.chdir("/")
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
