@@ -225,7 +225,7 @@ class Zygote:
             raise Refused("a hostname has 1 to 63 letters, digits, dots and hyphens")
         prepare_top(self._layers, top)
         plan = {"layers": layers, "top": top, "hostname": hostname}
-        live = self._spares[-1] if self._spares else self._prepare()
+        live = self._spares[0] if self._spares else self._prepare()  # the one that has had most time
         self._cgroups.limit(live.group, Limits(**request["limits"]))
         self._spares.remove(live)
         live.box, live.vm, live.top = box_id, vm, top
