@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -168,6 +169,9 @@ async def test_only_files_of_the_vm_are_taken(hostile: Hostile, handed: Callable
     with pytest.raises(BoxGone):
         await hostile.box.read_file("/x")
     await hostile.put_down()
+    for thread in threading.enumerate():
+        if thread.name == "strays":
+            thread.join(10)
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
@@ -175,7 +179,7 @@ async def test_descriptors_that_nobody_asked_for_are_closed(hostile: Hostile) ->
     await hostile.hello()
     sink = await start(hostile)
     before = len(os.listdir("/proc/self/fd"))
-    fd = os.open("/", os.O_RDONLY)
+    fd = os.open("/etc/passwd", os.O_RDONLY)
     for _ in range(20):
         hostile.say({"ev": "out", "rid": RUN, "stream": 1, "at": len(sink.got)}, b"x", fds=[fd])
         while not sink.got or sink.got[-1][1] != len(sink.got) - 1 or len(sink.got) <= _:
@@ -192,3 +196,27 @@ async def test_a_manifest_that_leads_out_is_refused(hostile: Hostile) -> None:
     with pytest.raises(BoxGone):
         await hostile.box.manifest("/w")
     await hostile.put_down()
+
+
+async def test_greetings_without_end(hostile: Hostile) -> None:
+    await hostile.hello()
+    hostile.say({"ev": "hello", "runs": [{"rid": "X" * 26, "end": None}]})
+    await hostile.put_down()
+    assert not hostile.box.known_runs
+
+
+async def test_states_that_nobody_listens_to_yet_take_little_memory(hostile: Hostile) -> None:
+    await hostile.hello()
+    state = bytes(4 << 20)
+    hostile.far.setblocking(True)
+
+    def pour() -> None:
+        try:
+            for _ in range(100):
+                hostile.far.sendall(pack({"ev": "state", "sid": SESSION, "cwd": "/", "env": {}}, state))
+        except OSError:
+            pass  # cut off
+
+    pouring = asyncio.ensure_future(asyncio.to_thread(pour))
+    await hostile.put_down()
+    await pouring

@@ -21,6 +21,7 @@ HEADER_LIMIT = 1 << 16
 TO_AGENT_LIMIT = 16 << 20
 FROM_AGENT_LIMIT = 8 << 20  # a saved shell; output comes in far smaller pieces
 _MOST_FDS = 8
+_MOST_AT_ONCE = 253  # what the kernel lets one message carry: with less room it would close the rest, in our name
 _LENGTHS = struct.Struct("<II")
 _decode = json.JSONDecoder().decode
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -96,7 +97,7 @@ class Incoming:
     def receive(self) -> bool:
         """Read what there is. False: the other side has closed. BlockingIOError: there is nothing."""
         data, ancillary, flags, _ = self._sock.recvmsg(
-            1 << 18, socket.CMSG_SPACE(_MOST_FDS * 4), socket.MSG_CMSG_CLOEXEC
+            1 << 18, socket.CMSG_SPACE(_MOST_AT_ONCE * 4), socket.MSG_CMSG_CLOEXEC
         )
         for level, kind, rights in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -138,6 +139,17 @@ class Incoming:
             raise FrameError(f"descriptors promised: {count!r}, come: {len(self._fds)}")
         return [self._fds.popleft() for _ in range(count)]
 
+    @property
+    def fds(self) -> Sequence[int]:
+        """Those that came and belong to no frame yet."""
+        return tuple(self._fds)
+
+    def take_all(self) -> list[int]:
+        """The same, to be closed by whoever asks."""
+        fds = list(self._fds)
+        self._fds.clear()
+        return fds
+
     def close(self) -> None:
-        while self._fds:
-            os.close(self._fds.popleft())
+        for fd in self.take_all():
+            os.close(fd)

@@ -33,6 +33,7 @@ ANSWER_SECONDS = 30.0  # an agent that does not answer for so long is replaced
 FILE_SECONDS = 600.0
 INLINE_BYTES = 1 << 20  # of a file written: more goes over as a descriptor
 STATE_BYTES = 8 << 20
+EARLY_BYTES = 64 << 20  # of states that come before anybody listens
 OUTPUT_BYTES = 1 << 20
 _REASONS = frozenset({"exit", "timeout", "killed", "prompt", "broken"})
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
@@ -62,6 +63,7 @@ class HostBox:
         self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._listener: SessionSink | None = None
         self._early_states: list[tuple[str, str, dict[str, str], bytes]] = []
+        self._early_bytes = 0
         self._runs: dict[str, _Attached] = {}
 
     # --- how it comes and goes
@@ -117,7 +119,7 @@ class HostBox:
 
     def listen(self, sink: SessionSink) -> None:
         self._listener = sink
-        early, self._early_states = self._early_states, []
+        early, self._early_states, self._early_bytes = self._early_states, [], 0
         for saved in early:
             sink.state(*saved)
 
@@ -234,14 +236,15 @@ class HostBox:
                 raise FrameError(f"unknown: {str(other)[:40]}")
 
     def _on_hello(self, header: dict[str, Any]) -> None:
+        if self._greeted.done():
+            raise FrameError("a second greeting")
         runs = header.get("runs", [])
         if not isinstance(runs, list) or len(runs) > 10_000:
             raise FrameError("runs must be a list")
         for run in runs:
             end = run.get("end")
             self.known_runs[text(run, "rid", 26)] = None if end is None else _run_end(end)
-        if not self._greeted.done():
-            self._greeted.set_result(None)
+        self._greeted.set_result(None)
 
     def _on_output(self, header: dict[str, Any], payload: bytes) -> None:
         run = self._runs.get(text(header, "rid", 26))
@@ -271,7 +274,8 @@ class HostBox:
         if not isinstance(env, dict) or not all(isinstance(v, str) for v in env.values()) or len(payload) > STATE_BYTES:
             raise FrameError("a state has an environment of texts and is at most 8 MiB long")
         if self._listener is None:
-            if len(self._early_states) > 10_000:
+            self._early_bytes += len(payload) + 1024
+            if self._early_bytes > EARLY_BYTES:
                 raise FrameError("states without end")
             self._early_states.append((session_id, cwd, env, payload))
         else:

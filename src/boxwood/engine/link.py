@@ -10,11 +10,13 @@ import asyncio
 import itertools
 import os
 import socket
+import stat
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from boxwood.engine.api import BoxGone, GuestError
 from boxwood.engine.frames import FROM_AGENT_LIMIT, FrameError, Incoming, Outgoing
+from boxwood.engine.strays import let_go
 
 Answer = tuple[dict[str, Any], bytes, list[int]]
 
@@ -92,9 +94,8 @@ class Link:
         self._loop.remove_reader(self._sock.fileno())
         if self._writing:
             self._loop.remove_writer(self._sock.fileno())
-        self._sock.close()
-        self._incoming.close()
         self._outgoing.close()
+        let_go(self._sock, self._incoming.take_all())
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(BoxGone(reason))
@@ -107,6 +108,8 @@ class Link:
             if not self._incoming.receive():
                 self._break("the agent closed its link")
                 return
+            if not all(stat.S_ISREG(os.fstat(fd).st_mode) for fd in self._incoming.fds):
+                raise FrameError("a descriptor that is no regular file")
             for header, payload, fds in self._incoming.frames():
                 self._on_frame(header, payload, fds)
                 if self._closed:
