@@ -8,7 +8,7 @@ import shlex
 import time
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -38,6 +38,12 @@ class Call:
 def get(path: str, **query: Any) -> Call:
     given = {name: _text(value) for name, value in query.items() if value is not None}
     return Call("GET", f"{path}?{urlencode(given)}" if given else path, replay_safe=True)
+
+
+def get_run(vm: str, run_id: str, wait: float) -> Call:
+    """`wait`: seconds that the server may wait for the end of the run."""
+    call = get(vm_path(vm, "runs", run_id), wait=wait or None)
+    return replace(call, patience=wait)
 
 
 def health() -> Call:

@@ -11,13 +11,13 @@ import asyncio
 import logging
 import sqlite3
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
 from boxwood.core import clock
 from boxwood.core.config import Config
-from boxwood.core.errors import Internal, NotFound, Unavailable
+from boxwood.core.errors import Conflict, CoreError, Internal, NotFound, Unavailable
 from boxwood.core.tasks import Tasks
 from boxwood.engine.api import (
     Box,
@@ -37,6 +37,7 @@ from boxwood.store.database import Database
 from boxwood.store.vms import VMRow
 
 ACTIVE_MARK_SECONDS = 60.0
+SETTLE_SECONDS = 1.0  # for an answer that can do without
 STATE_BYTES = 8 << 20
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Slot:
         self.runs: dict[str, Resident] = {}
         self.opened: set[str] = set()  # sessions that this box knows
         self.sessions: set[str] = set()  # sessions that it may speak of
+        self.directories: dict[str, str] = {}  # where sessions are, as far as this box has said
         self.deleted = False
         self.idle_since = 0.0
         self.marked_at = float("-inf")
@@ -91,7 +93,8 @@ class Slot:
             log.warning("VM %s: a state that nobody asked for was dropped", self.vm_id)
             return
         # Only the newest is kept: a box that sends states without end costs no memory.
-        self._unsaved[session_id] = (cwd.encode(errors="replace").decode(), env, state)
+        self.directories[session_id] = cwd = cwd.encode(errors="replace").decode()
+        self._unsaved[session_id] = (cwd, env, state)
 
         def save(connection: sqlite3.Connection) -> None:
             if newest := self._unsaved.pop(session_id, None):
@@ -189,6 +192,14 @@ class Boxes:
         if slot.box is box:
             slot.opened.add(session_id)
 
+    async def directory(self, slot: Slot, session_id: str) -> str | None:
+        """Where a session's shell is, now that its last run has ended; as far as is known after a second."""
+        if slot.box is not None:
+            with suppress(EngineError, TimeoutError):
+                async with asyncio.timeout(SETTLE_SECONDS):
+                    await slot.box.settle()  # a shell that is where it was says nothing: this is when all has been said
+        return slot.directories.get(session_id)
+
     # Coming and going
 
     async def _have_box(self, slot: Slot) -> None:
@@ -199,25 +210,46 @@ class Boxes:
                 raise NotFound("vm", f"there is no VM {slot.vm_id}")
             if self._closing:
                 raise Unavailable("the server is stopping")
-            spec = await self._database.write(lambda connection: self._spec(connection, slot.vm_id))
-            if spec is None:
-                raise NotFound("vm", f"there is no VM {slot.vm_id}")
-            try:
-                box = await self._engine.boot(spec)
-            except EngineError as error:
-                log.error("VM %s: its box could not be made: %s", slot.vm_id, error)
-                self._database.post(lambda connection: vm_rows.parked(connection, slot.vm_id))
-                if isinstance(error, EngineUnavailable):
-                    raise Unavailable(f"boxes cannot be made now: {error}") from error
-                raise Internal(f"the VM's box could not be made: {error}") from error
-            self._install(slot, box)
+            self._install(slot, await self._boot(slot.vm_id))
 
-    def _spec(self, connection: sqlite3.Connection, vm_id: str) -> BoxSpec | None:
-        row = vm_rows.boot(connection, vm_id)
+    async def _boot(self, vm_id: str) -> Box:
+        """The mark that its layers are in use is committed while the box is made. Whoever could take the layers away
+        is asked of later than the mark; a box that lives without one is put down by the next server."""
+        near = self._database.near
+        row = vm_rows.by_id(near, vm_id)
         if row is None:
-            return None
-        stack, images = layer_rows.chain(connection, row.base)
-        return BoxSpec(vm_id, Stack(stack, row.top, images), _hostname(row), self._limits(row))
+            raise NotFound("vm", f"there is no VM {vm_id}")
+        layers, images = layer_rows.chain(near, row.base)
+        marked = self._database.submit(lambda connection: vm_rows.boot(connection, vm_id, row.base))
+        try:
+            box = await self._engine.boot(
+                BoxSpec(vm_id, Stack(layers, row.top, images), _hostname(row), self._limits(row))
+            )
+        except EngineError as error:
+            marked.cancel()  # as a wait: it is committed all the same, and taken back
+            self._database.post(lambda connection: vm_rows.parked(connection, vm_id))
+            raise self._not_made(row, images, error) from error
+        try:
+            await marked
+        except BaseException:
+            await box.kill()
+            raise
+        return box
+
+    def _not_made(self, row: VMRow, images: Iterable[str], error: EngineError) -> CoreError:
+        log.error("VM %s: its box could not be made: %s", row.id, error)
+        if isinstance(error, EngineUnavailable):
+            return Unavailable(f"boxes cannot be made now: {error}")
+        place = self._config.images
+        missing = [layer for layer in images if not (place / layer / "upper").is_dir()]
+        if missing:
+            name = row.root_source_name or "an image without a name"
+            return Conflict(
+                "vm",
+                f"the VM stands on {name} (image layer {missing[0]}), which is not in {place}: put its directory back, "
+                "or start the server with the images directory that has it",
+            )
+        return Internal(f"the VM's box could not be made: {error}")
 
     def _limits(self, row: VMRow) -> Limits:
         config = self._config
@@ -230,6 +262,7 @@ class Boxes:
     def _install(self, slot: Slot, box: Box) -> None:
         slot.box = box
         slot.opened.clear()
+        slot.directories.clear()
         self._live[slot.vm_id] = slot
         box.listen(slot)
         box.gone.add_done_callback(lambda gone: self._died(slot, box, gone))

@@ -115,7 +115,7 @@ class Files:
         if sha256 is not None and await asyncio.to_thread(_digest, data) != sha256:
             raise BadRequest("sha256: the bytes that came have another one")
         await self._asked(vm_id, lambda box: box.write_file(path, data))
-        self._uploads.done_at_once(vm_id, upload_id, path, len(data))
+        await self._uploads.done_at_once(vm_id, upload_id, path, len(data))
         return _complete(path, len(data))
 
     async def _place(self, upload: UploadRow, sha256: str | None) -> Written:

@@ -261,6 +261,7 @@ class Lanes:
                 await slot.box.close_session(session_id)
             slot.opened.discard(session_id)
             slot.sessions.discard(session_id)
+            slot.directories.pop(session_id, None)
         for run in runs:
             await run.wait(END_SECONDS)
             if not run.over:

@@ -91,6 +91,12 @@ class Sessions:
         """NotFound (vm, session)."""
         return self._access.session(self.known(self._access.own(caller, vm), session_id))
 
+    async def directory(self, caller: Caller, vm: str, session_id: str) -> str:
+        """Where a session is after its last run; "" where nobody knows yet. NotFound."""
+        row = self._access.own(caller, vm)
+        said = await self._boxes.directory(self._boxes.slot(row.id), session_id)
+        return self.known(row, session_id).cwd if said is None else said
+
     async def list(
         self, caller: Caller, vm: str, state: str | None = None, cursor: str | None = None, limit: int = 100
     ) -> Page[Session]:

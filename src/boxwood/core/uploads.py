@@ -125,19 +125,12 @@ class Uploads:
         if row.file is not None:
             await _on_disk(self.file(row).unlink, True)
 
-    def done_at_once(self, vm_id: str, upload_id: str, path: str, size: int) -> None:
-        """A file that came in one chunk is in place: remember that, should the chunk come again."""
-        row = UploadRow(
-            vm_id, upload_id, False, path, size, None, merged((), 0, size), None, complete=True, created_at=clock.now()
+    async def done_at_once(self, vm_id: str, upload_id: str, path: str, size: int) -> None:
+        """A file that came in one chunk is in place: remember that, should the chunk come again. NotFound (vm)."""
+        ranges = merged((), 0, size)
+        await self._put(
+            UploadRow(vm_id, upload_id, False, path, size, None, ranges, None, complete=True, created_at=clock.now())
         )
-
-        def put(connection: sqlite3.Connection) -> None:
-            try:
-                rows.put(connection, row)
-            except sqlite3.IntegrityError:  # the VM has gone meanwhile
-                return
-
-        self._database.post(put)
 
     async def forget(self, row: UploadRow) -> None:
         await self._database.write(lambda connection: rows.delete(connection, row.vm_id, row.id))

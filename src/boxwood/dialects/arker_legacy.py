@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar
 from msgspec import Meta
 from starlette.responses import Response
 
-from boxwood.core.errors import BadRequest, CoreError, PayloadTooLarge
+from boxwood.core.errors import BadRequest, CoreError, NotFound, PayloadTooLarge
 from boxwood.core.model import PUBLIC_ORG, VM, Caller, ForkRequest, Run, RunRequest, VMFilter
 from boxwood.server.agent import SHORT_WINDOW
 from boxwood.server.errors import OperationFailed
@@ -32,7 +32,6 @@ FILE_BYTES = 100 * 1024 * 1024
 _ALIAS = re.compile(r"01KQBYKEV5WJ7YB010603T1DCT_D8C0|01KQH(2A|54)[0-9A-HJKMNP-TV-Z]{19}_USWE")
 _INDEX = re.compile(r"[0-9]{1,9}")
 _PAGE = 1000
-CWD_SECONDS = 5.0
 
 
 class LegacyForkBody(Request, frozen=True, kw_only=True):
@@ -174,14 +173,11 @@ async def _too_long(exchange: Exchange, begun: Run) -> CoreError:
 
 
 async def _cwd(exchange: Exchange, ended: Run) -> str:
-    """Where the session is now. The row of the session learns that a moment after the end of a run, too late for this
-    answer: so a second command, beside the shell (it has an `env`), is asked."""
-    request = RunRequest(command="pwd", session_id=ended.session_id, env={}, timeout=CWD_SECONDS, wait=CWD_SECONDS)
+    """Where the session is now; nowhere if it has been deleted, with its VM perhaps, since the run ended."""
     try:
-        asked = await exchange.core.runs.start(exchange.caller, ended.vm_id, request)
-    except CoreError:  # the command itself is done: its answer does not fail for want of this
+        return await exchange.core.sessions.directory(exchange.caller, ended.vm_id, ended.session_id)
+    except NotFound:
         return ""
-    return asked.stdout.decode(errors="replace").removesuffix("\n") if asked.exit_code == 0 else ""
 
 
 async def list_vms(exchange: Exchange) -> Response:

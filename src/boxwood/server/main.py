@@ -49,9 +49,9 @@ def serve(config: Config) -> None:
 
 async def _serve(config: Config) -> None:
     with _bound(config) as listener:
+        _allow_descriptors()
         engine = HostEngine(data=config.data, images=config.images)
         core = await Core.open(config, engine)
-        _allow_descriptors()
         down = False
 
         def on_down() -> None:
@@ -77,8 +77,8 @@ async def _serve(config: Config) -> None:
 
 
 def _allow_descriptors() -> None:
-    """Each box has a link, each client a connection: as many as the host lets this process have. Not before the zygote
-    has been started, whose boxes keep the limit that they were given."""
+    """Each box has a link, each client a connection: as many as the host lets this process have. The zygote sees
+    to its own limit, so it does not matter when it is started."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -158,6 +158,7 @@ def _announced(config: Config, listener: socket.socket) -> Iterator[None]:
         "pid": os.getpid(),
         "version": boxwood.__version__,
         "started_at": datetime.now(UTC).isoformat(),
+        "started": _started(),
     }
     _write(path, json.dumps(said).encode())
     log.info("boxwood %s serves %s", boxwood.__version__, url)
@@ -165,6 +166,11 @@ def _announced(config: Config, listener: socket.socket) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
+
+
+def _started() -> int:
+    """When this process was started, in clock ticks since the machine was: no other of its number has the same."""
+    return int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
 
 
 def _write(path: Path, data: bytes) -> None:

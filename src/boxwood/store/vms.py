@@ -67,10 +67,9 @@ def delete(connection: sqlite3.Connection, vm_id: str) -> None:
     connection.execute("DELETE FROM vms WHERE id = ?", (vm_id,))
 
 
-def boot(connection: sqlite3.Connection, vm_id: str) -> VMRow | None:
-    """A box is about to be made of this VM: its base is in use from now on."""
-    connection.execute("UPDATE vms SET box_base = base, written = 1 WHERE id = ?", (vm_id,))
-    return by_id(connection, vm_id)
+def boot(connection: sqlite3.Connection, vm_id: str, base: str) -> None:
+    """A box is being made of this VM on this base, which is in use from now on."""
+    connection.execute("UPDATE vms SET box_base = ?, written = 1 WHERE id = ?", (base, vm_id))
 
 
 def parked(connection: sqlite3.Connection, vm_id: str) -> None:

@@ -12,7 +12,7 @@ from boxwood.client.errors import BoxwoodError, CommandFailed, Timeout
 from boxwood.client.fields import RunFields
 from boxwood.client.models import Anything, Cancelled, RunRecord
 
-FIRST_POLL, LONGEST_POLL = 0.02, 1.0  # seconds between two looks at a run
+FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0  # seconds until another look at a run, where the server did not wait
 
 
 class AsyncRun(RunFields):
@@ -25,9 +25,13 @@ class AsyncRun(RunFields):
 
     async def refresh(self) -> AsyncRun:
         """Asks the server again; `stdout` and `stderr` grow while the command runs. Returns this run."""
-        run_id = self._known_id()
-        self._adopt(await self._transport.call(calls.get(calls.vm_path(self._vm_id, "runs", run_id)), RunRecord))
+        await self._look(0)
         return self
+
+    async def _look(self, seconds: float) -> None:
+        """Asks for the run, which the server may take so long to answer if it goes on."""
+        call = calls.get_run(self._vm_id, self._known_id(), seconds)
+        self._adopt(await self._transport.call(call, RunRecord))
 
     async def wait(self, timeout: float | None = None) -> AsyncRun:
         """Waits for the end, at most `timeout` seconds (None: for ever). Returns this run.
@@ -35,16 +39,19 @@ class AsyncRun(RunFields):
         :raises Timeout: it has not ended; it goes on.
         """
         deadline = inf if timeout is None else monotonic() + timeout
-        pause = FIRST_POLL
-        if not self.ended or self._record.stdout is None:
-            await self.refresh()
+        pause, rest = FIRST_PAUSE, 0.0
+        if self.ended and self._record.stdout is None:
+            await self._look(0)
         while not self.ended:
-            left = deadline - monotonic()
+            if rest > 0:  # the server did not wait as long as it was to: it ends, or knows no waiting
+                await sleep(rest)
+                pause = min(pause * 1.5, LONGEST_PAUSE)
+            left = deadline - (asked := monotonic())
             if left <= 0:
                 raise Timeout("timeout", f"run {self.run_id} has not ended within {timeout:g} s; it goes on")
-            await sleep(min(pause, left))
-            pause = min(pause * 1.5, LONGEST_POLL)
-            await self.refresh()
+            seconds = min(left, calls.WINDOW)
+            await self._look(seconds)
+            rest = min(pause, asked + seconds - monotonic())
         return self
 
     async def cancel(self) -> bool:

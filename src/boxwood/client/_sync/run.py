@@ -13,7 +13,7 @@ from boxwood.client.errors import BoxwoodError, CommandFailed, Timeout
 from boxwood.client.fields import RunFields
 from boxwood.client.models import Anything, Cancelled, RunRecord
 
-FIRST_POLL, LONGEST_POLL = 0.02, 1.0  # seconds between two looks at a run
+FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0  # seconds until another look at a run, where the server did not wait
 
 
 class Run(RunFields):
@@ -26,9 +26,13 @@ class Run(RunFields):
 
     def refresh(self) -> Run:
         """Asks the server again; `stdout` and `stderr` grow while the command runs. Returns this run."""
-        run_id = self._known_id()
-        self._adopt(self._transport.call(calls.get(calls.vm_path(self._vm_id, "runs", run_id)), RunRecord))
+        self._look(0)
         return self
+
+    def _look(self, seconds: float) -> None:
+        """Asks for the run, which the server may take so long to answer if it goes on."""
+        call = calls.get_run(self._vm_id, self._known_id(), seconds)
+        self._adopt(self._transport.call(call, RunRecord))
 
     def wait(self, timeout: float | None = None) -> Run:
         """Waits for the end, at most `timeout` seconds (None: for ever). Returns this run.
@@ -36,16 +40,19 @@ class Run(RunFields):
         :raises Timeout: it has not ended; it goes on.
         """
         deadline = inf if timeout is None else monotonic() + timeout
-        pause = FIRST_POLL
-        if not self.ended or self._record.stdout is None:
-            self.refresh()
+        pause, rest = FIRST_PAUSE, 0.0
+        if self.ended and self._record.stdout is None:
+            self._look(0)
         while not self.ended:
-            left = deadline - monotonic()
+            if rest > 0:  # the server did not wait as long as it was to: it ends, or knows no waiting
+                sleep(rest)
+                pause = min(pause * 1.5, LONGEST_PAUSE)
+            left = deadline - (asked := monotonic())
             if left <= 0:
                 raise Timeout("timeout", f"run {self.run_id} has not ended within {timeout:g} s; it goes on")
-            sleep(min(pause, left))
-            pause = min(pause * 1.5, LONGEST_POLL)
-            self.refresh()
+            seconds = min(left, calls.WINDOW)
+            self._look(seconds)
+            rest = min(pause, asked + seconds - monotonic())
         return self
 
     def cancel(self) -> bool:

@@ -96,8 +96,10 @@ async def list_runs(exchange: Exchange) -> Response:
 
 
 async def get_run(exchange: Exchange) -> Response:
-    run = await exchange.core.runs.get(exchange.caller, exchange.params["id"], exchange.params["run_id"])
-    return exchange.answer(wire.run(run))
+    wait = min(exchange.query(wire.GetRunQuery).wait, exchange.agent.window)
+    begun = min(wait, UNBROKEN_SECONDS)
+    run = await exchange.core.runs.wait(exchange.caller, exchange.params["id"], exchange.params["run_id"], begun)
+    return exchange.answer(wire.run(await patiently(exchange, run, wait - begun)))
 
 
 async def cancel_run(exchange: Exchange) -> Response:
@@ -153,7 +155,7 @@ OPERATIONS = (
     ),
     Operation(
         "getRun", "GET", "/v1/vms/{id}/runs/{run_id}", get_run, "One run, with its output so far.",
-        answers={200: wire.Run}, **_READ,
+        answers={200: wire.Run}, query=wire.GetRunQuery, **_READ,
     ),
     Operation(
         "cancelRun", "DELETE", "/v1/vms/{id}/runs/{run_id}", cancel_run, "End a run and all that it started.",

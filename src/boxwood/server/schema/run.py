@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import Meta
 
 from boxwood.core import model
-from boxwood.server.schema.common import UNSET, Answer, Page, Request, Seconds, UnsetType
+from boxwood.server.schema.common import UNSET, Answer, Page, Query, Request, Seconds, UnsetType
 from boxwood.server.schema.vm import GPU, RETIRED_SIZES
 
 RunState = Literal["pending", "running", "completed", "failed", "cancelled"]
@@ -61,6 +61,12 @@ class ListRunsQuery(Page, frozen=True, kw_only=True):
     started_after: Annotated[datetime, Meta(tz=True)] | None = None
     started_before: Annotated[datetime, Meta(tz=True)] | None = None
     completed_after: Annotated[datetime, Meta(tz=True)] | None = None
+
+
+class GetRunQuery(Query, frozen=True, kw_only=True):
+    wait: Annotated[
+        float, Meta(ge=0, le=LONGEST_WINDOW, description="Seconds that the answer may wait for the end of the run.")
+    ] = 0.0
 
 
 class CompletedRunAnswer(Answer, frozen=True, kw_only=True):
