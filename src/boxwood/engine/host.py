@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from boxwood.engine.api import Box, BoxGone, BoxSpec, CopyReport, EngineError, E
 from boxwood.engine.daemon import Zygote
 from boxwood.engine.hostbox import HostBox
 from boxwood.engine.seccomp import program
+from boxwood.engine.strays import let_go
 from boxwood.engine.ulid import checked, is_ulid, new_ulid
 
 _JOB_SECONDS = 3600.0
@@ -35,6 +37,7 @@ class HostEngine:
         self._seccomp = b""
         self._checks: list[doctor.Check] = []
         self._connecting = asyncio.Lock()
+        self._abandoned: set[asyncio.Task[None]] = set()
 
     # --- the host
 
@@ -47,7 +50,8 @@ class HostEngine:
                 "; ".join(f"{m.name}: {m.why} ({m.fix})" if m.fix else f"{m.name}: {m.why}" for m in missing)
             )
         self._seccomp = await asyncio.to_thread(program)
-        await self._connect()
+        async with self._connecting:
+            await self._zygote.connect(self._seccomp)
         return await self._adopt()
 
     async def close(self) -> None:
@@ -79,17 +83,26 @@ class HostEngine:
         async with self._connecting:
             if not self._zygote.connected:
                 await self._zygote.connect(self._seccomp or await asyncio.to_thread(program))
+                await self._put_strangers_down()
+
+    async def _put_strangers_down(self) -> None:
+        """When a connection to the zygote is lost its boxes count as dead; if it lives after all, so do they."""
+        strangers = [HostBox(row["box"], row["vm"], row["top"], self._put_down) for row in await self._living()]
+        self._boxes.update((box.box_id, box) for box in strangers)
+        await asyncio.gather(*(box.kill() for box in strangers))
 
     async def _adopt(self) -> list[Box]:
         """The boxes that live already, each with a new link; those whose agents do not answer are put down."""
+        found = await asyncio.gather(*(self._adopt_one(row) for row in await self._living()))
+        return [box for box in found if box is not None]
+
+    async def _living(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         while True:
             page = await self._zygote.ask("list", {"after": rows[-1]["box"] if rows else ""})
             rows += page["boxes"]
             if not page["more"]:
-                break
-        found = await asyncio.gather(*(self._adopt_one(row) for row in rows))
-        return [box for box in found if box is not None]
+                return rows
 
     async def _adopt_one(self, row: dict[str, Any]) -> Box | None:
         box = HostBox(row["box"], row["vm"], row["top"], self._put_down)
@@ -101,7 +114,8 @@ class HostEngine:
             await box.attach(ours, _ADOPT_SECONDS)
             return box
         except (BoxGone, EngineError):
-            ours.close()
+            if ours.fileno() >= 0:
+                let_go(ours, ())
             await box.kill()
             return None
 
@@ -117,7 +131,11 @@ class HostEngine:
                 await self._zygote.ask("boot", {"box": box.box_id, **_boot_fields(spec)}, (theirs.fileno(),))
         except BaseException:
             ours.close()
-            del self._boxes[box.box_id]
+            self._boxes.pop(box.box_id, None)
+            # It may come up all the same, if it is only that nobody waits for the answer any more.
+            task = asyncio.ensure_future(self._put_down(box.box_id))
+            self._abandoned.add(task)
+            task.add_done_callback(self._abandoned.discard)
             raise
         try:
             await box.attach(ours)
@@ -171,15 +189,12 @@ class HostEngine:
         job = {"kind": "copy", "source": checked(source), "target": checked(target)}
         # Stand still once before: a write(2) that is under way has its old time until it ends, so what it overwrites
         # would be looked at neither by the first pass nor by the second.
-        await self._zygote.ask("freeze", {"box": box.box_id})
-        await self._zygote.ask("thaw", {"box": box.box_id})
+        async with self._standing_still(box):
+            pass
         first = await self._job({**job, "phase": 1})
         froze = time.perf_counter()
-        await self._zygote.ask("freeze", {"box": box.box_id})
-        try:
+        async with self._standing_still(box):
             second = await self._job({**job, "phase": 2, "since": first["since"]})
-        finally:
-            await self._zygote.ask("thaw", {"box": box.box_id})
         ended = time.perf_counter()
         return CopyReport(
             first["inodes"] + second["inodes"],
@@ -187,6 +202,16 @@ class HostEngine:
             round((ended - froze) * 1e3, 3),
             round((ended - began) * 1e3, 3),
         )
+
+    @asynccontextmanager
+    async def _standing_still(self, box: HostBox) -> AsyncIterator[None]:
+        """Thawed again whatever happens, also if nobody waited for the answer that it was frozen."""
+        try:
+            await self._zygote.ask("freeze", {"box": box.box_id})
+            yield
+        finally:
+            if not box.gone.done():
+                await self._zygote.ask("thaw", {"box": box.box_id})
 
     async def merge(self, layers: Sequence[str], target: str) -> None:
         await self._job({"kind": "merge", "layers": [["data", checked(i)] for i in layers], "target": checked(target)})

@@ -22,7 +22,9 @@ import selectors
 import signal
 import socket
 import sys
+import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +47,8 @@ _QUIET = 0.002  # seconds without a request after which they are made
 _UNHURRIED = 10  # the nice value of that work: whoever waits for a box comes first
 _LONELY = 5.0  # seconds between looks whether a server can still come
 _RETRY = 0.02  # seconds until a busy cgroup is tried again
+_PAUSE = 1.0  # seconds until a process is prepared again, after it failed
+_UNSAID = 10_000  # packets that wait for a server
 
 
 class Refused(Exception):
@@ -71,6 +75,7 @@ class Peer:
 
     sock: socket.socket
     frozen: set[str] = field(default_factory=set)
+    unsaid: deque[bytes] = field(default_factory=deque)  # it is behind with reading
 
 
 class Zygote:
@@ -87,6 +92,7 @@ class Zygote:
         self._spares: list[Live] = []
         self._jobs: dict[int, int] = {}  # pidfd -> pid
         self._busy_cgroups: set[str] = set()
+        self._pause_until = 0.0  # of preparing
         self._seccomp = b""
         self._cgroups: Cgroups | None = None
         self._peer: Peer | None = None
@@ -120,21 +126,28 @@ class Zygote:
         self._finish(listener)
 
     def _patience(self) -> float | None:
-        if self._seccomp and not self._ending and len(self._spares) < _AHEAD:
-            return _QUIET
+        if self._wants_spares:
+            return max(_QUIET, self._pause_until - time.monotonic())
         if self._busy_cgroups:
             return _RETRY
         return _LONELY if self._peer is None and not self._ending else None
+
+    @property
+    def _wants_spares(self) -> bool:
+        return bool(self._seccomp) and not self._ending and len(self._spares) < _AHEAD
 
     def _spare_time(self) -> None:
         """Nothing has happened for a moment."""
         if self._peer is None and not self._ending and not self._reachable():
             self._begin_end(None, 0)
             return
-        if self._cgroups is not None:
-            self._busy_cgroups = {b for b in self._busy_cgroups if not self._cgroups.remove(b)}
-        if self._seccomp and not self._ending and len(self._spares) < _AHEAD:
-            self._prepare(_UNHURRIED)
+        self._busy_cgroups = {b for b in self._busy_cgroups if not self._removed(b)}
+        if self._wants_spares and time.monotonic() >= self._pause_until:
+            try:
+                self._prepare(_UNHURRIED)
+            except (OSError, RuntimeError):  # the host is short of something: no reason to die, and all boxes with us
+                traceback.print_exc()
+                self._pause_until = time.monotonic() + _PAUSE
 
     def _reachable(self) -> bool:
         """Can a server still come? Not when the data directory is gone, or another zygote has taken the place."""
@@ -158,7 +171,10 @@ class Zygote:
         if peer := self._peer:
             for box_id in peer.frozen:  # whoever froze them is gone
                 if self._cgroups is not None and box_id in self._boxes:
-                    self._cgroups.thaw(self._boxes[box_id].group)
+                    try:
+                        self._cgroups.thaw(self._boxes[box_id].group)
+                    except OSError:
+                        traceback.print_exc()  # it is dying, and so is its group
             self._selector.unregister(peer.sock)
             peer.sock.close()
             self._peer = None
@@ -177,10 +193,15 @@ class Zygote:
             if not packet:
                 self._drop_peer()
                 return
+            if flags & socket.MSG_TRUNC:
+                self._drop_peer()  # no server of ours says so much: whom to answer cannot be read either
+                return
             request = json.loads(packet)
             try:
-                if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-                    raise Refused("the request is too long")
+                if self._ending:
+                    raise Refused("the zygote is ending")
+                if flags & socket.MSG_CTRUNC:
+                    raise Refused("the zygote has no room for another descriptor")
                 if request["op"] == "end":
                     self._begin_end(peer, request["n"])
                     return
@@ -195,10 +216,25 @@ class Zygote:
     def _say(self, message: dict[str, Any]) -> None:
         if self._peer is None:
             return
+        self._peer.unsaid.append(json.dumps(message).encode())
+        if len(self._peer.unsaid) == 1:
+            self._flush()
+        elif len(self._peer.unsaid) > _UNSAID:
+            self._drop_peer()  # so far behind that it had better come back and ask for the list
+
+    def _flush(self) -> None:
+        """Say what is left to say. As long as the server does not take it, nothing it asks is heard."""
+        assert self._peer is not None
+        sock, unsaid = self._peer.sock, self._peer.unsaid
         try:
-            self._peer.sock.send(json.dumps(message).encode(), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+            while unsaid:
+                sock.send(unsaid[0], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+                unsaid.popleft()
+            self._selector.modify(sock, selectors.EVENT_READ, self._on_request)
+        except BlockingIOError:
+            self._selector.modify(sock, selectors.EVENT_WRITE, self._flush)
         except OSError:
-            self._drop_peer()  # gone, or so far behind that it had better come back and ask for the list
+            self._drop_peer()
 
     # --- what the server may ask
 
@@ -243,6 +279,7 @@ class Zygote:
         try:
             cgroups = [f"{directory}/{self._cgroups.door}" for directory in self._cgroups.make(group, Limits())]
             pid = self._fork_in_new_namespace(range_, cgroups, theirs, nice)
+            pidfd = _pidfd(pid)
         except BaseException:
             ours.close()
             self._ranges.give_back(range_)
@@ -250,7 +287,7 @@ class Zygote:
             raise
         finally:
             theirs.close()
-        live = Live(pid, os.pidfd_open(pid), ours, range_, group)
+        live = Live(pid, pidfd, ours, range_, group)
         self._spares.append(live)
         self._selector.register(live.pidfd, selectors.EVENT_READ, lambda: self._on_death(live))
         return live
@@ -311,7 +348,7 @@ class Zygote:
         if pid == 0:
             _reset_signals()
             jail.jailed(request["job"], self._layers, self._images, fds[0])
-        pidfd = os.pidfd_open(pid)
+        pidfd = _pidfd(pid)
         self._jobs[pidfd] = pid
         self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._on_job_end(pidfd))
         return {"ok": True}
@@ -340,8 +377,15 @@ class Zygote:
         self._say({"event": "died", "box": live.box, "status": status})
 
     def _remove_cgroup(self, group: str) -> None:
-        if self._cgroups is not None and not self._cgroups.remove(group):
+        if not self._removed(group):
             self._busy_cgroups.add(group)
+
+    def _removed(self, group: str) -> bool:
+        try:
+            return self._cgroups is None or self._cgroups.remove(group)
+        except OSError:
+            traceback.print_exc()
+            return False
 
     def _on_job_end(self, pidfd: int) -> None:
         os.waitpid(self._jobs.pop(pidfd), 0)
@@ -352,6 +396,8 @@ class Zygote:
 
     def _begin_end(self, peer: Peer | None, number: int) -> None:
         self._ending = peer, number
+        for pidfd in self._jobs:
+            _kill(pidfd)  # what they leave has a name that is no layer's
         for live in (*self._boxes.values(), *self._spares):
             if self._cgroups is not None and peer is not None and live.box in peer.frozen:
                 self._cgroups.thaw(live.group)
@@ -359,14 +405,18 @@ class Zygote:
 
     def _finish(self, listener: socket.socket) -> None:
         assert self._ending is not None
-        listener.close()
         if self._reachable():
-            (self._data / "zygote.sock").unlink(missing_ok=True)
+            (self._data / "zygote.sock").unlink(missing_ok=True)  # while we listen: then the next one may take the name
             (self._data / "zygote.json").unlink(missing_ok=True)
+        self._selector.unregister(listener)
+        listener.close()
         if self._cgroups is not None:
             self._cgroups.sweep()
             self._cgroups.close()
         self._say({"n": self._ending[1], "ok": True})
+        while self._peer is not None and self._peer.unsaid and (ready := self._selector.select(_LONELY)):
+            for key, _ in ready:
+                key.data()
 
 
 def _live_as_box(ground: box.Ground, hook: socket.socket) -> NoReturn:
@@ -423,6 +473,16 @@ def _told(step: box.Step, error: BaseException) -> str:
 def _reset_signals() -> None:
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, signal.SIG_DFL)
+
+
+def _pidfd(pid: int) -> int:
+    """Of a child. Without one its end would not be heard of, so then there is no child either."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
 
 
 def _kill(pidfd: int) -> None:

@@ -1,0 +1,79 @@
+"""The zygote in bad moments: whoever hurts it, the boxes that live and the VMs that come next are not harmed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+from pathlib import Path
+
+import pytest
+
+from boxfixtures import Runner
+from boxwood.core.ids import new_id
+from boxwood.engine.api import BoxSpec, EngineError, Stack
+
+pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.timeout(120)]
+
+
+def zygote_pid(data: Path) -> int:
+    return int(json.loads((data / "zygote.json").read_text())["pid"])
+
+
+async def test_a_host_that_is_short_of_descriptors_costs_no_box(runner: Runner, data: Path) -> None:
+    """Nothing can be made ahead, and boots are refused; what lives goes on, and boots work again afterwards."""
+    pid = zygote_pid(data)
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (12, limits[1]))
+    other = Runner(runner.engine, runner.golden)
+    refused = 0
+    for _ in range(8):  # more than are ready
+        try:
+            await other.boot()
+        except EngineError:
+            refused += 1
+    assert refused and (await runner.run("echo alive")).text == "alive\n"
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    assert zygote_pid(data) == pid
+    await other.boot()
+    assert (await other.run("echo alive")).text == "alive\n"
+
+
+async def test_a_server_that_reads_late_misses_nothing(runner: Runner) -> None:
+    """More packets than a socket holds, while the server does something else."""
+    engine = runner.engine
+    asks = [asyncio.ensure_future(engine._zygote.ask("list", {"after": "x" * 60_000})) for _ in range(600)]
+    await asyncio.gather(*asks)
+    assert (await runner.run("echo alive")).text == "alive\n"
+
+
+async def test_a_boot_that_nobody_waits_for_leaves_no_box(runner: Runner, golden: str) -> None:
+    stack = Stack((golden,), new_id(), frozenset({golden}))
+    boot = asyncio.ensure_future(runner.engine.boot(BoxSpec(new_id(), stack, "nobody")))
+    while len(runner.engine._boxes) < 2:
+        await asyncio.sleep(0)
+    boot.cancel()
+    await asyncio.wait({boot})
+    while len(await runner.engine._living()) > 1:
+        await asyncio.sleep(0)
+    assert not runner.box.gone.done()
+
+
+async def test_a_copy_that_is_cut_off_leaves_its_source_running(runner: Runner) -> None:
+    for turns in range(1, 40):
+        copy = asyncio.ensure_future(runner.engine.copy_top(runner.box, runner.stack.top, new_id()))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        copy.cancel()
+        await asyncio.wait({copy})
+        assert (await runner.run("echo alive")).text == "alive\n"
+
+
+async def test_a_connection_that_is_lost_strands_no_vm(runner: Runner, golden: str) -> None:
+    """The zygote lives, its boxes count as dead: the VM comes up again, and only once."""
+    engine, old = runner.engine, runner.box
+    engine._zygote._lost("for a test")
+    assert old.gone.done()
+    await runner.boot(top=runner.stack.top)
+    assert (await runner.run("echo alive")).text == "alive\n"
+    assert [row["box"] for row in await engine._living()] == [runner.box.box_id]
