@@ -69,6 +69,10 @@ async def test_run(old):
     await old.ok("POST", f"/vms/{vm}/run", {"command": "cd /srv", "session_id": 3})
     assert (await old.ok("POST", f"/vms/{vm}/run", {"command": "pwd", "session_id": "3"}))["stdout"] == "/srv\n"
     assert (await old.ok("POST", f"/vms/{vm}/run", {"command": "pwd"}))["stdout"] == "/root\n"
+    at = [(await old.ok("POST", f"/vms/{vm}/run", {"command": c}))["cwd"] for c in ("cd /tmp", "echo", "cd ..")]
+    assert at == ["/tmp", "/tmp", "/"]
+    listed = await old.api.ok("GET", f"//v1/vms/{vm}/runs")
+    assert len(listed["runs"]) == 7, "what was asked for, and nothing else"
     await old.refused(404, "not_found", "POST", f"/vms/{vm}/run", {"command": "pwd", "session_id": "nope"})
     await old.refused(400, "bad_request", "POST", f"/vms/{vm}/run", {"session_id": 0})
 

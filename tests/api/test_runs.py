@@ -103,6 +103,21 @@ async def test_a_window_ends_early_when_the_server_does(api):
     api.app.stopping.clear()
 
 
+async def test_a_run_can_be_waited_for(either):
+    vm = await either.fork()
+    begun = (await either("POST", f"/vms/{vm}/runs", {"command": "echo early; hang", "background": True})).json()
+    path = f"/vms/{vm}/runs/{begun['run_id']}"
+    assert (await either.ok("GET", path))["state"] == "running"
+    assert (await either.ok("GET", path + "?wait=0.01"))["state"] == "running"
+    waiting = asyncio.create_task(either.ok("GET", path + "?wait=300"))
+    release(either.machine, vm)
+    done = await waiting
+    assert (done["state"], done["stdout"]) == ("completed", "early\n")
+    assert (await either.ok("GET", path + "?wait=300"))["state"] == "completed"
+    for seconds in ("301", "-1", "nan", "soon"):
+        await either.refused(400, "bad_request", "GET", f"{path}?wait={seconds}")
+
+
 async def test_timeout(api):
     vm = await api.fork()
     done = await api.run(vm, "hang", timeout=1)

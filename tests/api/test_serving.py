@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from boxwood.client.discovery import is_alive
 from boxwood.core.config import Config
 from boxwood.core.core import DataInUse
 from boxwood.engine.api import EngineUnavailable
@@ -86,6 +87,8 @@ async def test_start_and_end(ground):
     config, machine = ground
     async with running(ground) as server:
         assert server.said["pid"] == os.getpid()
+        assert is_alive(os.getpid(), os.getuid(), ticks=server.said["started"])
+        assert not is_alive(os.getpid(), os.getuid(), ticks=server.said["started"] + 1)
         assert (config.data / "server.json").stat().st_mode & 0o777 == 0o600
         assert (config.data / "root.key").stat().st_mode & 0o777 == 0o600
         assert config.data.stat().st_mode & 0o777 == 0o700

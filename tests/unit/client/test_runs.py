@@ -105,6 +105,19 @@ def test_waiting_can_be_bounded(server: StubServer, vm: BoxVM, quick) -> None:
         run.wait(timeout=0)
     with pytest.raises(TimeoutError):
         run.wait(timeout=0)
+    server.script(f"GET {RUNS}/r1", (200, RUN))
+    assert run.wait(timeout=0).exit_code == 0, "it has ended meanwhile"
+
+
+def test_the_server_is_asked_to_wait(server: StubServer, vm: BoxVM, quick) -> None:
+    server.script(f"POST {RUNS}", (202, RUNNING))
+    server.script(f"GET {RUNS}/r1", (200, RUN | {"state": "running", "exit_code": None}), (200, RUN))
+    run = vm.run("sleep 9", background=True)
+    assert run.refresh().ended is False
+    assert server.last.query == {}
+    run.wait()
+    assert server.last.query == {"wait": ["300.0"]}
+    assert quick == [], "the server has waited: there is no need to pause"
 
 
 def test_cancel_and_signal(server: StubServer, vm: BoxVM) -> None:

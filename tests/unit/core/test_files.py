@@ -108,6 +108,11 @@ async def test_an_upload_id_stands_for_one_file_of_one_vm(world):
             await write(world.caller, vm.vm_id, piece)
         assert refusal.value.resource == "upload"
     await write(world.caller, other.vm_id, chunk("/g", b"whole", upload_id=upload))
+    for again in (chunk("/h", b"whole", upload_id=upload), chunk("/g", b"larger", upload_id=upload)):
+        with pytest.raises(errors.Conflict):
+            await write(world.caller, other.vm_id, again)
+    assert (await write(world.caller, other.vm_id, chunk("/g", b"whole", upload_id=upload))).complete
+    assert await read(world, other, "/g") == b"whole"
     assert (await write(world.caller, vm.vm_id, chunk("/f", b"cd", 2, 4, upload))).complete
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 
 import pytest
 
 from boxwood.core import errors
 from boxwood.core.core import Core, DataInUse
 from boxwood.core.model import ForkRequest
+from boxwood.engine.api import EngineError
+from boxwood.store import vms as vm_rows
 
 
 async def test_boxes_and_their_runs_are_taken_over(world):
@@ -166,3 +169,44 @@ async def test_one_server_for_a_data_directory(world):
         await Core.open(world.config, fake_engine.FakeEngine(world.machine))
     assert (world.config.data / "root.key").stat().st_mode & 0o777 == 0o600
     assert world.config.data.stat().st_mode & 0o777 == 0o700
+
+
+async def test_an_image_that_is_not_there(world, machine):
+    vm = await world.fork()
+    [layer] = machine.images
+    (world.config.images / layer / "upper").rename(world.config.images / "elsewhere")
+    machine.fail["boot"] = [EngineError("No such file or directory"), EngineError("No such file or directory")]
+    run = await world.run(vm, "pwd")
+    assert run.state == "failed"
+    assert f"stands on ubuntu (image layer {layer}), which is not in {world.config.images}" in run.fail_reason
+    with pytest.raises(errors.Conflict, match="put its directory back"):
+        await world.core.files.read(world.caller, vm.vm_id, "/f")
+    (world.config.images / "elsewhere").rename(world.config.images / layer / "upper")
+    assert (await world.run(vm, "pwd")).state == "completed"
+
+
+async def test_a_box_that_cannot_be_marked_is_put_down(world, machine, monkeypatch):
+    vm = await world.fork()
+
+    def full(connection, vm_id, base):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(vm_rows, "boot", full)
+        assert (await world.run(vm, "put /f lost")).state == "failed"
+        assert not machine.boxes
+    assert await world.out(vm, "put /f kept; cat /f") == "kept"
+
+
+async def test_where_a_session_is(world, machine):
+    vm = await world.fork()
+    session = vm.sessions[0].session_id
+    assert await world.core.sessions.directory(world.caller, vm.vm_id, session) == ""
+    await world.run(vm, "cd /srv")
+    assert await world.core.sessions.directory(world.caller, vm.vm_id, session) == "/srv"
+    await world.restart()
+    assert await world.core.sessions.directory(world.caller, vm.vm_id, session) == "/srv"
+    await world.core.vms.park(world.caller, vm.vm_id)
+    assert await world.core.sessions.directory(world.caller, vm.vm_id, session) == "/srv"
+    with pytest.raises(errors.NotFound):
+        await world.core.sessions.directory(world.caller, vm.vm_id, vm.vm_id)

@@ -28,10 +28,11 @@ class AsyncRun(RunFields):
         await self._look(0)
         return self
 
-    async def _look(self, seconds: float) -> None:
-        """Asks for the run, which the server may take so long to answer if it goes on."""
+    async def _look(self, seconds: float) -> bool:
+        """Asks for the run, which the server may take so long to answer if it goes on. Has it ended?"""
         call = calls.get_run(self._vm_id, self._known_id(), seconds)
         self._adopt(await self._transport.call(call, RunRecord))
+        return self.ended
 
     async def wait(self, timeout: float | None = None) -> AsyncRun:
         """Waits for the end, at most `timeout` seconds (None: for ever). Returns this run.
@@ -39,20 +40,20 @@ class AsyncRun(RunFields):
         :raises Timeout: it has not ended; it goes on.
         """
         deadline = inf if timeout is None else monotonic() + timeout
-        pause, rest = FIRST_PAUSE, 0.0
-        if self.ended and self._record.stdout is None:
-            await self._look(0)
-        while not self.ended:
-            if rest > 0:  # the server did not wait as long as it was to: it ends, or knows no waiting
-                await sleep(rest)
-                pause = min(pause * 1.5, LONGEST_PAUSE)
-            left = deadline - (asked := monotonic())
-            if left <= 0:
+        pause = FIRST_PAUSE
+        if self.ended and self._record.stdout is not None:
+            return self
+        while True:
+            asked = monotonic()
+            seconds = min(max(0.0, deadline - asked), calls.WINDOW)
+            if await self._look(seconds):
+                return self
+            now = monotonic()
+            if now >= deadline:
                 raise Timeout("timeout", f"run {self.run_id} has not ended within {timeout:g} s; it goes on")
-            seconds = min(left, calls.WINDOW)
-            await self._look(seconds)
-            rest = min(pause, asked + seconds - monotonic())
-        return self
+            if now < asked + seconds:  # the server did not wait as long as it was to: it ends, or knows no waiting
+                await sleep(min(pause, asked + seconds - now))
+                pause = min(pause * 1.5, LONGEST_PAUSE)
 
     async def cancel(self) -> bool:
         """Kills all that the run started. False: it had already ended."""
