@@ -13,6 +13,7 @@ import sqlite3
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Protocol
 
 from boxwood.core import clock
@@ -146,8 +147,7 @@ class Boxes:
         now = asyncio.get_running_loop().time()
         if now - slot.marked_at >= ACTIVE_MARK_SECONDS:
             slot.marked_at = now
-            at = clock.now()
-            self._database.post(lambda connection: vm_rows.change(connection, vm_id, {"last_active_at": at}))
+            self._database.post(partial(vm_rows.active, vm_id=vm_id, at=clock.now()))
         return slot
 
     def leave(self, slot: Slot) -> None:
@@ -210,23 +210,25 @@ class Boxes:
                 raise NotFound("vm", f"there is no VM {slot.vm_id}")
             if self._closing:
                 raise Unavailable("the server is stopping")
-            self._install(slot, await self._boot(slot.vm_id))
+            self._install(slot, await self._boot(slot))
 
-    async def _boot(self, vm_id: str) -> Box:
+    async def _boot(self, slot: Slot) -> Box:
         """The mark that its layers are in use is committed while the box is made. Whoever could take the layers away
         is asked of later than the mark; a box that lives without one is put down by the next server."""
-        near = self._database.near
+        near, vm_id = self._database.near, slot.vm_id
         row = vm_rows.by_id(near, vm_id)
         if row is None:
             raise NotFound("vm", f"there is no VM {vm_id}")
         layers, images = layer_rows.chain(near, row.base)
-        marked = self._database.submit(lambda connection: vm_rows.boot(connection, vm_id, row.base))
+        slot.marked_at = asyncio.get_running_loop().time()
+        marked = self._database.submit(partial(vm_rows.boot, vm_id=vm_id, base=row.base, at=clock.now()))
         try:
             box = await self._engine.boot(
                 BoxSpec(vm_id, Stack(layers, row.top, images), _hostname(row), self._limits(row))
             )
         except EngineError as error:
-            marked.cancel()  # as a wait: it is committed all the same, and taken back
+            if not marked.cancel():  # as a wait: it is committed all the same, and taken back
+                marked.exception()
             self._database.post(lambda connection: vm_rows.parked(connection, vm_id))
             raise self._not_made(row, images, error) from error
         try:

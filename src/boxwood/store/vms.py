@@ -34,7 +34,7 @@ class VMRow:
 _COLUMNS = tuple(field.name for field in fields(VMRow) if field.name != "depth")
 _SELECT = f"SELECT {', '.join('v.' + name for name in _COLUMNS)}, l.depth FROM vms v JOIN layers l ON l.id = v.base"
 _INSERT = f"INSERT INTO vms ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
-_CHANGEABLE = frozenset({"name", "description", "immutable", "vcpu", "memory_mib", "disk_mib", "last_active_at"})
+_CHANGEABLE = frozenset({"name", "description", "immutable", "vcpu", "memory_mib", "disk_mib"})
 
 
 def _row(row: sqlite3.Row | None) -> VMRow | None:
@@ -67,9 +67,15 @@ def delete(connection: sqlite3.Connection, vm_id: str) -> None:
     connection.execute("DELETE FROM vms WHERE id = ?", (vm_id,))
 
 
-def boot(connection: sqlite3.Connection, vm_id: str, base: str) -> None:
+def boot(connection: sqlite3.Connection, vm_id: str, base: str, at: int) -> None:
     """A box is being made of this VM on this base, which is in use from now on."""
-    connection.execute("UPDATE vms SET box_base = ?, written = 1 WHERE id = ?", (base, vm_id))
+    connection.execute(
+        "UPDATE vms SET box_base = ?, written = 1, last_active_at = ? WHERE id = ?", (base, at, vm_id)
+    )
+
+
+def active(connection: sqlite3.Connection, vm_id: str, at: int) -> None:
+    connection.execute("UPDATE vms SET last_active_at = ? WHERE id = ?", (at, vm_id))
 
 
 def parked(connection: sqlite3.Connection, vm_id: str) -> None:

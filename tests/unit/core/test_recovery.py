@@ -188,7 +188,7 @@ async def test_an_image_that_is_not_there(world, machine):
 async def test_a_box_that_cannot_be_marked_is_put_down(world, machine, monkeypatch):
     vm = await world.fork()
 
-    def full(connection, vm_id, base):
+    def full(connection, **mark):
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patched:
