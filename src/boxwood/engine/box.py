@@ -32,17 +32,19 @@ AGENT_CAPABILITIES = CAPABILITIES | k.capability_mask("sys_ptrace")
 HIDDEN_FILES = (
     "kcore", "keys", "key-users", "timer_list", "interrupts", "softirqs", "latency_stats", "sched_debug", "schedstat",
     "kallsyms", "config.gz", "kpagecgroup", "kpagecount", "kpageflags", "kmsg", "cmdline", "version_signature", "mtrr",
-    "vmallocinfo", "pagetypeinfo", "slabinfo", "modules", "partitions", "iomem", "ioports",
+    "vmallocinfo", "pagetypeinfo", "slabinfo", "modules", "partitions", "iomem", "ioports", "diskstats",
 )  # fmt: skip
 HIDDEN_DIRS = ("acpi", "scsi", "asound", "driver", "dynamic_debug", "pressure", "tty", "sys/fs")
 FROZEN = ("bus", "fs", "irq", "sys", "sysrq-trigger")
 HIDDEN_SYS = (
-    "firmware", "kernel", "fs", "power", "module", "devices/virtual/powercap", "devices/virtual/dmi", "hypervisor",
-    "bus", "dev", "block", "class/net",
+    "firmware", "kernel", "fs", "power", "module", "hypervisor", "bus", "dev", "block", "class/net",
 )  # fmt: skip
 
 STAGED = ("proc", "dev", "run", "sys")
 SHM_MIB, RUN_MIB = 64, 64  # bounds of the two tmpfs; their pages count as the box's memory
+MOST_TERMINALS = 256  # the kernel's bound, some 3000, is for all boxes together
+# oom_score_adj: boxes before what else lives on the host; in a box its payload before its agent.
+AGENT_OOM, PAYLOAD_OOM = b"100", b"400"
 RUNTIME_DIRECTORY = b"/run/boxwood"
 _RUN = {"boxwood": 0o700, "lock": 0o1777}  # directories that are there from the start
 _SIOCSIFFLAGS, _IFF_UP_RUNNING = 0x8914, 0x41
@@ -90,6 +92,7 @@ def prepare(ground: Ground, step: Step) -> None:
     for name in ("root", *STAGED):
         os.mkdir(name)
     _mount_kernel_filesystems(ground.range)
+    _go_last()
     _mask()
     if ground.places is not None:
         attach_views(ground.range, ground.places)
@@ -161,8 +164,9 @@ def _mount_kernel_filesystems(range_: Range) -> None:
     k.move_mount(tree, "dev")
     os.close(tree)
     k.mount(
-        "devpts", "dev/pts", "devpts", k.MS_NOSUID | k.MS_NOEXEC, f"newinstance,ptmxmode=0666,mode=0620,gid={base + 5}"
-    )
+        "devpts", "dev/pts", "devpts", k.MS_NOSUID | k.MS_NOEXEC,
+        f"newinstance,max={MOST_TERMINALS},ptmxmode=0666,mode=0620,gid={base + 5}",
+    )  # fmt: skip
     owner = f"uid={base},gid={base}"
     flags = k.MS_NOSUID | k.MS_NODEV
     k.mount("shm", "dev/shm", "tmpfs", flags | k.MS_NOEXEC, f"mode=1777,size={SHM_MIB}m,nr_inodes=65536,{owner}")
@@ -173,6 +177,19 @@ def _mount_kernel_filesystems(range_: Range) -> None:
         os.chmod(f"run/{name}", mode)
         os.chown(f"run/{name}", base, base)
     k.mount("sysfs", "sys", "sysfs", flags | k.MS_NOEXEC | k.MS_RDONLY)
+
+
+def _go_last() -> None:
+    """When memory is short PID 1 goes after what it starts.
+
+    /proc/PID/oom_score_adj is not writable in a fork of what is not dumpable, so whoever forks has the higher value
+    for that moment. Set with CAP_SYS_RESOURCE, ours is also the lowest that anybody in the box can have.
+    """
+    fd = os.open("proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    os.pwrite(fd, AGENT_OOM, 0)
+    os.register_at_fork(
+        before=lambda: os.pwrite(fd, PAYLOAD_OOM, 0), after_in_parent=lambda: os.pwrite(fd, AGENT_OOM, 0)
+    )
 
 
 def _loopback_up() -> None:
@@ -193,8 +210,20 @@ def _mask() -> None:
         _bind_over(f"proc/{name}", empty)
     for name in HIDDEN_SYS:
         _bind_over(f"sys/{name}", empty)
+    _show_of_devices_only("system", masks)
     for fd in (null, masks, empty, boot_id):
         os.close(fd)
+
+
+def _show_of_devices_only(name: str, masks: int) -> None:
+    """/sys/devices names the host's disks and their serial numbers, and files behind loop devices; the C library and
+    runtimes look for processors there."""
+    shown = k.open_tree(f"sys/devices/{name}")
+    at = os.open("devices", os.O_PATH | os.O_CLOEXEC, dir_fd=masks)
+    _bind_over("sys/devices", at)
+    k.move_mount(shown, f"sys/devices/{name}")
+    os.close(at)
+    os.close(shown)
 
 
 def _mask_sources() -> tuple[int, int, int]:
@@ -203,8 +232,9 @@ def _mask_sources() -> tuple[int, int, int]:
     filesystem.set("mode", "555")
     filesystem.set("size", "16k")
     masks = filesystem.create(k.ATTR_NOSUID | k.ATTR_NODEV | k.ATTR_NOEXEC)
-    os.mkdir("empty", dir_fd=masks)
-    os.chmod("empty", 0o555, dir_fd=masks)  # whatever the umask
+    for name in ("empty", "devices", "devices/system"):
+        os.mkdir(name, dir_fd=masks)
+        os.chmod(name, 0o555, dir_fd=masks)  # whatever the umask
     fd = os.open("boot_id", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, dir_fd=masks)
     os.write(fd, _random_uuid())
     os.fchmod(fd, 0o444)

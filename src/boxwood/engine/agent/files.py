@@ -16,6 +16,7 @@ from typing import Any
 
 _SLICE = 4 << 20  # bytes copied between two looks at the loop
 _NEW = ".boxwood-new-"
+_LONGEST = 4096  # bytes of a path, the end included: the kernel's PATH_MAX
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
@@ -127,7 +128,7 @@ def manifest(root: str, limit: int, emit: Callable[[bytes], object]) -> tuple[st
         return root, False
     try:
         _on_disk(root)
-        for relative, fd, found in _regular_files(top, ""):
+        for relative, fd, found in _regular_files(top, root):
             if count == limit:
                 return root, True
             entry = {"path": relative, "size": found.st_size, "mode": found.st_mode, "hash": _digest(fd)}
@@ -138,33 +139,55 @@ def manifest(root: str, limit: int, emit: Callable[[bytes], object]) -> tuple[st
     return root, False
 
 
-def _regular_files(directory: int, prefix: str) -> Iterator[tuple[str, int, os.stat_result]]:
-    """(path, descriptor, status) of every regular file below; symbolic links are not followed, mounts not entered."""
-    device = os.fstat(directory).st_dev
-    for name in sorted(os.listdir(directory)):
-        try:
-            name.encode()
-            found = os.stat(name, dir_fd=directory, follow_symlinks=False)
-            if stat.S_ISDIR(found.st_mode):
-                below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+def _regular_files(top: int, root: str) -> Iterator[tuple[str, int, os.stat_result]]:
+    """(path, descriptor, status) of every regular file below; symbolic links are not followed, mounts not entered.
+
+    What lies so deep that its path from / has no place in a system call is left out: it could not be asked for.
+    """
+    device = os.fstat(top).st_dev
+    room = _LONGEST - len(os.fsencode(root))
+    levels = [(top, "", iter(sorted(os.listdir(top))))]
+    try:
+        while levels:
+            directory, prefix, names = levels[-1]
+            name = next(names, None)
+            if name is None:
+                levels.pop()
+                if levels:
+                    os.close(directory)
+            elif len(os.fsencode(prefix + name)) < room and (fd := _enter(directory, name, device)) is not None:
+                found = os.fstat(fd)
+                if stat.S_ISDIR(found.st_mode):
+                    levels.append((fd, f"{prefix}{name}/", iter(sorted(os.listdir(fd)))))
+                    continue
                 try:
-                    if os.fstat(below).st_dev == device:
-                        yield from _regular_files(below, f"{prefix}{name}/")
-                finally:
-                    os.close(below)
-            elif stat.S_ISREG(found.st_mode):
-                fd = os.open(name, _READ | os.O_NOFOLLOW, dir_fd=directory)
-                try:
-                    found = os.fstat(fd)
-                    if stat.S_ISREG(found.st_mode):
-                        yield prefix + name, fd, found
+                    yield prefix + name, fd, found
                 finally:
                     os.close(fd)
-        except (FileNotFoundError, NotADirectoryError, UnicodeEncodeError):
-            continue  # it went away, or changed its kind, under our eyes; or cannot be named
-        except OSError as error:
-            if error.errno != errno.ELOOP:
-                raise
+    finally:
+        for directory, *_ in levels[1:]:
+            os.close(directory)
+
+
+def _enter(directory: int, name: str, device: int) -> int | None:
+    """A regular file, or a directory on the same device, opened; None for all else, and for what is gone."""
+    try:
+        name.encode()
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if not (stat.S_ISDIR(found.st_mode) or stat.S_ISREG(found.st_mode)):
+            return None
+        fd = os.open(name, _READ | os.O_NOFOLLOW, dir_fd=directory)
+    except (FileNotFoundError, UnicodeEncodeError):
+        return None  # it went away under our eyes, or cannot be named
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):  # it changed its kind
+            raise
+        return None
+    found = os.fstat(fd)
+    if stat.S_ISREG(found.st_mode) or (stat.S_ISDIR(found.st_mode) and found.st_dev == device):
+        return fd
+    os.close(fd)
+    return None
 
 
 def _digest(fd: int) -> str:

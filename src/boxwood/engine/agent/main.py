@@ -156,7 +156,7 @@ class Agent:
         if data and len(fds) == 1:
             self._take_link(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fds[0]))
         elif not data:
-            self._loop.unwatch(self._hook.fileno())  # the zygote is gone, and we are about to be
+            os._exit(0)  # the zygote is gone: in case it went while we were not yet to be killed with it
 
     # --- what is asked
 
