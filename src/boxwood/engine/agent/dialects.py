@@ -40,6 +40,7 @@ class Dialect:
     special: frozenset[bytes] = frozenset()  # variables that are dynamic, fixed, or meaningless in another process
     volatile: re.Pattern[bytes]  # lines of the dump that change all by themselves
     leak: re.Pattern[bytes] | None = None  # what may be at the end of stderr when a run has switched tracing on
+    poison = b""  # a complaint after which the shell is not to be trusted any more
     _dump_first = b""
     _dump: tuple[bytes, ...] = ()
     _late_options = (b"errexit", b"xtrace", b"verbose")
@@ -87,7 +88,9 @@ class Dialect:
         count = guard + b"printf '\\0%s\\0' \"$#\"" + to
         args = b"case $# in 0) ;; *) " + guard + b"printf '%s\\0' \"$@\" >|" + d + b"/s;; esac\n"
         end = guard + b"printf 'E\\0'" + to + self.via + b"unset -v _bw\n"
-        return self._dump_first.replace(b"D/", d + b"/") + nul + sections + place + count + args + end
+        # errexit ends with the run: in the next one, `false; echo on` must print.
+        first = self.via + b"set +e\n" + self._dump_first.replace(b"D/", d + b"/")
+        return first + nul + sections + place + count + args + end
 
     def heal(self, d: bytes) -> bytes:
         """For a shell that came back without a report: the report again, past what may have been in its way."""
@@ -176,6 +179,8 @@ class Bash(Dialect):
         rb"(?m)^declare -\S+ (?:BASHPID|BASH_[A-Z]\w+|EPOCH\w+|HISTCMD|LINENO|PIPESTATUS|PPID|S?RANDOM|SECONDS|_|_bw)"
         rb"=.*\n"
     )
+    # bash 5.2 has freed what it still uses then, and one time in eight dies in the next command.
+    poison = b"unexpected EOF while looking for matching `)'"
     _dump = (
         b"\\builtin declare -p", b"\\builtin declare -f", b"\\builtin declare -F", b"\\builtin alias -p",
         b"\\builtin dirs -l -p",
@@ -315,7 +320,7 @@ class Posix(Dialect):
     status = b"{ _bw=$?.$-;} 2>/dev/null;\\exec </dev/null >/dev/null 2>&1;"
     special = frozenset(b"PPID LINENO FUNCNAME RANDOM SECONDS EPOCHSECONDS EPOCHREALTIME _ _bw".split())
     volatile = re.compile(rb"(?m)^(?:PPID|LINENO|RANDOM|SECONDS|EPOCH\w+|_|_bw)=.*\n")
-    leak = re.compile(rb"(?:[^\n]*exec *\n|\{ _bw=[^\n]*\n)+\Z")
+    leak = re.compile(rb"(?m)(?:^(?:[^\n]*exec *\n|\{ _bw=[^\n]*\n|\+[^\n]*\Z))+\Z")
     _dump_first = b"\\trap >|D/s\n"
     _dump = (b"\\set", b"\\export -p", b"\\readonly -p", b"\\set +o", b"\\command alias", b"\\. D/n")
     _assign = re.compile(

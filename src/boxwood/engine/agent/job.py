@@ -27,13 +27,22 @@ _BROKEN = b"boxwood: the command left the shell unable to go on; a new one takes
 
 
 class Sieve:
-    """Keeps back from stderr the lines of ours that the shell may have let through at its end."""
+    """Keeps back from stderr the lines of ours that the shell may have let through at its end, and looks out for what
+    says that the shell has been harmed."""
 
-    def __init__(self, leak: re.Pattern[bytes]) -> None:
+    def __init__(self, leak: re.Pattern[bytes] | None, poison: bytes) -> None:
         self._leak = leak
+        self._poison = poison
+        self._edge = b""
         self.held = b""
+        self.poisoned = False
 
     def __call__(self, data: bytes) -> bytes:
+        if self._poison:
+            self.poisoned = self.poisoned or self._poison in self._edge + data
+            self._edge = data[-len(self._poison) :]
+        if self._leak is None:
+            return data
         data = self.held + data
         match = self._leak.search(data, max(0, len(data) - 4096))
         self.held = data[match.start() :] if match else b""
@@ -61,7 +70,7 @@ class Job:
         self._seen: object = None
         self._told: set[Waiter] = set()  # who has been given end of file, or has shown the prompt that a run fed
         self._fed = False
-        self._sieve: Sieve | None = None
+        self._sieve = Sieve(None, b"")
         self._writers: list[int] = []
         self._over = False
         try:
@@ -87,8 +96,7 @@ class Job:
         sections = session.state.sections if session.state is not None else {}
         flags = kind.flags(sections) if sections else set()
         self._traced = b"xtrace" in flags or b"verbose" in flags
-        if kind.leak is not None and not self._traced:
-            self._sieve = Sieve(kind.leak)
+        self._sieve = Sieve(None if self._traced else kind.leak, kind.poison)
         arm = kind.set_exit_trap(d) if sections and not sections[b"armed"] else b""
         before = session.last_code_text() if b"errexit" not in flags else b""
         self.report = shell.expect()
@@ -227,15 +235,17 @@ class Job:
         self._vigil.close()
         for source in self._sources:
             source.catch_up()
+        if self._command.stdin is None:
+            self._session.terminal.catch_up()
         if self.run is not None:
             self._put_rest(self.run)
         code = self._code()
         reason = "broken" if self._broken and self._reason == "exit" else self._reason
         self._detach(124 if reason == "timeout" else code, reason)
-        self._session.job_done(code, self._command.text if self._kept else b"")
+        self._session.job_done(code, self._command.text if self._kept else b"", self._sieve.poisoned)
 
     def _put_rest(self, run: Run) -> None:
-        if self._sieve is not None and self._sieve.held:
+        if self._sieve.held:
             tracing = self.report.code is not None and set(b"xv") & set(self.report.flags)
             if not tracing:
                 run.put(2, self._sieve.held)

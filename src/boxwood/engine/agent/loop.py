@@ -43,6 +43,7 @@ class Loop:
         self._crowded = 64
         self._order = 0
         self._children: dict[int, Callable[[int], None]] = {}
+        self.on_stranger: Callable[[int], None] = lambda status: None  # the end of a child that nobody knows
         self._wakeup, self._signals = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._previous = signal.signal(signal.SIGCHLD, _heard)
         self._previous_fd = signal.set_wakeup_fd(self._signals, warn_on_full_buffer=False)
@@ -101,9 +102,7 @@ class Loop:
                 return
             if not pid:
                 return
-            callback = self._children.pop(pid, None)
-            if callback is not None:
-                callback(status)
+            self._children.pop(pid, self.on_stranger)(status)
 
     def _on_signal(self, events: int) -> None:
         try:

@@ -21,8 +21,9 @@ _DEFAULTED = tuple(
     getattr(signal, name) for name in ("SIGCHLD", "SIGHUP", "SIGINT", "SIGPIPE", "SIGQUIT", "SIGTERM", "SIGXFSZ")
 )
 _OOM_SCORE = b"300"  # a box short of memory loses what runs in it before its agent
-_EAGER_ROUNDS = 50
+_EAGER_ROUNDS = 100
 _WATCHED = 4
+_READINGS = 20
 
 
 class Stat(NamedTuple):
@@ -78,24 +79,6 @@ def children(pid: int, threads: bool = True) -> list[int]:
             everybody = map(int, filter(str.isdigit, os.listdir("/proc")))
             return [p for p in everybody if (s := stat(p)) and s.ppid == pid]
     return found
-
-
-def live_children(pid: int) -> dict[int, int]:
-    """The direct children of a shell that are not dead: pid -> start time.
-
-    If there are none, then nothing at all is alive below a subreaper: a child that dies hands its own children up in
-    the same instant. But the list is not read in one instant: an entry that goes away meanwhile may hide the next one,
-    and one found dead may just have handed up its children. So "none" is only believed of an empty list, or of one
-    whose entries all are zombies still.
-    """
-    for _ in range(1000):
-        listed = [(p, stat(p)) for p in children(pid, threads=False)]
-        live = {p: s.start for p, s in listed if s is not None and s.state not in "ZX"}
-        if live or not listed:
-            return live
-        if all(s for _, s in listed) and set(children(pid, threads=False)) == {p for p, _ in listed}:
-            return live
-    return {p: s.start if s else 0 for p, s in listed}
 
 
 # --- starting
@@ -215,6 +198,8 @@ class Orphanage:
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self._roots: dict[int, ProcessTree] = {}  # pids of roots, dead ones too: ids of groups below them
+        self._suspect: ProcessTree | None = None
+        loop.on_stranger = lambda status: self.collect(self._suspect)  # it may have left orphans in its turn
 
     def register(self, pid: int, tree: ProcessTree) -> None:
         self._roots[pid] = tree
@@ -225,15 +210,15 @@ class Orphanage:
     def collect(self, suspect: ProcessTree | None) -> None:
         """Hand out the orphans among our children. One comes only when a root or a known orphan has died, so one
         without a telling group belongs to the tree of whoever did: `suspect`."""
-        for pid in children(os.getpid(), threads=False):
-            if self.loop.owns(pid):
-                continue
-            found = stat(pid)
-            if found is None:
-                continue
-            tree = self._roots.get(found.sid) or self._roots.get(found.pgid) or suspect
-            if tree is not None:
-                tree.adopt(pid, found.start)
+        self._suspect = suspect
+        listed: list[int] = []
+        while listed != (listed := children(os.getpid(), threads=False)):  # it is not read in one instant
+            for pid in listed:
+                found = None if self.loop.owns(pid) else stat(pid)
+                if found is not None:
+                    tree = self._roots.get(found.sid) or self._roots.get(found.pgid) or suspect
+                    if tree is not None:
+                        tree.adopt(pid, found.start)
 
 
 class ProcessTree:
@@ -243,6 +228,7 @@ class ProcessTree:
         self._orphanage = orphanage
         self.root: int | None = None
         self.orphans: dict[int, int] = {}  # pid -> start time
+        self._zombies: set[int] = set()  # below the root
         self.on_change: Callable[[], None] = lambda: None  # an orphan has ended
 
     def grow(self, pid: int) -> None:
@@ -252,6 +238,7 @@ class ProcessTree:
 
     def root_died(self) -> None:
         self.root = None
+        self._zombies.clear()
         self._orphanage.collect(self)
         self._tidy()
 
@@ -270,13 +257,41 @@ class ProcessTree:
             self._orphanage.forget(self)
 
     def live(self) -> dict[int, int]:
-        """The live processes directly below the root, and the orphans: pid -> start time. None: all is dead."""
-        live = live_children(self.root) if self.root is not None else {}
-        for pid, start in self.orphans.items():
-            found = stat(pid)
-            if found is not None and found.state not in "ZX":
-                live[pid] = start
-        return live
+        """The live processes directly below the root, and the orphans: pid -> start time. None: all is dead.
+
+        A root that is dead but not yet reaped counts: what was below it is on its way to us."""
+        live = self._below(self.root) if self.root is not None else {}
+        if self.root is not None and not live and _is_dead(self.root):
+            return {self.root: 0}
+        while dead := [pid for pid in self.orphans if _is_dead(pid)]:
+            for pid in dead:
+                os.waitpid(pid, os.WNOHANG)
+                self._orphanage.loop.disown(pid)
+                del self.orphans[pid]
+            self._orphanage.collect(self)
+        return {**live, **self.orphans}
+
+    def _below(self, root: int) -> dict[int, int]:
+        """The direct children of the root that are not dead.
+
+        If there are none, then nothing at all is alive below a subreaper: a child that dies hands its own children up
+        in the same instant. But the list is not read in one instant: an entry that goes away meanwhile may hide the
+        next one, and one found dead may just have handed up its children. So "none" is only believed of a list that is
+        the same when read again, and whose entries, if any, all are zombies. Zombies are remembered: a shell that
+        waits for input leaves them lying about by the thousand.
+        """
+        listed = children(root, threads=False)
+        for _ in range(_READINGS):
+            self._zombies.intersection_update(listed)
+            found = {pid: stat(pid) for pid in listed if pid not in self._zombies}
+            self._zombies.update(pid for pid, s in found.items() if s is not None and s.state in "ZX")
+            live = {pid: s.start for pid, s in found.items() if s is not None and s.state not in "ZX"}
+            if live:
+                return live
+            before, listed = listed, children(root, threads=False)
+            if listed == before and None not in found.values():
+                return {}
+        return dict.fromkeys(listed[-1:], 0)  # they come and go: look again, later
 
     def members(self, but: Mapping[int, int], most: int = 1 << 20) -> list[int]:
         """All below the root, parents first, without `but` and what is below these."""
@@ -290,17 +305,17 @@ class ProcessTree:
             found += below
         return found
 
-    def strike(self, but: Mapping[int, int], dead: set[int]) -> bool:
+    def strike(self, but: Mapping[int, int]) -> bool:
         """Kill all below the root without `but` and what is below these. False: there was nobody. The youngest go
-        first, and `dead`, zombies that nobody reaps, are remembered: a chain of forks must not be faster than we."""
+        first: a chain of forks must not be faster than we."""
         below = children(self.root, threads=False) if self.root is not None else []
         hit = []
-        for pid in (*reversed(below), *self.orphans):
-            if pid in dead:
+        for pid in (*reversed(below), *list(self.orphans)):
+            if pid in self._zombies:
                 continue
             found = stat(pid)
             if found is not None and found.state in "ZX":
-                dead.add(pid)
+                self._zombies.add(pid)
             elif found is not None and but.get(pid) != found.start:
                 self.signal([pid], signal.SIGKILL)
                 hit.append(pid)
@@ -325,11 +340,16 @@ class ProcessTree:
         return heard
 
 
+def _is_dead(child: int) -> bool:
+    """Has a child of ours ended? It stays to be reaped."""
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 class Killing:
     """Kill all members of a tree but some, in rounds, and with `and_root` the root. Calls back when all is dead.
 
     The root is stopped first and killed last: as long as it exists, orphans come to it and are found in the next
-    round. Parents go first, or a subshell could print that its child was killed.
+    round. Who still replaces himself faster than he is killed loses the root too, and then his whole group at once.
     """
 
     def __init__(
@@ -338,23 +358,36 @@ class Killing:
         self._loop = loop
         self._tree = tree
         self._but = but
-        self._root = tree.root if and_root else None
+        self._and_root = and_root
+        self._root = tree.root
         self._done = done
         self._rounds = 0
-        self._dead: set[int] = set()
-        if self._root is not None:
-            tree.signal([self._root], signal.SIGSTOP)
+        if and_root:
+            self._signal_root(signal.SIGSTOP)
         self._round()
 
     def _round(self) -> None:
-        if self._tree.strike(self._but, self._dead) or self._tree.members(self._but):
+        if self._tree.strike(self._but) or self._tree.members(self._but):
             self._rounds += 1
-            eager = self._rounds < _EAGER_ROUNDS
+            if self._rounds >= _EAGER_ROUNDS:
+                self._strike_group()
+            eager = self._rounds < 2 * _EAGER_ROUNDS
             self._loop.at(0.0 if eager else time.monotonic() + min(0.001 * self._rounds, 0.25), self._round)
             return
-        if self._root is not None and self._root == self._tree.root:
-            self._tree.signal([self._root], signal.SIGKILL)
+        if self._and_root:
+            self._signal_root(signal.SIGKILL)
         self._done()
+
+    def _signal_root(self, signum: int) -> None:
+        if self._root is not None and self._root == self._tree.root:
+            self._tree.signal([self._root], signum)
+
+    def _strike_group(self) -> None:
+        """The kernel lets nobody escape from a group by a fork. But what is to live must not be in it."""
+        self._signal_root(signal.SIGKILL)
+        spared = {found.pgid for pid in self._but if (found := stat(pid))}
+        if self._root is not None and self._root not in spared:
+            self._tree.signal([-self._root], signal.SIGKILL)
 
 
 class Vigil:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from boxwood.engine.agent import pipelock
 from boxwood.engine.agent.berth import Berth
 from boxwood.engine.agent.dialects import KINDS, Dialect, Posix, dialect
 from boxwood.engine.agent.folder import Folder
@@ -28,6 +29,7 @@ from boxwood.engine.agent.terminal import Terminal
 
 START_SECONDS = 20.0
 DUMP_SECONDS = 10.0
+_NUDGE_SECONDS = 0.25
 _MOST_LATE = 64
 _MOST_NOTES = 20
 _WHOLE_GROUP = {signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGSTOP, signal.SIGCONT}
@@ -47,8 +49,10 @@ class Common:
         self.links = Folder(directory + b"/links")
         self.shells = shells
         self.bases: dict[bytes, State] = {}  # of a bare shell, by its path
-        if os.getpid() == 1 and os.getsid(0) != 1:
-            os.setsid()  # the shells live in our session; processes of our own are told by their group
+        if os.getpid() == 1:
+            pipelock.refuse()
+            if os.getsid(0) != 1:
+                os.setsid()  # the shells are to live in a session that has no terminal and can get none
 
 
 class _Pending(NamedTuple):
@@ -88,11 +92,12 @@ class Session:
         self._shell: Shell | None = None
         self._exe = b""
         self._kind: Dialect = KINDS[b"sh"]
-        self._phase = "ready"  # or "base", "restoring": what the next report is
+        self._phase = "ready"  # or "base", "restoring": what the next report is; "leaving": it is being killed
         self._awaited: Report | None = None
         self._watchdog: Timer | None = None
         self._pending: _Pending | None = None
         self._sourced: list[bytes] = []  # numbers of the files of a restoration
+        self._poisoned = False
         self._told: int | None = None  # fingerprint of the state that on_state has had
         self._late: list[int] = []
         self._outputs: dict[bytes, Source] = {}
@@ -341,6 +346,18 @@ class Session:
         if shell is not None:
             self._watchdog = self.loop.at(time.monotonic() + seconds, shell.kill)
 
+    def _watch_dump(self, count: int) -> None:
+        """A shell that has come back without its state, or is too long about it, is replaced."""
+        shell = self._shell
+        if shell is None or self._awaited is None:
+            return
+        if count == 1:
+            shell.feed(b"\n")  # read only when all before it has been executed
+        elif count > 1 and (shell.came_back or count > DUMP_SECONDS / _NUDGE_SECONDS):
+            shell.kill()
+            return
+        self._watchdog = self.loop.at(time.monotonic() + _NUDGE_SECONDS, lambda: self._watch_dump(count + 1))
+
     # --- what the shell tells
 
     @property
@@ -395,7 +412,7 @@ class Session:
         if self._watchdog is not None:
             self._watchdog.cancel()
         phase, self._phase, self._awaited = self._phase, "ready", None
-        self._asked = frozenset()
+        self._asked, self._poisoned = frozenset(), False
         if self._closed is not None:
             self._close_down()
             return
@@ -420,9 +437,11 @@ class Session:
                 os.close(self._outputs.pop(name).fd)
                 source = None
             if source is None:
-                if not self.folder.has(name):
+                try:
+                    fd = self.folder.open_fifo(name, os.O_RDONLY)
+                except OSError:
                     self.folder.fifo(name)
-                fd = self.folder.open_fifo(name, os.O_RDONLY)
+                    fd = self.folder.open_fifo(name, os.O_RDONLY)
                 self._outputs[name] = Source(self.loop, fd, stream)
             self._outputs[name].ended = False
         return self._outputs[b"o"], self._outputs[b"e"]
@@ -436,8 +455,9 @@ class Session:
             self.folder.write(name, b"return %d\n" % self._code)
         return self._shell.kind.via + b". %s\n" % (self.folder / name)
 
-    def job_done(self, code: int, text: bytes) -> None:
-        """The job is over; `text` is what the state has learned from it, if it has."""
+    def job_done(self, code: int, text: bytes, poisoned: bool) -> None:
+        """The job is over; `text` is what the state has learned from it, if it has. `poisoned`: once it is saved the
+        shell is to be replaced."""
         job, self.job = self.job, None
         assert job is not None
         self._code = code
@@ -449,9 +469,10 @@ class Session:
             if source.held():
                 self._keep_late(self._outputs.pop(name).fd)
                 self.folder.remove(name)
+        self._poisoned = poisoned
         if self._shell is not None and not job.report.complete:
             self._awaited = job.report
-            self._watch_over(DUMP_SECONDS)
+            self._watch_dump(0)
         if text:
             self._learner.learn(self._exe, self._kind, text)
         self._rest()
@@ -493,6 +514,9 @@ class Session:
             if mark != self._told:
                 self._told = mark
                 self.on_state()
+            if self._poisoned and self._shell is not None and not self.tree.live():
+                self._phase, self._poisoned = "leaving", False
+                self._shell.kill()
         self._go()
         if self.quiet:
             self.on_quiet()

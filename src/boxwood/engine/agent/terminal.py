@@ -90,6 +90,7 @@ class Terminal:
         self._loop.watch(self._master, IN, self._ready)
         termios.tcsetattr(self._slave, termios.TCSANOW, self._sane)
         termios.tcflush(self._slave, termios.TCIFLUSH)
+        termios.tcflush(self._master, termios.TCIFLUSH)
 
     # --- input
 
@@ -130,15 +131,19 @@ class Terminal:
             self._feeding.pop(0)
         self._loop.watch(self._master, IN, self._ready)
 
+    def catch_up(self) -> None:
+        """Hand over what has been written to it. (It takes the kernel a moment to get it here.)"""
+        try:
+            self.on_output(os.read(self._master, 1 << 16))
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+
     def _ready(self, events: int) -> None:
         if events & IN:
-            try:
-                self.on_output(os.read(self._master, 1 << 16))
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                if error.errno != errno.EIO:
-                    raise
+            self.catch_up()
         if events & OUT:
             self._flush()
 
