@@ -72,10 +72,7 @@ class Uploads:
         def insert(connection: sqlite3.Connection) -> None:
             if rows.unfinished(connection, vm_id) >= UNFINISHED:
                 raise ResourceBusy("upload", f"{UNFINISHED} uploads of this VM are unfinished: finish some")
-            try:
-                rows.put(connection, row)
-            except sqlite3.IntegrityError as error:
-                raise NotFound("vm", "the VM is not there any more") from error
+            _record(connection, row)
 
         await self._database.write(insert)
         return row
@@ -157,14 +154,15 @@ class Uploads:
         return self._directory / row.file
 
     async def _put(self, row: UploadRow) -> UploadRow:
-        def put(connection: sqlite3.Connection) -> None:
-            try:
-                rows.put(connection, row)
-            except sqlite3.IntegrityError as error:
-                raise NotFound("vm", "the VM is not there any more") from error
-
-        await self._database.write(put)
+        await self._database.write(lambda connection: _record(connection, row))
         return row
+
+
+def _record(connection: sqlite3.Connection, row: UploadRow) -> None:
+    try:
+        rows.put(connection, row)
+    except sqlite3.IntegrityError as error:
+        raise NotFound("vm", "the VM is not there any more") from error
 
 
 def merged(ranges: Ranges, start: int, end: int) -> Ranges:

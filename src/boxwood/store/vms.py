@@ -69,9 +69,7 @@ def delete(connection: sqlite3.Connection, vm_id: str) -> None:
 
 def boot(connection: sqlite3.Connection, vm_id: str, base: str, at: int) -> None:
     """A box is being made of this VM on this base, which is in use from now on."""
-    connection.execute(
-        "UPDATE vms SET box_base = ?, written = 1, last_active_at = ? WHERE id = ?", (base, at, vm_id)
-    )
+    connection.execute("UPDATE vms SET box_base = ?, written = 1, last_active_at = ? WHERE id = ?", (base, at, vm_id))
 
 
 def active(connection: sqlite3.Connection, vm_id: str, at: int) -> None:
