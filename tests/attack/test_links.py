@@ -90,8 +90,9 @@ async def test_links_that_change_while_they_are_looked_at(runner: Runner, outsid
     run_id = new_id()
     spec = RunSpec(run_id, runner.session, f"python3 /tmp/flip.py {outside}".encode())
     await runner.box.start_run(spec, flipping)
-    while b"flipping" not in flipping.out:
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(30):
+        while b"flipping" not in flipping.out:
+            await asyncio.sleep(0.01)
     for _ in range(150):
         with contextlib.suppress(GuestError):
             opened = await runner.box.read_file("/w/flip/secret")

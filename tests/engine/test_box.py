@@ -196,8 +196,9 @@ async def test_a_copied_top_is_the_same_and_the_source_goes_on(runner: Runner) -
     writer = Result()
     run_id = new_id()
     await runner.box.start_run(RunSpec(run_id, runner.session, loop.encode()), writer)
-    while not (await runner.box.settle()).processes:
-        pass
+    async with asyncio.timeout(30):
+        while not (await runner.box.settle()).processes:
+            pass
     target = new_id()
     report = await runner.engine.copy_top(runner.box, runner.stack.top, target)
     assert report.inodes > 200 and 0 < report.frozen_ms <= report.total_ms
