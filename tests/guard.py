@@ -37,6 +37,8 @@ def enter() -> int | None:
         tempfile.tempdir = None
         return None
     code = _reap_until(child)
+    if code > 128:
+        print(f"\nthe test session was killed by signal {code - 128}", file=sys.stderr)
     left = _leftovers(temporary, *before)
     _remove(temporary)
     if left:
