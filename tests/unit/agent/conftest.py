@@ -225,14 +225,12 @@ def work(tmp_path):
 
 @pytest.fixture(params=SHELLS)
 def office(request):
+    directory = tempfile.mkdtemp(prefix="bw", dir="/dev/shm" if os.path.isdir("/dev/shm") else "/tmp")
+    os.chmod(directory, 0o755)
+    shell = shutil.which(request.param)
     if request.param == "busybox":
-        directory = tempfile.mkdtemp(prefix="bw", dir="/tmp")
-        os.chmod(directory, 0o755)
         shell = os.path.join(directory, "busybox")
         os.symlink(shutil.which("busybox"), shell)
-    else:
-        directory = tempfile.mkdtemp(prefix="bw", dir="/tmp")
-        shell = shutil.which(request.param)
     it = Office(directory, shell)
     it.bash = request.param == "bash"
     it.name = request.param

@@ -6,6 +6,8 @@ import os
 
 import pytest
 
+from boxwood.engine.agent import session
+
 
 def test_exit(s, office):
     s.run("x=1; f() { echo fun; }; mkdir -p sub; cd sub")
@@ -125,8 +127,9 @@ def test_directory_removed(s):
     s.notes.clear()
 
 
-def test_planted_files(s, work):
+def test_planted_files(s, work, monkeypatch):
     """Links and pipes where our files are: nothing hangs, nothing outside is written."""
+    monkeypatch.setattr(session, "DUMP_SECONDS", 0.6)
     place = os.fsdecode(s.inside.folder.path)
     secret = work / "precious"
     secret.write_text("precious")

@@ -92,7 +92,7 @@ def test_late_output_is_dropped(s, office):
 def test_finished_runs_are_bounded(s, office):
     for _ in range(300):
         s.do("true")
-    assert len(office.desk.hello()["runs"]) <= 256
+    assert len(office.desk.hello()["runs"]) <= 200
 
 
 def test_senseless_requests(s, office):

@@ -8,6 +8,7 @@ import shutil
 import stat
 
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_READ = 4096
 
 
@@ -27,8 +28,11 @@ class Folder:
     def write(self, name: bytes, data: bytes) -> None:
         """Always a new file: whoever still reads the old text keeps it."""
         new = self / b"new"
-        self.remove(b"new")
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fd = os.open(new, _CREATE, 0o600)
+        except FileExistsError:
+            self.remove(b"new")
+            fd = os.open(new, _CREATE, 0o600)
         try:
             view = memoryview(data)
             while view:
