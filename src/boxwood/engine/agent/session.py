@@ -237,6 +237,8 @@ class Session:
         if self._pending is None or self.job is not None or self._closed is not None:
             return
         if self._shell is None:
+            if self._learner.busy:
+                return  # the new shell is to have what is being learned
             self._start()
         if self._shell is None or self._phase != "ready" or self._awaited is not None:
             return
