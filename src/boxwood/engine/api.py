@@ -178,7 +178,7 @@ class Box(Protocol):
     """A live box. Every call may raise `BoxGone`."""
 
     vm_id: str
-    gone: asyncio.Future[str]  # done, with a reason, when not a process or mount of the box is left
+    gone: asyncio.Future[str]  # done, with a reason, when no process of the box is left
 
     @property
     def known_runs(self) -> Mapping[str, RunEnd | None]:
@@ -224,7 +224,7 @@ class Box(Protocol):
         """Regular files below a directory with their SHA-256. A missing directory has none."""
 
     async def kill(self) -> None:
-        """Put the box down; returns when nothing of it is left."""
+        """Put the box down; returns when no process of it is left, and so nothing that could write."""
 
 
 class Engine(Protocol):

@@ -39,6 +39,7 @@ from boxwood.engine.layers import jail
 from boxwood.engine.overlay import MOST_LAYERS, Places, by_descriptor, prepare_top
 from boxwood.engine.uidrange import Range, Ranges
 from boxwood.engine.ulid import checked, new_ulid
+from boxwood.engine.unmounter import Unmounter
 
 PACKET_LIMIT = 1 << 17
 _HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}\Z")
@@ -67,6 +68,7 @@ class Live:
     box: str = ""
     vm: str = ""
     top: str = ""
+    mounts: int | None = None  # its mount namespace, held while it dies
 
 
 @dataclass(slots=True)
@@ -89,6 +91,7 @@ class Zygote:
         self._pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._selector = selectors.DefaultSelector()
         self._boxes: dict[str, Live] = {}
+        self._unmounter = Unmounter()
         self._spares: list[Live] = []
         self._jobs: dict[int, int] = {}  # pidfd -> pid
         self._busy_cgroups: set[str] = set()
@@ -317,6 +320,8 @@ class Zygote:
         live = self._live(request)
         if self._cgroups is not None and self._peer is not None and live.box in self._peer.frozen:
             self._cgroups.thaw(live.group)  # v1's freezer holds even SIGKILL
+        if live.mounts is None:
+            live.mounts = self._unmounter.hold(live.pid)
         _kill(live.pidfd)
         return {"ok": True}
 
@@ -375,6 +380,7 @@ class Zygote:
         if self._peer is not None:
             self._peer.frozen.discard(live.box)
         self._say({"event": "died", "box": live.box, "status": status})
+        self._unmounter.take(live.mounts)
 
     def _remove_cgroup(self, group: str) -> None:
         if not self._removed(group):
@@ -413,6 +419,7 @@ class Zygote:
         if self._cgroups is not None:
             self._cgroups.sweep()
             self._cgroups.close()
+        self._unmounter.close()
         self._say({"n": self._ending[1], "ok": True})
         while self._peer is not None and self._peer.unsaid and (ready := self._selector.select(_LONELY)):
             for key, _ in ready:

@@ -1,0 +1,66 @@
+"""Takes down the mounts of boxes that are gone, in a process of its own.
+
+The last one who lets go of a mount namespace tears its file systems down, and for an overlay that means to evict
+every inode that was looked at: 70 ms for 20,000 files. If that were the box's last process, whoever waits for the end
+of the box (a fork does) would wait for it. So the zygote takes a hold of the namespace before it kills a box, and hands
+it over here when the box is dead: no process is left then that could write through those mounts.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import signal
+import socket
+
+from boxwood.engine import kernel as k
+
+
+class Unmounter:
+    def __init__(self) -> None:
+        self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._sock.setblocking(False)
+        self._pid = os.fork()
+        if self._pid == 0:
+            _let_go_of_what_comes(theirs)
+        theirs.close()
+
+    def hold(self, pid: int) -> int | None:
+        """The mount namespace of a process, before it is killed: a descriptor."""
+        try:
+            return os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None  # it has died by itself, and has taken its mounts with it
+
+    def take(self, held: int | None) -> None:
+        """The box is dead: let go of its namespace, in the other process if that has room for it."""
+        if held is None:
+            return
+        try:
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [held]))]
+            self._sock.sendmsg([b"M"], rights, socket.MSG_NOSIGNAL)
+        except OSError:
+            pass  # then it happens here
+        os.close(held)
+
+    def close(self) -> None:
+        """Returns when all is down."""
+        self._sock.close()
+        os.waitpid(self._pid, 0)
+
+
+def _let_go_of_what_comes(sock: socket.socket) -> None:
+    try:
+        k.set_death_signal(signal.SIGKILL)
+        k.set_name("unmounter")
+        os.closerange(3, sock.fileno())
+        os.closerange(sock.fileno() + 1, 1 << 20)
+        while True:
+            data, ancillary, *_ = sock.recvmsg(1, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+            if not data:
+                break
+            for *_, rights in ancillary:
+                for fd in array.array("i", rights):
+                    os.close(fd)
+    finally:
+        os._exit(0)
