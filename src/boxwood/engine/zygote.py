@@ -300,9 +300,12 @@ class Zygote:
         try:
             pid = os.fork()
             if pid == 0:
-                os.setpriority(os.PRIO_PROCESS, 0, nice)
-                stage = str(self._data / "mnt")
-                _live_as_box(box.Ground(range_, tuple(cgroups), stage, self._seccomp, self._places), hook)
+                try:
+                    os.setpriority(os.PRIO_PROCESS, 0, nice)
+                    stage = str(self._data / "mnt")
+                    _live_as_box(box.Ground(range_, tuple(cgroups), stage, self._seccomp, self._places), hook)
+                finally:
+                    os._exit(72)  # whatever happens, a child does not go on as a second zygote
         finally:
             k.setns(self._pid_namespace, k.NEWPID)
         return pid
