@@ -127,6 +127,16 @@ def test_directory_removed(s):
     s.notes.clear()
 
 
+def test_directory_removed_while_learning(s, office, work):
+    """Functions are looked for after the answer; the files that go with them may be gone by then."""
+    other = office.session(work=work)
+    place = os.fsdecode(other.inside.folder.path)
+    for name in "ab":
+        other.run(f"{name}() {{ echo {name}; }}; rm -rf {place}", None, err=None, reason=None)
+    other.run("echo on", out=b"on\n", err=None)
+    other.close()
+
+
 def test_planted_files(s, work, monkeypatch):
     """Links and pipes where our files are: nothing hangs, nothing outside is written."""
     monkeypatch.setattr(session, "DUMP_SECONDS", 0.6)

@@ -26,6 +26,14 @@ def test_slow_acknowledgement_holds_the_writer(s, office):
     office.acks = True
 
 
+def test_the_terminal_is_held_too(s, office):
+    office.acks = False
+    ran = s.start("yes > $(tty)", timeout=2)
+    office.until(lambda: ran.end)
+    assert WINDOW <= len(ran.out) <= WINDOW + (1 << 17) and ran.reason == "timeout"
+    office.acks = True
+
+
 def test_a_run_ends_without_acknowledgement(s, office):
     """What the pipe still holds comes with the end."""
     office.acks = False

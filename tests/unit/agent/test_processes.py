@@ -72,7 +72,7 @@ def test_timeout(s):
         "sleep 30 | read y",
         "i=0; while [ $i -lt 100 ]; do (sleep 30 & sleep 30 &) & i=$((i+1)); done; wait; sleep 30",
     ):
-        s.run(text, 124, None, None, timeout=0.5, reason="timeout")
+        s.run(text, 124, None, None, timeout=0.3, reason="timeout")
         assert not alive(s)
     s.run("echo $x", out=b"1\n")
 

@@ -18,7 +18,7 @@ from boxwood.engine.agent.session import Common, Session
 from boxwood.engine.agent.shell import SHELLS, find_shell
 from boxwood.engine.agent.state import STATE_LIMIT
 
-MOST_SESSIONS = 512
+MOST_SESSIONS = 256
 MOST_RUNS = 200  # known at once: those that ended longest ago are forgotten first
 _MOST_HEADER = 60_000
 _MOST_TEXT = 4096

@@ -163,7 +163,9 @@ class Job:
     def _look(self, run: Run) -> None:
         """Who waits for input that nobody will type is given end of file; with a prompt shown, the run ends."""
         shell = [self._shell.pid] if self._shell is not None and self.report.code is None else []
-        terminal = self._session.terminal
+        terminal = self._session.open_terminal
+        if terminal is None:
+            return
         members = self._session.tree.members(self.before, _MOST_LOOKED_AT)
         waiters = terminal.waiters(shell + members[:_MOST_LOOKED_AT])
         waiters = [waiter for waiter in waiters if waiter not in self._told]
@@ -235,8 +237,8 @@ class Job:
         self._vigil.close()
         for source in self._sources:
             source.catch_up()
-        if self._command.stdin is None:
-            self._session.terminal.catch_up()
+        if self._session.open_terminal is not None and not self._session.open_terminal.is_full():
+            self._session.open_terminal.catch_up()
         if self.run is not None:
             self._put_rest(self.run)
         code = self._code()

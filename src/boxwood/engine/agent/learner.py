@@ -50,7 +50,12 @@ class Learner:
         exe, kind, text = self._queue.pop(0)
         self._pipe, w = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._pipe, False)
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:  # the box is full of processes: what is not learned now is lost with the shell
+            os.close(self._pipe)
+            os.close(w)
+            return
         if pid == 0:
             _find(exe, kind, text, w)
         os.close(w)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
-from boxwood.engine.agent.loop import IN, Loop
+from boxwood.engine.agent.loop import IN, Loop, Timer
 from boxwood.engine.kernel import set_subreaper
 
 _DEFAULTED = tuple(
@@ -24,6 +24,7 @@ _OOM_SCORE = b"300"  # a box short of memory loses what runs in it before its ag
 _EAGER_ROUNDS = 100
 _WATCHED = 4
 _READINGS = 20
+_SECONDS_BETWEEN = 0.05
 
 
 class Stat(NamedTuple):
@@ -397,6 +398,7 @@ class Vigil:
         self._loop = loop
         self._callback = callback
         self._pidfds: dict[int, int] = {}
+        self._again: Timer | None = None
 
     def keep(self, pids: set[int]) -> bool:
         """Watch a few of these (all must end anyway). False: one has ended meanwhile; look again."""
@@ -409,9 +411,16 @@ class Vigil:
                 fd = os.pidfd_open(pid)
             except ProcessLookupError:
                 return False
+            except OSError:  # no descriptors or memory left: then by looking again
+                self._again = self._again or self._loop.at(time.monotonic() + _SECONDS_BETWEEN, self._look_again)
+                return True
             self._pidfds[pid] = fd
             self._loop.watch(fd, IN, lambda events, pid=pid: self._ended(pid))  # type: ignore[misc]
         return True
+
+    def _look_again(self) -> None:
+        self._again = None
+        self._callback()
 
     def _ended(self, pid: int) -> None:
         self._drop(pid)
@@ -423,5 +432,7 @@ class Vigil:
         os.close(fd)
 
     def close(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
         for pid in list(self._pidfds):
             self._drop(pid)

@@ -30,7 +30,7 @@ from boxwood.engine.agent.terminal import Terminal
 START_SECONDS = 20.0
 DUMP_SECONDS = 10.0
 _NUDGE_SECONDS = 0.25
-_MOST_LATE = 64
+_MOST_LATE = 16
 _MOST_NOTES = 20
 _WHOLE_GROUP = {signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGSTOP, signal.SIGCONT}
 _DEFAULTS = {
@@ -105,7 +105,7 @@ class Session:
         self._waiting: Shell | None = None  # one that was started ahead
         if isinstance(place, Berth):
             self._waiting, self._outputs, self._terminal = place.shell, place.outputs, place.terminal
-            place.terminal.on_output = self._on_terminal
+            place.terminal.on_output, place.terminal.is_full = self._on_terminal, self._is_full
         self._learner = Learner(common.loop, self._learned)
         self._functions: dict[bytes, bytes] = dict(state.functions) if state is not None else {}
         self._closed: Callable[[], None] | None = None
@@ -136,13 +136,21 @@ class Session:
     @property
     def terminal(self) -> Terminal:
         if self._terminal is None or self._terminal.closed:
-            self._terminal = Terminal(self.loop, self._on_terminal)
+            self._terminal = Terminal(self.loop, self._on_terminal, self._is_full)
         return self._terminal
+
+    @property
+    def open_terminal(self) -> Terminal | None:
+        """The terminal, if it is there."""
+        return self._terminal if self._terminal is not None and not self._terminal.closed else None
 
     def _on_terminal(self, data: bytes) -> None:
         """What a program writes to the terminal itself is output too."""
         if self.job is not None and self.job.run is not None:
             self.job.run.put(1, data)
+
+    def _is_full(self) -> bool:
+        return self.job is not None and self.job.run is not None and self.job.run.outputs[0].full
 
     def prepare(self) -> None:
         """Start the shell, though there is no run yet."""
@@ -219,8 +227,8 @@ class Session:
         for fd in self._late:
             self.loop.unwatch(fd)
             os.close(fd)
-        if self._terminal is not None and not self._terminal.closed:
-            self._terminal.close()
+        if self.open_terminal is not None:
+            self.open_terminal.close()
         self.folder.destroy()
         assert self._closed is not None
         self._ended = True
@@ -390,7 +398,10 @@ class Session:
         if self._phase == "base":
             self.common.bases[self._exe] = state
             assert self.state is not None
-            self._restore(shell, b"", self.state, state)
+            try:
+                self._restore(shell, b"", self.state, state)
+            except OSError as error:
+                self._fail(error)
             return
         self._phase = "ready"
         self.saved_at_exit = report.at_exit
@@ -504,7 +515,10 @@ class Session:
         if self.state is not None:
             self.state.functions = self._functions
         if self._shell is not None and found:
-            self._ask(self._shell.kind)
+            try:
+                self._ask(self._shell.kind)
+            except OSError:
+                self._poisoned = True  # it has lost its files: the next one will have them
         self._rest()
 
     def _rest(self) -> None:

@@ -14,6 +14,7 @@ import platform
 import struct
 import sys
 import termios
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ _TIOCGPTN, _TIOCSPTLCK, _TIOCGPTPEER = 0x80045430, 0x40045431, 0x5441
 _VEOF = b"\x04"
 _ROWS_COLUMNS = struct.pack("HHHH", 24, 80, 0, 0)
 _PIECE = 4000  # a line that is longer than the kernel's 4096 is handed over in pieces
+_FULL_SECONDS = 0.05  # between looks whether there is room for output again
 _MOST_THREADS = 64
 _MOST_POLLED = 64
 
@@ -63,11 +65,14 @@ class Waiter(NamedTuple):
 
 
 class Terminal:
-    """`on_output` gets what was written to the terminal."""
+    """`on_output` gets what was written to the terminal; while `is_full` nothing is taken from it."""
 
-    def __init__(self, loop: Loop, on_output: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, loop: Loop, on_output: Callable[[bytes], None], is_full: Callable[[], bool] = lambda: False
+    ) -> None:
         self._loop = loop
         self.on_output = on_output
+        self.is_full = is_full
         self._master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             fcntl.ioctl(self._master, _TIOCSPTLCK, struct.pack("i", 0))
@@ -118,6 +123,8 @@ class Terminal:
         return not self._feeding and unread(self._slave) == 0
 
     def _flush(self) -> None:
+        if self.closed:
+            return
         while self._feeding:
             data = self._feeding[0]
             try:
@@ -142,6 +149,10 @@ class Terminal:
                 raise
 
     def _ready(self, events: int) -> None:
+        if events & IN and self.is_full():
+            self._loop.unwatch(self._master)
+            self._loop.at(time.monotonic() + _FULL_SECONDS, self._flush)
+            return
         if events & IN:
             self.catch_up()
         if events & OUT:
