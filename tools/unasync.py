@@ -1,7 +1,7 @@
 """Makes the blocking SDK, src/boxwood/client/_sync, from the awaitable one, src/boxwood/client/_async.
 
-    python tools/unasync.py            write it
-    python tools/unasync.py --check    exit 1, naming the files, if it is not current
+python tools/unasync.py            write it
+python tools/unasync.py --check    exit 1, naming the files, if it is not current
 """
 
 from __future__ import annotations

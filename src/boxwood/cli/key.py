@@ -14,9 +14,7 @@ app = typer.Typer(help="API keys.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command("create")
-def create(
-    name: Annotated[str | None, typer.Argument(help="What it is for.")] = None, json: Json = False
-) -> None:
+def create(name: Annotated[str | None, typer.Argument(help="What it is for.")] = None, json: Json = False) -> None:
     """Make an API key; prints the secret, which is shown this once."""
     with connect() as box:
         made = box.create_api_key(name)
@@ -39,9 +37,7 @@ def ls(json: Json = False) -> None:
 
 
 @app.command("rm")
-def rm(
-    keys: Annotated[list[str], typer.Argument(metavar="ID...", help="The ids of keys.")], json: Json = False
-) -> int:
+def rm(keys: Annotated[list[str], typer.Argument(metavar="ID...", help="The ids of keys.")], json: Json = False) -> int:
     """Revoke API keys: from now on they open nothing."""
     revoked: list[str] = []
     failed: dict[str, str] = {}

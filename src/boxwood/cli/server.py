@@ -115,9 +115,7 @@ def _up_detached(command: list[str], env: dict[str, str], data: Path, json: bool
     return _announce(*started, json)
 
 
-def _wait_until_started(
-    server: subprocess.Popen[bytes], data: Path, tell: bool
-) -> tuple[LocalServer, str] | None:
+def _wait_until_started(server: subprocess.Popen[bytes], data: Path, tell: bool) -> tuple[LocalServer, str] | None:
     """The server's file and "ready", or what keeps it from that; None when the process has ended.
 
     `tell`: say what it is busy with meanwhile.

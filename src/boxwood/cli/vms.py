@@ -55,9 +55,7 @@ def ls(
         table(("NAME", "ID", "STATE", "AGE", "FROM", "DESCRIPTION"), rows)
 
 
-def rm(
-    vms: Annotated[list[str], typer.Argument(metavar="VM...", help="By id or name.")], json: Json = False
-) -> int:
+def rm(vms: Annotated[list[str], typer.Argument(metavar="VM...", help="By id or name.")], json: Json = False) -> int:
     """Delete VMs. Their forks keep all that they have."""
     deleted: list[str] = []
     failed: dict[str, str] = {}

@@ -1,27 +1,27 @@
 """Every way in which the SDK says no.
 
-    BoxwoodError                     code, message, status, request_id, details, recovery, retry_after
-    ├── BadRequest                   the request is wrong; the message says what and `violations` where
-    ├── Unauthorized                 no API key, or one that the server does not know
-    ├── Forbidden                    the key may not do this
-    ├── NotFound                     no such thing, or not yours
-    │   └── FileMissing              no such file in the VM (also FileNotFoundError)
-    ├── Expired                      an upload that was not finished in time
-    ├── Conflict                     the thing is in a state that does not allow it
-    │   ├── AlreadyExists            the name is taken
-    │   ├── ResourceBusy             wait for the running work
-    │   ├── InvalidState             it would have to be running, mutable, …
-    │   └── IdempotencyConflict      the idempotency key was used for another request
-    ├── PayloadTooLarge              more than the server takes at once
-    ├── Unsupported                  a feature that this server or host does not have; the message names it
-    ├── OperationFailed              it was started and failed
-    ├── Unrecoverable                proven loss of what was stored
-    ├── RateLimited                  slower, or less at once
-    ├── Unavailable                  not now: no capacity, starting, stopping
-    ├── ServerError                  the server's own fault, or an answer that is not in the contract
-    ├── Timeout                      it did not end in the time given (also TimeoutError)
-    ├── ConnectionFailed             no server there, or the connection broke (also ConnectionError)
-    └── CommandFailed                `run(check=True)` and the command did not exit with 0; `run` has its output
+BoxwoodError                     code, message, status, request_id, details, recovery, retry_after
+├── BadRequest                   the request is wrong; the message says what and `violations` where
+├── Unauthorized                 no API key, or one that the server does not know
+├── Forbidden                    the key may not do this
+├── NotFound                     no such thing, or not yours
+│   └── FileMissing              no such file in the VM (also FileNotFoundError)
+├── Expired                      an upload that was not finished in time
+├── Conflict                     the thing is in a state that does not allow it
+│   ├── AlreadyExists            the name is taken
+│   ├── ResourceBusy             wait for the running work
+│   ├── InvalidState             it would have to be running, mutable, …
+│   └── IdempotencyConflict      the idempotency key was used for another request
+├── PayloadTooLarge              more than the server takes at once
+├── Unsupported                  a feature that this server or host does not have; the message names it
+├── OperationFailed              it was started and failed
+├── Unrecoverable                proven loss of what was stored
+├── RateLimited                  slower, or less at once
+├── Unavailable                  not now: no capacity, starting, stopping
+├── ServerError                  the server's own fault, or an answer that is not in the contract
+├── Timeout                      it did not end in the time given (also TimeoutError)
+├── ConnectionFailed             no server there, or the connection broke (also ConnectionError)
+└── CommandFailed                `run(check=True)` and the command did not exit with 0; `run` has its output
 """
 
 from __future__ import annotations
@@ -31,10 +31,28 @@ from collections.abc import Mapping
 from typing import Any
 
 __all__ = [
-    "AlreadyExists", "BadRequest", "BoxwoodError", "CommandFailed", "Conflict", "ConnectionFailed", "Expired",
-    "FileMissing", "Forbidden", "IdempotencyConflict", "InvalidState", "NotFound", "OperationFailed",
-    "PayloadTooLarge", "RateLimited", "ResourceBusy", "ServerError", "Timeout", "Unauthorized", "Unavailable",
-    "Unrecoverable", "Unsupported",
+    "AlreadyExists",
+    "BadRequest",
+    "BoxwoodError",
+    "CommandFailed",
+    "Conflict",
+    "ConnectionFailed",
+    "Expired",
+    "FileMissing",
+    "Forbidden",
+    "IdempotencyConflict",
+    "InvalidState",
+    "NotFound",
+    "OperationFailed",
+    "PayloadTooLarge",
+    "RateLimited",
+    "ResourceBusy",
+    "ServerError",
+    "Timeout",
+    "Unauthorized",
+    "Unavailable",
+    "Unrecoverable",
+    "Unsupported",
 ]
 
 

@@ -11,8 +11,18 @@ import msgspec
 from boxwood.client.errors import ServerError
 
 __all__ = [
-    "ApiKey", "CopyReport", "Health", "Identity", "Image", "Manifest", "ManifestEntry", "Preparing", "Resources",
-    "RunRecord", "SessionRecord", "VMRecord",
+    "ApiKey",
+    "CopyReport",
+    "Health",
+    "Identity",
+    "Image",
+    "Manifest",
+    "ManifestEntry",
+    "Preparing",
+    "Resources",
+    "RunRecord",
+    "SessionRecord",
+    "VMRecord",
 ]
 
 ENDED = frozenset({"completed", "failed", "cancelled"})

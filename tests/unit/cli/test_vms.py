@@ -100,6 +100,7 @@ def test_the_sdk_is_loaded_only_when_it_is_used() -> None:
     code = f"import sys, boxwood.cli.main; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout == b"[]\n"
 
+
 def test_every_command_speaks_json(boxwood) -> None:
     for command in ("up", "down", "fork", "run", "ls", "rm", "cp", "doctor"):
         assert b"--json" in boxwood(command, "--help").stdout

@@ -34,8 +34,7 @@ def test_both_forms_have_the_same_methods_and_parameters(blocking: type, awaitab
 
     def surface(kind: type) -> dict[str, list[tuple[str, object, object]]]:
         return {
-            RENAMED.get(name, name): parameters(member)
-            for name, member in inspect.getmembers(kind, inspect.isfunction)
+            RENAMED.get(name, name): parameters(member) for name, member in inspect.getmembers(kind, inspect.isfunction)
         }
 
     assert surface(blocking) == surface(awaitable)

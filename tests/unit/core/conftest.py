@@ -54,7 +54,6 @@ class World:
         assert run.state == "completed", run
         return run.stdout.decode()
 
-
     async def release(self, vm: VM) -> None:
         """Let the command that hangs in this VM, or soon will, go on."""
         while (box := self.machine.boxes.get(vm.vm_id)) is None or all(p.end for p in box.runs.values()):

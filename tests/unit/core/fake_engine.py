@@ -161,7 +161,9 @@ class LivingBox:
             code = process.code
         if process.reason == "prompt":
             code = None
-        end = RunEnd(code, "exit" if process.reason == "signalled" else process.reason, process.total(1), process.total(2))
+        end = RunEnd(
+            code, "exit" if process.reason == "signalled" else process.reason, process.total(1), process.total(2)
+        )
         if spec.session_id in self.shells:
             self.save(spec.session_id)
         process.end = end
@@ -288,9 +290,9 @@ class FakeBox:
     async def start_run(self, spec: RunSpec, sink: RunSink) -> None:
         living = self._alive("start_run", spec)
         assert spec.session_id in living.shells, "the session was not opened"
-        assert not any(
-            p.end is None and p.spec.session_id == spec.session_id for p in living.runs.values()
-        ), "one run at a time per session"
+        assert not any(p.end is None and p.spec.session_id == spec.session_id for p in living.runs.values()), (
+            "one run at a time per session"
+        )
         process = living.runs[spec.run_id] = Process(spec, sink=sink)
         process.task = asyncio.get_running_loop().create_task(living.execute(process))
 
@@ -350,7 +352,9 @@ class FakeBox:
 
     async def manifest(self, path: str, limit: int = 50_000) -> Manifest:
         root = posixpath.normpath(path)
-        found = {name: data for name, data in self._alive("manifest", path).tree().items() if name.startswith(root + "/")}
+        found = {
+            name: data for name, data in self._alive("manifest", path).tree().items() if name.startswith(root + "/")
+        }
         entries = tuple(
             ManifestEntry(name[len(root) + 1 :], len(data), 0o644, hashlib.sha256(data).hexdigest())
             for name, data in sorted(found.items())

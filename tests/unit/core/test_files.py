@@ -16,7 +16,9 @@ from boxwood.core.model import Chunk
 from boxwood.core.uploads import merged
 
 
-def chunk(path: str, data: bytes, start: int = 0, size: int | None = None, upload_id: str | None = None, **more) -> Chunk:
+def chunk(
+    path: str, data: bytes, start: int = 0, size: int | None = None, upload_id: str | None = None, **more
+) -> Chunk:
     return Chunk(path, len(data) if size is None else size, upload_id or new_id(), start, data, **more)
 
 

@@ -25,7 +25,11 @@ async def test_boxes_and_their_runs_are_taken_over(world):
     assert (await world.core.vms.get(world.caller, vm.vm_id)).state == "running"
     await world.release(vm)
     ended = await world.core.runs.wait(world.caller, vm.vm_id, run.run_id)
-    assert (ended.stdout, ended.state, ended.command) == (b"before\nafter\n", "completed", "echo before; hang; echo after")
+    assert (ended.stdout, ended.state, ended.command) == (
+        b"before\nafter\n",
+        "completed",
+        "echo before; hang; echo after",
+    )
     assert (await world.core.runs.wait(world.caller, vm.vm_id, behind.run_id)).stdout == b"/w\nv\n1"
     assert len(world.machine.called("boot")) == 1
 

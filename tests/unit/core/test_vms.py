@@ -194,12 +194,12 @@ async def test_delete(world):
     vm = await world.fork(name="gone")
     running = await world.run(vm, "hang", wait=0.02)
     pending = await world.run(vm, "echo", wait=0)
-    waiters = [
-        asyncio.create_task(world.core.runs.wait(world.caller, vm.vm_id, r.run_id)) for r in (running, pending)
-    ]
+    waiters = [asyncio.create_task(world.core.runs.wait(world.caller, vm.vm_id, r.run_id)) for r in (running, pending)]
     await asyncio.sleep(0)
     both = await asyncio.gather(
-        world.core.vms.delete(world.caller, "gone"), world.core.vms.delete(world.caller, vm.vm_id), return_exceptions=True
+        world.core.vms.delete(world.caller, "gone"),
+        world.core.vms.delete(world.caller, vm.vm_id),
+        return_exceptions=True,
     )
     assert sorted(type(x).__name__ for x in both) == ["NoneType", "NotFound"]
     assert [run.state for run in await asyncio.gather(*waiters)] == ["cancelled", "cancelled"]
@@ -234,7 +234,13 @@ async def test_sessions(world):
     vm = await world.fork()
     sessions = world.core.sessions
     made = await sessions.create(world.caller, vm.vm_id, {"A": "b"}, "/srv/./x")
-    assert (made.index, made.cwd, dict(made.env), made.state, made.started_at) == (1, "/srv/x", {"A": "b"}, "idle", None)
+    assert (made.index, made.cwd, dict(made.env), made.state, made.started_at) == (
+        1,
+        "/srv/x",
+        {"A": "b"},
+        "idle",
+        None,
+    )
     at5 = await asyncio.gather(*[sessions.find_or_create(world.caller, vm.vm_id, 5) for _ in range(5)])
     assert len({s.session_id for s in at5}) == 1
     assert (await sessions.create(world.caller, vm.vm_id)).index == 6
