@@ -14,7 +14,7 @@ from boxwood.core.model import ForkRequest, RunRequest
 from boxwood.engine.api import Box, BoxSpec, RunEnd, RunSpec, SessionSpec, Stack
 from boxwood.engine.host import HostEngine
 from boxwood.images import host as host_image
-from measure import Series
+from measure import PAUSE, Series
 
 Step = Callable[[], Awaitable[float]]
 
@@ -23,13 +23,15 @@ def measure(data: Path, n: int) -> list[Series]:
     return asyncio.run(_core(data / "core", n)) + asyncio.run(_engine(data / "engine", n))
 
 
-async def _rounds(n: int, steps: dict[str, Step], warm: int = 2) -> list[Series]:
+async def _rounds(n: int, steps: dict[str, Step], burst: int = 5) -> list[Series]:
+    """As measure.rounds."""
     found = {name: Series(name) for name in steps}
-    for turn in range(-warm, n):
+    for _ in range(n):
         for name, step in steps.items():
-            value = await step()
-            if turn >= 0:
-                found[name].add(value)
+            await asyncio.sleep(PAUSE)
+            await step()
+            for _ in range(burst):
+                found[name].add(await step())
     return list(found.values())
 
 

@@ -45,15 +45,22 @@ def timed(step: Callable[[], object]) -> float:
     return (time.perf_counter() - began) * 1e3
 
 
-def rounds(n: int, steps: Mapping[str, Callable[[], float]], warm: int = 2) -> dict[str, Series]:
-    """Each step once a round, `n` rounds after `warm` that do not count. A step returns its own milliseconds."""
+PAUSE = 0.05  # seconds before each burst, in which what the one before left to the background comes to its end
+
+
+def rounds(n: int, steps: Mapping[str, Callable[[], float]], burst: int = 5) -> dict[str, Series]:
+    """In each of `n` rounds every step in turn: once to warm up, then `burst` times that count.
+
+    A step returns its own milliseconds.
+    """
     found = {name: Series(name) for name in steps}
     gc.collect()
-    for turn in range(-warm, n):
+    for _ in range(n):
         for name, step in steps.items():
-            value = step()
-            if turn >= 0:
-                found[name].add(value)
+            time.sleep(PAUSE)
+            step()
+            for _ in range(burst):
+                found[name].add(step())
     return found
 
 

@@ -64,7 +64,7 @@ def one(report: Report, server: Server, scratch: Path, quick: bool) -> None:
         except peers.Unavailable as error:
             report.remarks.append(f"{name}: {error}")
     with server.client() as box, _shell(box) as vm:
-        report.add(reports.SINGLE, rounds(15 if quick else 100, steps | ours.steps(box, vm), warm=3).values())
+        report.add(reports.SINGLE, rounds(4 if quick else 30, steps | ours.steps(box, vm)).values())
     bwrap = report.find(reports.SINGLE, "bwrap: start + true")
     for name, bar in (("fork + first command", 1.5), ("run of a builtin", 0.35), ("run of /bin/true", 0.5)):
         report.ratio(f"{name}, in starts of bwrap", report.find(reports.SINGLE, name), bwrap, bar)
@@ -82,7 +82,7 @@ def beside_docker(report: Report, server: Server, scratch: Path, quick: bool) ->
                     "fork + first /bin/true": mine["fork + first /bin/true"],
                     "run of /bin/true": mine["run of /bin/true"],
                 }
-                report.add(reports.DOCKER, rounds(5 if quick else 25, steps).values())
+                report.add(reports.DOCKER, rounds(2 if quick else 10, steps, burst=3).values())
             report.machine["docker"] = daemon.version
     except peers.Unavailable as error:
         report.remarks.append(f"Docker: {error}")
@@ -99,7 +99,7 @@ def many(report: Report, server: Server, scratch: Path, quick: bool) -> None:
 
 def growth(report: Report, server: Server, scratch: Path, quick: bool) -> None:
     with server.client() as box:
-        sizes = ours.size(box, 5 if quick else 30)
+        sizes = ours.size(box, 2 if quick else 8)
         links = ours.chain(box, 60 if quick else 300, 3 if quick else 15)
         report.add(reports.GROWTH, [*sizes, *links, *ours.busy(box, 3 if quick else 15)])
     first_large, first_small, large, small = sizes
@@ -120,7 +120,7 @@ def used(report: Report, server: Server, scratch: Path, quick: bool) -> None:
 
 
 def floor(report: Report, server: Server, scratch: Path, quick: bool) -> None:
-    report.add(reports.FLOOR, inside.measure(scratch, 10 if quick else 60))
+    report.add(reports.FLOOR, inside.measure(scratch, 4 if quick else 20))
 
 
 MEASURES: dict[str, Callable[[Report, Server, Path, bool], None]] = {
