@@ -109,6 +109,10 @@ class Cgroups(ABC):
         busy = [parent for parent in self._parents() if not _remove_tree(f"{parent}/{checked(box)}")]
         return not busy
 
+    def kill(self, box: str) -> None:
+        """Send SIGKILL to every process of the box that is there now."""
+        self._kill(checked(box))
+
     def sweep(self, timeout: float = 2.0) -> set[str]:
         """Kill and remove all boxes of this instance, which no zygote has any more. Returns those still busy."""
         deadline, wait = time.monotonic() + timeout, 0.001

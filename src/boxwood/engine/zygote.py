@@ -326,6 +326,8 @@ class Zygote:
         if live.mounts is None:
             live.mounts = self._unmounter.hold(live.pid)
         _kill(live.pidfd)
+        if self._cgroups is not None:
+            self._cgroups.kill(live.group)  # PID 1 may be waiting, deaf to signals, for a lock that one of them holds
         return {"ok": True}
 
     def _freeze(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:

@@ -224,6 +224,7 @@ class Agent:
         pid = os.fork()
         if pid == 0:
             _walk_in_child(header, w)
+        self._loop.child(pid, lambda status: None)  # ours, and nobody's orphan
         os.close(w)
         os.set_blocking(r, False)
         self._children += 1
