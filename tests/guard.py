@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 GRACE_SECONDS = 5.0  # for processes and groups that are on their way out when the session ends
 ENVIRONMENT = "BOXWOOD_TEST_GUARDED"
 
@@ -26,12 +26,13 @@ def enter() -> int | None:
     or 1 if it passed and left something behind."""
     temporary = Path(tempfile.mkdtemp(prefix="bw-"))
     before = set(groups()), set(named_namespaces())
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
     if not child:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # an end that runs the fixtures' ends too
+        _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         os.environ[ENVIRONMENT] = "1"
         os.environ["TMPDIR"] = str(temporary)
         tempfile.tempdir = None
@@ -48,8 +49,10 @@ def enter() -> int | None:
 
 
 def _reap_until(child: int) -> int:
-    """Wait for the session, reaping orphans meanwhile. Interrupts are the session's to handle."""
-    kept = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Wait for the session, reaping orphans meanwhile. Interrupts are the session's to handle; an end is one too."""
+    kept = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        kept[number] = signal.signal(number, lambda *_: os.kill(child, signal.SIGTERM))
     try:
         while True:
             pid, status = os.waitpid(-1, 0)
@@ -57,7 +60,13 @@ def _reap_until(child: int) -> int:
                 code = os.waitstatus_to_exitcode(status)
                 return code if code >= 0 else 128 - code
     finally:
-        signal.signal(signal.SIGINT, kept)
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def _prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), f"prctl({option})")
 
 
 def _leftovers(temporary: Path, groups_before: set[str], namespaces_before: set[str]) -> list[str]:
