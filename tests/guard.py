@@ -31,7 +31,7 @@ def enter() -> int | None:
     sys.stderr.flush()
     child = os.fork()
     if not child:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # an end that runs the fixtures' ends too
+        signal.signal(signal.SIGTERM, _end_once)
         _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         os.environ[ENVIRONMENT] = "1"
         os.environ["TMPDIR"] = str(temporary)
@@ -62,6 +62,12 @@ def _reap_until(child: int) -> int:
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
+
+
+def _end_once(*_: object) -> None:
+    """An end that runs the fixtures' ends too, which nothing then interrupts."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _prctl(option: int, value: int) -> None:
