@@ -107,6 +107,7 @@ class Server:
         """Park everything and end the zygote too, as `boxwood down` does; whatever happened before, nothing remains."""
         if self._process is None:
             self.start()
+        self._wait_ready()  # the test may have ended in the middle of a start
         zygote = self.zygote_pid
         status, body = self.request("POST", "/boxwood/down")
         assert status == 200, body
