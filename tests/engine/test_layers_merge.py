@@ -173,9 +173,10 @@ def test_killed_in_the_middle_it_leaves_no_layer(layers: Layers) -> None:
         os._exit(0)
     while not (layers.root / f"{target}.part/upper").is_dir():
         os.sched_yield()
-    for job in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
-        for child in (*Path(f"/proc/{job}/task/{job}/children").read_text().split(), job):
-            os.kill(int(child), signal.SIGKILL)
+    jobs = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    workers = [child for job in jobs for child in Path(f"/proc/{job}/task/{job}/children").read_text().split()]
+    for victim in (*workers, *jobs, pid):  # ours alone: the session has other children
+        os.kill(int(victim), signal.SIGKILL)
     os.waitpid(pid, 0)
     if target not in layers.names():  # else it was faster
         assert layers.names() <= {ident, f"{target}.part", f".dead-{target}"}
