@@ -45,7 +45,7 @@ def timed(step: Callable[[], object]) -> float:
     return (time.perf_counter() - began) * 1e3
 
 
-PAUSE = 0.05  # seconds before each burst, in which what the one before left to the background comes to its end
+PAUSE = 0.25  # seconds before each burst, in which what the one before left to the background comes to its end
 
 
 def rounds(n: int, steps: Mapping[str, Callable[[], float]], burst: int = 5) -> dict[str, Series]:

@@ -29,6 +29,7 @@ class Config:
     host: str = "127.0.0.1"
     port: int = 18888
     idle_seconds: float = 60.0  # a box that has nothing to do for so long is parked
+    ready_boxes: int = 8  # booted ahead of demand, of the images and VMs that are forked these days
     vcpu: int = 0
     memory_mib: int = 2048
     pids: int = 4096
@@ -73,6 +74,7 @@ class Config:
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("port", 0, 65535),
     ("idle_seconds", 0, 30 * 86400),
+    ("ready_boxes", 0, 1000),
     ("vcpu", 0, 255),
     ("memory_mib", 0, 1 << 24),
     ("pids", 16, 1 << 22),

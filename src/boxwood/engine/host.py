@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import os
 import socket
 import time
@@ -17,6 +18,7 @@ from boxwood.engine import doctor
 from boxwood.engine.api import Box, BoxGone, BoxSpec, CopyReport, EngineError, EngineUnavailable, Stack
 from boxwood.engine.daemon import Zygote
 from boxwood.engine.hostbox import HostBox
+from boxwood.engine.ready import ReadyBoxes
 from boxwood.engine.seccomp import program
 from boxwood.engine.strays import let_go
 from boxwood.engine.ulid import checked, is_ulid, new_ulid
@@ -24,12 +26,14 @@ from boxwood.engine.ulid import checked, is_ulid, new_ulid
 _JOB_SECONDS = 3600.0
 _ADOPT_SECONDS = 5.0
 _REMOVE_AT_ONCE = 500  # ids in one packet
+log = logging.getLogger(__name__)
 
 
 class HostEngine:
-    """`data`: the data directory; `images`: where image layers lie, shared by all data directories of the host."""
+    """`data`: the data directory; `images`: where image layers lie, shared by all data directories of the host;
+    `ready`: how many boxes are booted ahead of demand."""
 
-    def __init__(self, data: Path, images: Path) -> None:
+    def __init__(self, data: Path, images: Path, ready: int = 0) -> None:
         self._data = data
         self._images = images
         self._boxes: dict[str, HostBox] = {}
@@ -38,6 +42,7 @@ class HostEngine:
         self._checks: list[doctor.Check] = []
         self._connecting = asyncio.Lock()
         self._abandoned: set[asyncio.Task[None]] = set()
+        self._ready = ReadyBoxes(self._boot, self._discard, ready)
 
     # --- the host
 
@@ -55,12 +60,14 @@ class HostEngine:
         return await self._adopt()
 
     async def close(self) -> None:
+        await self._ready.close()
         for box in self._boxes.values():
             box.let_go()
         self._zygote.close()
 
     async def shutdown(self) -> None:
         await self._connect()
+        await self._ready.close()
         await self._zygote.ask("end", {}, seconds=60)
         for box in list(self._boxes.values()):
             box.died("the engine was shut down")
@@ -93,7 +100,11 @@ class HostEngine:
 
     async def _adopt(self) -> list[Box]:
         """The boxes that live already, each with a new link; those whose agents do not answer are put down."""
-        found = await asyncio.gather(*(self._adopt_one(row) for row in await self._living()))
+        living = await self._living()
+        waiting = [HostBox(row["box"], "", row["top"], self._put_down) for row in living if not row["vm"]]
+        self._boxes.update((box.box_id, box) for box in waiting)
+        await asyncio.gather(*(self._discard(box) for box in waiting))
+        found = await asyncio.gather(*(self._adopt_one(row) for row in living if row["vm"]))
         return [box for box in found if box is not None]
 
     async def _living(self) -> list[dict[str, Any]]:
@@ -123,6 +134,41 @@ class HostEngine:
 
     async def boot(self, spec: BoxSpec) -> Box:
         await self._connect()
+        untouched = not (self._data / "layers" / checked(spec.stack.top)).exists()
+        box = self._ready.take(spec.stack) if untouched else None
+        if box is not None and await self._assigned(box, spec):
+            return box
+        return await self._boot(spec)
+
+    async def _assigned(self, box: HostBox, spec: BoxSpec) -> bool:
+        """Make a ready box the VM's. False: it could not be done, and the box is gone."""
+        fields = _boot_fields(spec)
+        del fields["layers"]
+        try:
+            await self._zygote.ask("assign", {"box": box.box_id, **fields})
+            box.vm_id, box.top = spec.vm_id, spec.stack.top
+            return True
+        except EngineError as error:
+            log.warning("a ready box could not be given to a VM: %s", error)
+            await box.kill()
+            return False
+        except BaseException:
+            self._abandon(box.box_id)
+            raise
+
+    async def _discard(self, box: HostBox) -> None:
+        """Put down a box that no VM has, with its top."""
+        await box.kill()
+        await self.remove([box.top])
+
+    def _abandon(self, box_id: str) -> None:
+        """Nobody waits for this box any more, but it may live, or come up all the same."""
+        task = asyncio.ensure_future(self._put_down(box_id))
+        self._abandoned.add(task)
+        task.add_done_callback(self._abandoned.discard)
+
+    async def _boot(self, spec: BoxSpec) -> HostBox:
+        await self._connect()
         box = HostBox(new_ulid(), spec.vm_id, spec.stack.top, self._put_down)
         ours, theirs = socket.socketpair()
         self._boxes[box.box_id] = box
@@ -132,10 +178,7 @@ class HostEngine:
         except BaseException:
             ours.close()
             self._boxes.pop(box.box_id, None)
-            # It may come up all the same, if it is only that nobody waits for the answer any more.
-            task = asyncio.ensure_future(self._put_down(box.box_id))
-            self._abandoned.add(task)
-            task.add_done_callback(self._abandoned.discard)
+            self._abandon(box.box_id)
             raise
         try:
             await box.attach(ours)
@@ -217,6 +260,7 @@ class HostEngine:
         await self._job({"kind": "merge", "layers": [["data", checked(i)] for i in layers], "target": checked(target)})
 
     async def remove(self, layers: Sequence[str]) -> None:
+        await self._ready.drop(layers)
         for at in range(0, len(layers), _REMOVE_AT_ONCE):
             await self._job({"kind": "remove", "layers": [checked(i) for i in layers[at : at + _REMOVE_AT_ONCE]]})
 

@@ -66,7 +66,7 @@ class Live:
     range: Range
     group: str  # the name of its cgroups
     box: str = ""
-    vm: str = ""
+    vm: str = ""  # empty also of a box that was booted ahead of its VM
     top: str = ""
     mounts: int | None = None  # its mount namespace, held while it dies
 
@@ -89,6 +89,7 @@ class Zygote:
         self._images = os.open(images, directory)
         self._ranges = Ranges(locks, self._layers, self._images)
         self._pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self._uts_namespace = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
         self._selector = selectors.DefaultSelector()
         self._boxes: dict[str, Live] = {}
         self._unmounter = Unmounter()
@@ -104,6 +105,7 @@ class Zygote:
         self._operations: dict[str, Callable[[dict[str, Any], list[int]], dict[str, Any]]] = {
             "configure": self._configure,
             "boot": self._boot,
+            "assign": self._assign,
             "link": self._link,
             "kill": self._kill,
             "freeze": self._freeze,
@@ -253,15 +255,13 @@ class Zygote:
     def _boot(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         if self._cgroups is None:
             raise Refused("not configured yet")
-        box_id, vm, top = checked(request["box"]), checked(request["vm"]), checked(request["top"])
+        box_id, vm, top = checked(request["box"]), request["vm"] and checked(request["vm"]), checked(request["top"])
         layers = tuple((str(place), checked(ident)) for place, ident in request["layers"])
         if box_id in self._boxes or any(live.top == top for live in self._boxes.values()):
             raise Refused("this box or its top lives already")
         if len(layers) > MOST_LAYERS:
             raise Refused(f"{len(layers)} layers: at most {MOST_LAYERS} can be mounted")
-        hostname = request["hostname"]
-        if not _HOSTNAME.match(hostname):
-            raise Refused("a hostname has 1 to 63 letters, digits, dots and hyphens")
+        hostname = _hostname(request)
         prepare_top(self._layers, top)
         plan = {"layers": layers, "top": top, "hostname": hostname}
         live = self._spares[0] if self._spares else self._prepare()  # the one that has had most time
@@ -272,6 +272,29 @@ class Zygote:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds[:1]))]
         live.hook.sendmsg([json.dumps(plan).encode()], rights, socket.MSG_NOSIGNAL)
         return {"ok": True, "pid": live.pid}
+
+    def _assign(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        """Give a box that was booted ahead of its VM (with no `vm`) to one that has the same layers and no top yet."""
+        assert self._cgroups is not None
+        live, vm, top, hostname = (
+            self._live(request),
+            checked(request["vm"]),
+            checked(request["top"]),
+            _hostname(request),
+        )
+        if live.vm:
+            raise Refused("this box has a VM")
+        if any(other.top == top for other in self._boxes.values()):
+            raise Refused("the top of this VM lives already")
+        self._cgroups.limit(live.group, Limits(**request["limits"]))
+        k.setns(live.pidfd, k.NEWUTS)
+        try:
+            k.sethostname(hostname)
+        finally:
+            k.setns(self._uts_namespace, k.NEWUTS)
+        os.rename(live.top, top, src_dir_fd=self._layers, dst_dir_fd=self._layers)
+        live.vm, live.top = vm, top
+        return {"ok": True}
 
     def _prepare(self, nice: int = 0) -> Live:
         """A process with everything a box needs but its VM."""
@@ -476,6 +499,13 @@ def _close_all_but(*keep: int) -> None:
         os.closerange(at, fd)
         at = fd + 1
     os.closerange(at, 1 << 20)
+
+
+def _hostname(request: dict[str, Any]) -> str:
+    hostname: str = request["hostname"]
+    if not _HOSTNAME.match(hostname):
+        raise Refused("a hostname has 1 to 63 letters, digits, dots and hyphens")
+    return hostname
 
 
 def _told(step: box.Step, error: BaseException) -> str:

@@ -50,7 +50,7 @@ def serve(config: Config) -> None:
 async def _serve(config: Config) -> None:
     with _bound(config) as listener:
         _allow_descriptors()
-        engine = HostEngine(data=config.data, images=config.images)
+        engine = HostEngine(config.data, config.images, config.ready_boxes)
         core = await Core.open(config, engine)
         down = False
 

@@ -33,7 +33,7 @@ class Dialect:
     kind = b""
     argv: tuple[bytes, ...] = ()  # how it is started: argv[1:] names a link to its control pipe
     row: tuple[bytes, ...] = ()  # names of the fields of a report
-    early = b""  # fed to every new shell first
+    early = b""
     guard = b""  # the builtin that reaches builtins hidden by functions, itself the only one to be dropped
     via = b""  # how the special builtins are called
     status = b""
@@ -97,6 +97,10 @@ class Dialect:
         return self.report(d, b"")
 
     # --- understanding
+
+    def begin(self, hostname: str) -> bytes:
+        """Fed to every new shell first."""
+        return self.early
 
     def arm(self, sections: dict[bytes, bytes], d: bytes) -> dict[bytes, bytes]:
         """Our own EXIT trap is no part of the state; without any (`armed` empty) it has to be set again."""
@@ -173,7 +177,7 @@ class Bash(Dialect):
         b"""BASH BASHOPTS BASHPID BASH_ALIASES BASH_ARGC BASH_ARGV BASH_ARGV0 BASH_CMDS BASH_COMMAND
         BASH_EXECUTION_STRING BASH_LINENO BASH_MONOSECONDS BASH_REMATCH BASH_SOURCE BASH_SUBSHELL BASH_TRAPSIG
         BASH_VERSINFO BASH_VERSION BASH_XTRACEFD COMP_WORDBREAKS DIRSTACK EPOCHREALTIME EPOCHSECONDS EUID FUNCNAME
-        GROUPS HISTCMD LINENO PIPESTATUS PPID RANDOM SECONDS SHELLOPTS SRANDOM UID _ _bw""".split()
+        GROUPS HISTCMD HOSTNAME LINENO PIPESTATUS PPID RANDOM SECONDS SHELLOPTS SRANDOM UID _ _bw""".split()
     )
     volatile = re.compile(
         rb"(?m)^declare -\S+ (?:BASHPID|BASH_[A-Z]\w+|EPOCH\w+|HISTCMD|LINENO|PIPESTATUS|PPID|S?RANDOM|SECONDS|_|_bw)"
@@ -193,6 +197,10 @@ class Bash(Dialect):
     _escaped = re.compile(rb"\\([0-7]{1,3}|x[0-9A-Fa-f]{1,2}|.)", re.S)
     _escapes: ClassVar = {b"a": b"\a", b"b": b"\b", b"E": b"\x1b", b"e": b"\x1b", b"f": b"\f", b"n": b"\n", b"r": b"\r",
                 b"t": b"\t", b"v": b"\v"}  # fmt: skip
+
+    def begin(self, hostname: str) -> bytes:
+        # It has looked for the name when it came up, which may have been before the VM was known.
+        return self.early + b"HOSTNAME=%s\n" % quote(hostname.encode())
 
     def run(self, d: bytes, stdin: bytes, before: bytes, traced: bool) -> bytes:
         # On a simple command: the shell takes these redirections back whatever the run did to its descriptors 0-2,

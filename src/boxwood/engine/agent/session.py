@@ -300,17 +300,17 @@ class Session:
         self._functions.clear()
 
     def _begin(self, shell: Shell, kind: Dialect) -> None:
-        state, base = self.state, self.common.bases.get(self._exe)
+        state, base, early = self.state, self.common.bases.get(self._exe), kind.begin(os.uname().nodename)
         if state is None:
             cwd = self._cwd if os.path.isdir(self._cwd) else b"/"
             if cwd != self._cwd:
                 self.note(f"there is no directory {os.fsdecode(self._cwd)!r}")
-            shell.feed(kind.early + self._texts(kind, kind.initial(self._env, cwd)) + kind.set_exit_trap(self._d))
+            shell.feed(early + self._texts(kind, kind.initial(self._env, cwd)) + kind.set_exit_trap(self._d))
         elif base is None:
             self._phase = "base"
-            self._feed_and_wait(shell, kind.early)
+            self._feed_and_wait(shell, early)
         else:
-            self._restore(shell, kind.early, state, base)
+            self._restore(shell, early, state, base)
 
     def _restore(self, shell: Shell, early: bytes, state: State, base: State) -> None:
         kind = shell.kind
