@@ -20,7 +20,7 @@ from boxwood.core.errors import CoreError, Internal, ResourceBusy, Unavailable
 from boxwood.core.liverun import LiveRun, Options
 from boxwood.core.refusals import clean, of_engine
 from boxwood.core.tasks import Tasks
-from boxwood.engine.api import Box, BoxGone, EngineError, RunEnd
+from boxwood.engine.api import Box, BoxGone, EngineError, GuestError, RunEnd
 from boxwood.store import runs as run_rows
 from boxwood.store import vms as vm_rows
 from boxwood.store.database import Database
@@ -167,7 +167,11 @@ class Lanes:
             raise BoxGone("the box died")
         run.slot, run.box = slot, box
         slot.runs[run.id] = run
-        await box.start_run(run.spec(), run)
+        try:
+            await box.start_run(run.spec(), run)
+        except GuestError:
+            slot.opened.discard(run.session_id)  # it may be the session that could not be opened
+            raise
 
     def _flooded(self, run: LiveRun) -> None:
         if run.slot is not None and run.box is not None and run.slot.box is run.box:

@@ -187,7 +187,8 @@ class Box(Protocol):
     def listen(self, sink: SessionSink) -> None: ...
 
     async def open_session(self, spec: SessionSpec) -> None:
-        """Make the session known to the box; its shell starts with its first run. Opening it twice does nothing."""
+        """Make the session known to the box; its shell starts with its first run. Opening it twice does nothing. What
+        goes wrong is told by the first `start_run`."""
 
     async def close_session(self, session_id: str) -> None:
         """Kill the shell and everything the session started; runs in it end as killed."""

@@ -22,6 +22,8 @@ TO_AGENT_LIMIT = 16 << 20
 FROM_AGENT_LIMIT = 8 << 20  # a saved shell; output comes in far smaller pieces
 _MOST_FDS = 8
 _MOST_AT_ONCE = 253  # what the kernel lets one message carry: with less room it would close the rest, in our name
+_RECEIVED = 1 << 16  # bytes at once: for more the allocator would fetch fresh pages of the kernel each time
+_JOINED = 1 << 14  # frames that wait are sent as one, up to so many bytes
 _LENGTHS = struct.Struct("<II")
 _decode = json.JSONDecoder().decode
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -50,9 +52,11 @@ class Outgoing:
         """Queue a frame. The descriptors are sent as copies and closed here once they are away."""
         if fds:
             header = {**header, "fds": len(fds)}
-        data = memoryview(pack(header, payload))
-        self._queue.append((data, tuple(fds)))
+        data = pack(header, payload)
         self.size += len(data)
+        if self._queue and not fds and not self._queue[-1][1] and len(self._queue[-1][0]) + len(data) <= _JOINED:
+            data = b"".join((self._queue.pop()[0], data))
+        self._queue.append((memoryview(data), tuple(fds)))
 
     def flush(self) -> bool:
         """Write what the socket takes. True: nothing is left. OSError: the other side is gone."""
@@ -97,7 +101,7 @@ class Incoming:
     def receive(self) -> bool:
         """Read what there is. False: the other side has closed. BlockingIOError: there is nothing."""
         data, ancillary, flags, _ = self._sock.recvmsg(
-            1 << 18, socket.CMSG_SPACE(_MOST_AT_ONCE * 4), socket.MSG_CMSG_CLOEXEC
+            _RECEIVED, socket.CMSG_SPACE(_MOST_AT_ONCE * 4), socket.MSG_CMSG_CLOEXEC
         )
         for level, kind, rights in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):

@@ -65,6 +65,7 @@ class HostBox:
         self._early_states: list[tuple[str, str, dict[str, str], bytes]] = []
         self._early_bytes = 0
         self._runs: dict[str, _Attached] = {}
+        self._opening: dict[str, asyncio.Future[Answer]] = {}  # sessions that no run has been started in yet
 
     # --- how it comes and goes
 
@@ -110,10 +111,13 @@ class HostBox:
             self._killing = asyncio.ensure_future(self._put_down(self.box_id))
 
     async def _ask(self, op: str, fields: dict[str, Any], payload: bytes = b"", **more: Any) -> Answer:
+        more.setdefault("timeout", ANSWER_SECONDS)
+        return await self._alive().ask(op, fields, payload, **more)
+
+    def _alive(self) -> Link:
         if self._link is None or self.gone.done():
             raise BoxGone(self._why or "the box is gone")
-        more.setdefault("timeout", ANSWER_SECONDS)
-        return await self._link.ask(op, fields, payload, **more)
+        return self._link
 
     # --- sessions
 
@@ -125,7 +129,9 @@ class HostBox:
 
     async def open_session(self, spec: SessionSpec) -> None:
         fields = {"sid": spec.session_id, "env": dict(spec.env), "cwd": spec.cwd}
-        await self._ask("session.open", fields, spec.state or b"")
+        self._opening[spec.session_id] = self._alive().begin(
+            "session.open", fields, spec.state or b"", timeout=ANSWER_SECONDS
+        )
 
     async def close_session(self, session_id: str) -> None:
         await self._ask("session.close", {"sid": session_id})
@@ -150,9 +156,12 @@ class HostBox:
         }
         try:
             await self._ask("run.start", fields, (spec.stdin or b"") + spec.command)
-        except GuestError:
+        except GuestError as error:
             self._runs.pop(spec.run_id, None)
-            raise
+            opening = self._opening.get(spec.session_id)
+            raise (opening.exception() if opening is not None and opening.done() else None) or error from None
+        finally:
+            self._opening.pop(spec.session_id, None)
 
     async def resume_run(self, run_id: str, sink: RunSink, out_offset: int, err_offset: int) -> None:
         self._runs[run_id] = _Attached(sink, [out_offset, err_offset])

@@ -64,15 +64,9 @@ class Link:
 
         `fds` are closed when they have been sent. An answer may come in parts: those with `more` go to `parts`.
         """
-        if self._closed:
-            _close_all(fds)
-            raise BoxGone("the box is gone")
-        number = next(self._numbers)
-        future: asyncio.Future[Answer] = self._loop.create_future()
-        self._waiting[number] = future
+        number, future = self._put(op, fields, payload, fds)
         if parts is not None:
             self._streams[number] = parts
-        self._outgoing.put({"op": op, "n": number, **fields}, payload, fds)
         self._flush()
         late = self._loop.call_later(timeout, self._break, f"no answer to {op} within {timeout:g} s")
         try:
@@ -85,6 +79,33 @@ class Link:
             late.cancel()
             self._waiting.pop(number, None)
             self._streams.pop(number, None)
+
+    def begin(self, op: str, fields: dict[str, Any], payload: bytes = b"", *, timeout: float) -> asyncio.Future[Answer]:
+        """`ask`, but only begun: it leaves together with what is said next, in this turn. BoxGone."""
+        number, future = self._put(op, fields, payload)
+        late = self._loop.call_later(timeout, self._break, f"no answer to {op} within {timeout:g} s")
+
+        def done(future: asyncio.Future[Answer]) -> None:
+            late.cancel()
+            self._waiting.pop(number, None)
+            if not future.cancelled():
+                future.exception()  # it may be that nobody looks
+
+        future.add_done_callback(done)
+        self._loop.call_soon(self._flush)
+        return future
+
+    def _put(
+        self, op: str, fields: dict[str, Any], payload: bytes, fds: Sequence[int] = ()
+    ) -> tuple[int, asyncio.Future[Answer]]:
+        if self._closed:
+            _close_all(fds)
+            raise BoxGone("the box is gone")
+        number = next(self._numbers)
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        self._waiting[number] = future
+        self._outgoing.put({"op": op, "n": number, **fields}, payload, fds)
+        return number, future
 
     def close(self, reason: str = "the link was closed") -> None:
         """Let go; whoever waits gets BoxGone."""
@@ -138,6 +159,8 @@ class Link:
             raise FrameError("an answer in parts that nobody asked for")
 
     def _flush(self) -> None:
+        if self._closed:
+            return
         try:
             done = self._outgoing.flush()
         except OSError as error:

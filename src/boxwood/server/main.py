@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import uvicorn
+import uvloop
 
 import boxwood
 from boxwood.core.config import Config
@@ -44,7 +45,7 @@ class CannotStart(Exception):
 
 def serve(config: Config) -> None:
     """Serve until told to end. CannotStart, and what `Core.open` raises."""
-    asyncio.run(_serve(config))
+    uvloop.run(_serve(config))
 
 
 async def _serve(config: Config) -> None:

@@ -11,7 +11,41 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEAD_BYTES = 65536  # request line and headers together
 HEAD_SECONDS = 20.0  # for a request's head to arrive once its connection is open, or its first byte there
 UNREAD_BYTES = 64 << 20  # of a body that nobody reads, since its request has been answered
+JOINED_BYTES = 65536
 UNREAD_SECONDS = 60.0
+
+
+class _Joining:
+    """A transport that holds what is written until the event loop's turn ends: the head of an answer and its body
+    leave in one packet, and wake whoever waits for them once."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if len(data) > JOINED_BYTES:
+            self._flush()
+            self._transport.write(data)
+            return
+        if not self._held:
+            self._loop.call_soon(self._flush)
+        elif len(self._held) > 1:
+            self._flush()
+        self._held.append(data)
+
+    def _flush(self) -> None:
+        held, self._held = self._held, []
+        if held:
+            self._transport.write(b"".join(held))
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -22,7 +56,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        super().connection_made(_Joining(transport, self.loop))
         # asyncio does this only for sockets that were made with an explicit protocol number, which uvicorn's are not:
         # the body of an answer would wait 40 ms for the acknowledgement of its head.
         if (sock := transport.get_extra_info("socket")) is not None and sock.family != socket.AF_UNIX:

@@ -7,7 +7,7 @@ import socket
 
 from boxwood.client.http1 import BadAnswer, Origin, Reply
 
-BLOCK = 1 << 18
+BLOCK = 1 << 16  # for more the allocator would fetch fresh pages of the kernel each time
 
 
 class Connection:

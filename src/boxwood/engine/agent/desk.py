@@ -27,7 +27,7 @@ _MOST_TEXT = 4096
 class Reply(Protocol):
     """The answer to one request."""
 
-    def __call__(self, fields: dict[str, Any] | None = None) -> None: ...
+    def __call__(self, fields: dict[str, Any] | None = None, *, hurry: bool = True) -> None: ...
 
     def error(self, number: int, text: str) -> None: ...
 
@@ -119,7 +119,7 @@ class Desk:
         session.on_quiet = self._on_quiet
         first = not self._sessions
         self._sessions[sid] = session
-        reply()
+        reply(hurry=False)
         if first:
             session.prepare()  # whoever opens a session in a new box is about to run something in it
 
@@ -185,7 +185,7 @@ class Desk:
 
     def _started(self, rid: str, reply: Reply, error: OSError | None) -> None:
         if error is None:
-            reply()
+            reply(hurry=False)
         else:
             self._runs.pop(rid, None)
             _refuse(reply, error)

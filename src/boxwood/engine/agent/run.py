@@ -14,7 +14,7 @@ from boxwood.engine.agent.loop import IN, Loop
 from boxwood.engine.agent.terminal import unread
 
 WINDOW = 1 << 20  # bytes of a stream that are kept unacknowledged; then its pipe is not read any more
-FRAME = 1 << 18
+FRAME = 1 << 16
 _PIPE_SIZE = 1 << 20
 
 

@@ -14,7 +14,7 @@ from boxwood.engine.agent.state import Report
 from boxwood.engine.agent.terminal import unread
 
 SHELLS = (b"/bin/bash", b"/usr/bin/bash", b"/bin/sh", b"/usr/bin/sh")
-_READ = 1 << 18
+_READ = 1 << 16
 
 
 def find_shell(candidates: tuple[bytes, ...] = SHELLS) -> bytes:
