@@ -139,7 +139,6 @@ def become(ground: Ground, plan: Plan, on_root: Callable[[], None], step: Step) 
 def enter(ground: Ground) -> None:
     """From the host's root to the box's: user namespace, ids, bounding set, no_new_privs, seccomp, capabilities."""
     last = k.last_capability()
-    os.setpriority(os.PRIO_PROCESS, 0, 0)  # what was prepared in spare time had a lower one
     k.setns(ground.range.userns, k.NEWUSER)  # all capabilities in there, none out here: no mount works from now on
     os.setgroups([])
     os.setresgid(0, 0, 0)

@@ -175,7 +175,7 @@ class HostBox:
         self._runs.pop(run_id, None)
         self.known_runs.pop(run_id, None)
         if self._link is not None:
-            self._link.say({"op": "run.forget", "rid": run_id})
+            self._link.say({"op": "run.forget", "rid": run_id}, hurry=False)
 
     async def signal_run(self, run_id: str, signum: int) -> bool:
         header, *_ = await self._ask("run.signal", {"rid": run_id, "signal": signum})

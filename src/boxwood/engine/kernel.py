@@ -15,7 +15,10 @@ import struct
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 
-ARCHITECTURES = {"x86_64": {"pivot_root": 155, "seccomp": 317}, "aarch64": {"pivot_root": 41, "seccomp": 277}}
+ARCHITECTURES = {
+    "x86_64": {"pivot_root": 155, "seccomp": 317, "sched_setattr": 314},
+    "aarch64": {"pivot_root": 41, "seccomp": 277, "sched_setattr": 274},
+}
 _NUMBERS = ARCHITECTURES.get(platform.machine(), {})
 # The same on every architecture, like all system calls since 424.
 OPEN_TREE, MOVE_MOUNT, FSOPEN, FSCONFIG, FSMOUNT, MOUNT_SETATTR = 428, 429, 430, 431, 432, 442
@@ -236,6 +239,15 @@ def set_subreaper() -> None:
 
 def set_name(name: str) -> None:
     _check(libc.prctl(_PR_SET_NAME, ctypes.c_char_p(name.encode()[:15]), 0, 0, 0))
+
+
+def prefer_short_turns(nanoseconds: int = 100_000, *, inherited: bool = False) -> None:
+    """Ask the scheduler for short turns: who takes them is let in at once when he is woken, rather than when whoever
+    runs has had his. Nobody needs a privilege for it; a kernel before 6.12 takes no notice."""
+    reset_on_fork = 0 if inherited else 1
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    attributes = struct.pack("=IIQiIQQQ", 48, 0, reset_on_fork, nice, 0, nanoseconds, 0, 0)
+    _call(_NUMBERS["sched_setattr"], 0, ctypes.c_char_p(attributes), 0)
 
 
 def load_seccomp(program: bytes) -> None:

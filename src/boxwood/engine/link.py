@@ -18,6 +18,7 @@ from boxwood.engine.api import BoxGone, GuestError
 from boxwood.engine.frames import FROM_AGENT_LIMIT, FrameError, Incoming, Outgoing
 from boxwood.engine.strays import let_go
 
+_LEISURE = 0.01  # seconds
 Answer = tuple[dict[str, Any], bytes, list[int]]
 
 
@@ -41,14 +42,21 @@ class Link:
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._streams: dict[int, Callable[[dict[str, Any], bytes], None]] = {}
         self._writing = False
+        self._leisurely = False  # a flush will come
         self._closed = False
         self._loop.add_reader(sock.fileno(), self._readable)
 
-    def say(self, header: dict[str, Any], payload: bytes = b"") -> None:
-        """Something that has no answer."""
-        if not self._closed:
-            self._outgoing.put(header, payload)
+    def say(self, header: dict[str, Any], payload: bytes = b"", *, hurry: bool = True) -> None:
+        """Something that has no answer. Without `hurry` it leaves with what is said next, or in a few milliseconds:
+        the agent need not be woken for it."""
+        if self._closed:
+            return
+        self._outgoing.put(header, payload)
+        if hurry:
             self._flush()
+        elif not self._leisurely:
+            self._leisurely = True
+            self._loop.call_later(_LEISURE, self._flush)
 
     async def ask(
         self,
@@ -159,6 +167,7 @@ class Link:
             raise FrameError("an answer in parts that nobody asked for")
 
     def _flush(self) -> None:
+        self._leisurely = False
         if self._closed:
             return
         try:

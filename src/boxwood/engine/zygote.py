@@ -45,7 +45,6 @@ PACKET_LIMIT = 1 << 17
 _HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}\Z")
 _AHEAD = 4  # processes prepared for boxes to come
 _QUIET = 0.002  # seconds without a request after which they are made
-_UNHURRIED = 10  # the nice value of that work: whoever waits for a box comes first
 _LONELY = 5.0  # seconds between looks whether a server can still come
 _RETRY = 0.02  # seconds until a busy cgroup is tried again
 _PAUSE = 1.0  # seconds until a process is prepared again, after it failed
@@ -149,7 +148,7 @@ class Zygote:
         self._busy_cgroups = {b for b in self._busy_cgroups if not self._removed(b)}
         if self._wants_spares and time.monotonic() >= self._pause_until:
             try:
-                self._prepare(_UNHURRIED)
+                self._prepare(idle=True)
             except (OSError, RuntimeError):  # the host is short of something: no reason to die, and all boxes with us
                 traceback.print_exc()
                 self._pause_until = time.monotonic() + _PAUSE
@@ -296,15 +295,15 @@ class Zygote:
         live.vm, live.top = vm, top
         return {"ok": True}
 
-    def _prepare(self, nice: int = 0) -> Live:
-        """A process with everything a box needs but its VM."""
+    def _prepare(self, *, idle: bool = False) -> Live:
+        """A process with everything a box needs but its VM. `idle`: made when nobody else wants the processor."""
         assert self._cgroups is not None
         range_, group = self._ranges.take(), new_ulid()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.shutdown(socket.SHUT_RD)
         try:
             cgroups = [f"{directory}/{self._cgroups.door}" for directory in self._cgroups.make(group, Limits())]
-            pid = self._fork_in_new_namespace(range_, cgroups, theirs, nice)
+            pid = self._fork_in_new_namespace(range_, cgroups, theirs, idle)
             pidfd = _pidfd(pid)
         except BaseException:
             ours.close()
@@ -318,13 +317,14 @@ class Zygote:
         self._selector.register(live.pidfd, selectors.EVENT_READ, lambda: self._on_death(live))
         return live
 
-    def _fork_in_new_namespace(self, range_: Range, cgroups: list[str], hook: socket.socket, nice: int) -> int:
+    def _fork_in_new_namespace(self, range_: Range, cgroups: list[str], hook: socket.socket, idle: bool) -> int:
         k.unshare(k.NEWPID)  # for the children of this process, which stays where it is
         try:
             pid = os.fork()
             if pid == 0:
                 try:
-                    os.setpriority(os.PRIO_PROCESS, 0, nice)
+                    if idle:
+                        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
                     stage = str(self._data / "mnt")
                     _live_as_box(box.Ground(range_, tuple(cgroups), stage, self._seccomp, self._places), hook)
                 finally:
@@ -469,7 +469,8 @@ def _live_as_box(ground: box.Ground, hook: socket.socket) -> NoReturn:
         with box.as_owner(range_):
             pid_one = agent.Agent(box.RUNTIME_DIRECTORY, hook)
             pid_one.desk.make_ready(lambda: box.enter(ground))
-        os.setpriority(os.PRIO_PROCESS, 0, 0)
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        k.prefer_short_turns()
     except BaseException as error:
         failure = _told(step, error)
     packet, ancillary, *_ = hook.recvmsg(PACKET_LIMIT, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
@@ -585,6 +586,7 @@ def main() -> None:
     zygote = Zygote(options.data, options.images, options.locks, places)
     state = {"pid": os.getpid(), "started": _started_at(os.getpid())}
     (options.data / "zygote.json").write_text(json.dumps(state))
+    k.prefer_short_turns()
     gc.collect()
     gc.disable()
     gc.freeze()

@@ -27,6 +27,7 @@ from boxwood.core.core import Core
 from boxwood.core.errors import CoreError
 from boxwood.engine.api import EngineError
 from boxwood.engine.host import HostEngine
+from boxwood.engine.kernel import prefer_short_turns
 from boxwood.images.shelf import ImageError
 from boxwood.server import hosts
 from boxwood.server.app import App
@@ -45,6 +46,7 @@ class CannotStart(Exception):
 
 def serve(config: Config) -> None:
     """Serve until told to end. CannotStart, and what `Core.open` raises."""
+    prefer_short_turns(inherited=True)
     uvloop.run(_serve(config))
 
 

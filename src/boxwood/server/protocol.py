@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -56,7 +56,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(_Joining(transport, self.loop))
+        super().connection_made(cast(asyncio.Transport, _Joining(transport, self.loop)))
         # asyncio does this only for sockets that were made with an explicit protocol number, which uvicorn's are not:
         # the body of an answer would wait 40 ms for the acknowledgement of its head.
         if (sock := transport.get_extra_info("socket")) is not None and sock.family != socket.AF_UNIX:
