@@ -151,7 +151,9 @@ async def test_signals(api):
     said = await api.ok("POST", url, {"signal": "SIGTERM"})
     contract.check(said, "CompletedRunResponse")
     assert set(said) == {*FIVE, "state"}
-    assert (await api.ok("GET", f"{url}/{run}"))["exit_code"] == 128 + 15
+    while (ended := await api.ok("GET", f"{url}/{run}"))["state"] == "running":
+        await asyncio.sleep(0)
+    assert ended["exit_code"] == 128 + 15
     await api.refused(404, "not_found", "POST", url, {"signal": "SIGTERM"})
     for wrong in ({"signal": "SIGSTOP"}, {"signal": "SIGINT", "command": "pwd"}, {"signal": "SIGINT", "timeout": 1},
                   {"signal": "SIGINT", "time_to_background": 0}):  # fmt: skip

@@ -59,7 +59,7 @@ def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (images / fake_engine.IMAGE / "upper").mkdir(parents=True)
     image = host.HostImage(fake_engine.IMAGE, "fingerprint", 0, 0, 0, 0.0)
     monkeypatch.setattr(host, "ensure", lambda directory, progress: image)
-    monkeypatch.setattr(main, "HostEngine", lambda data, images: fake_engine.FakeEngine(machine))
+    monkeypatch.setattr(main, "HostEngine", lambda data, images, ready: fake_engine.FakeEngine(machine))
     return Config(tmp_path / "data", images, port=0), machine
 
 

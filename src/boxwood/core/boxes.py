@@ -147,7 +147,7 @@ class Boxes:
         now = asyncio.get_running_loop().time()
         if now - slot.marked_at >= ACTIVE_MARK_SECONDS:
             slot.marked_at = now
-            self._database.post(partial(vm_rows.active, vm_id=vm_id, at=clock.now()))
+            self._database.post(partial(vm_rows.active, vm_id=vm_id, at=clock.now()), small=True)
         return slot
 
     def leave(self, slot: Slot) -> None:
@@ -221,7 +221,8 @@ class Boxes:
             raise NotFound("vm", f"there is no VM {vm_id}")
         layers, images = layer_rows.chain(near, row.base)
         slot.marked_at = asyncio.get_running_loop().time()
-        marked = self._database.submit(partial(vm_rows.boot, vm_id=vm_id, base=row.base, at=clock.now()))
+        mark = partial(vm_rows.boot, vm_id=vm_id, base=row.base, at=clock.now())
+        marked = self._database.submit(mark, small=True)
         try:
             box = await self._engine.boot(
                 BoxSpec(vm_id, Stack(layers, row.top, images), _hostname(row), self._limits(row))
@@ -229,7 +230,7 @@ class Boxes:
         except EngineError as error:
             if not marked.cancel():  # as a wait: it is committed all the same, and taken back
                 marked.exception()
-            self._database.post(lambda connection: vm_rows.parked(connection, vm_id))
+            self._database.post(lambda connection: vm_rows.parked(connection, vm_id), small=True)
             raise self._not_made(row, images, error) from error
         try:
             await marked
@@ -287,7 +288,7 @@ class Boxes:
             slot.timer = None
         runs = list(slot.runs.values())
         slot.runs.clear()
-        self._database.post(lambda connection: vm_rows.parked(connection, slot.vm_id))
+        self._database.post(lambda connection: vm_rows.parked(connection, slot.vm_id), small=True)
         for run in runs:
             run.lost(reason)
         self.put_down_hook()

@@ -208,9 +208,8 @@ class Lanes:
         run.close()
         run.recording = True
         row = run.row()
-        self._database.submit(lambda connection: run_rows.put(connection, row)).add_done_callback(
-            partial(self._recorded, run)
-        )
+        stored = self._database.submit(lambda connection: run_rows.put(connection, row), small=row.small)
+        stored.add_done_callback(partial(self._recorded, run))
 
     def _recorded(self, run: LiveRun, stored: asyncio.Future[None]) -> None:
         if stored.cancelled():

@@ -115,7 +115,7 @@ class Runs:
             if claim is not None:
                 claim.record(connection, run.id)
 
-        self._database.post(insert, run.start_lost)
+        self._database.post(insert, run.start_lost, small=stored.small)
         return run
 
     async def _inserted(self, run: LiveRun) -> None:

@@ -85,7 +85,7 @@ class Sessions:
                 raise NotFound("vm", "the VM is not there any more") from error
             return row
 
-        return await self._database.write(make)
+        return await self._database.write(make, small=True)
 
     async def get(self, caller: Caller, vm: str, session_id: str) -> Session:
         """NotFound (vm, session)."""

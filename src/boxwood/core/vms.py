@@ -43,7 +43,7 @@ from boxwood.store import layers as layer_rows
 from boxwood.store import sessions as session_rows
 from boxwood.store import uploads as upload_rows
 from boxwood.store import vms as rows
-from boxwood.store.database import Database
+from boxwood.store.database import SMALL_BYTES, Database
 from boxwood.store.sessions import SessionRow
 from boxwood.store.vms import VMRow
 
@@ -221,7 +221,8 @@ class VMs:
             return row, sessions
 
         try:
-            return await self._database.write(make)
+            light = session_rows.state_bytes(self._database.near, source.id) < SMALL_BYTES
+            return await self._database.write(make, small=light)
         except BaseException:
             if plan.copy is not None:
                 self._layers.orphaned(plan.copy)

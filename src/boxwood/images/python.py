@@ -25,7 +25,8 @@ def equip(root: Path) -> str | None:
     if not os.path.lexists(binaries / "python3"):
         put_interpreter(root)
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        packages = root / f"usr/local/lib/python{version}/site-packages"
+        debian = "deb_system" in sysconfig.get_scheme_names()
+        packages = root / f"usr/local/lib/python{version}" / ("dist-packages" if debian else "site-packages")
         has_pip = False
     else:
         if not os.path.lexists(binaries / "python"):
@@ -102,7 +103,7 @@ def _has_pip(root: Path, version: str) -> bool:
 
 def _pip_wheel(root: Path) -> Path | None:
     places = [place for pattern in _WHEELS for place in root.glob(pattern)]
-    places.append(Path(sysconfig.get_path("stdlib")) / "ensurepip/_bundled")
+    places += [Path(sysconfig.get_path("stdlib")) / "ensurepip/_bundled", Path(sys.base_prefix) / "share/python-wheels"]
     wheels = [wheel for place in places for wheel in sorted(place.glob("pip-*.whl"))]
     return wheels[-1] if wheels else None
 

@@ -1,5 +1,8 @@
 """The database file: one thread writes and commits in batches, other connections read.
 
+What is small is committed on the event loop, here and now, as long as the thread has nothing to do: to be woken takes
+it as long again as such a commit.
+
 `write` hands a function to the writer's thread, where it gets the connection inside a transaction, and waits for the
 commit. `post` is for what nobody waits for: it rides with the next write, or goes after some milliseconds. What has
 queued up while the last commit was made shares the next one; each function has a savepoint of its own, so that one
@@ -29,6 +32,7 @@ Failed = Callable[[BaseException], None]
 log = logging.getLogger(__name__)
 
 BATCH = 256
+SMALL_BYTES = 16 << 10  # of what is written on the event loop
 CHECKPOINT_BYTES = 4 << 20
 BUSY_SECONDS = 10.0
 CHECKPOINT_LOOKS = 32  # batches between looks at the size of the log
@@ -54,13 +58,10 @@ class _Task(Generic[T]):
 
     work: Work[T]
     future: asyncio.Future[T] | None
+    small: bool = False
     failed: Failed | None = None
     result: Any = None
     error: BaseException | None = None
-
-    @property
-    def news(self) -> bool:
-        return self.future is not None or self.error is not None
 
 
 class Database:
@@ -80,6 +81,8 @@ class Database:
         self._closed = False
         self._checkpointing = False
         self._resolved = 0
+        self._handed_over = 0  # batches that the writer has
+        self._begins_log = False  # the next commit may wait for the disk: it begins the log anew
 
     @classmethod
     async def open(cls, path: Path, failure: Callable[[StoreError], Exception] | None = None) -> Database:
@@ -88,6 +91,7 @@ class Database:
         try:
             await database._loop.run_in_executor(database._readers, _migrate, path)
             database._connection = database._connect()
+            database._here = database._connect(busy_seconds=0)
             database._near = database._connect(read_only=True)
         except BaseException:
             database._readers.shutdown(wait=False)
@@ -96,10 +100,11 @@ class Database:
         return database
 
     _connection: sqlite3.Connection
+    _here: sqlite3.Connection
     _near: sqlite3.Connection
 
-    def _connect(self, *, read_only: bool = False) -> sqlite3.Connection:
-        connection = connect(self.path)
+    def _connect(self, *, read_only: bool = False, busy_seconds: float = BUSY_SECONDS) -> sqlite3.Connection:
+        connection = connect(self.path, busy_seconds)
         if read_only:
             connection.execute("PRAGMA query_only = ON")
         else:
@@ -109,23 +114,23 @@ class Database:
 
     # Writing
 
-    def submit(self, work: Work[T]) -> asyncio.Future[T]:
-        """Queue a write; the future is done once it is committed."""
+    def submit(self, work: Work[T], *, small: bool = False) -> asyncio.Future[T]:
+        """Queue a write; the future is done once it is committed. `small`: it changes a few short rows."""
         future: asyncio.Future[T] = self._loop.create_future()
         if self._closed:
             future.set_exception(self._failure(StoreError("the database is closed")))
         else:
-            self._posted.append(_Task(work, future))
+            self._posted.append(_Task(work, future, small))
             self._send()
         return future
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], *, small: bool = False) -> T:
         """Do `work` in a transaction and wait for its commit; what it raises is raised here, and undone."""
-        return await self.submit(work)
+        return await self.submit(work, small=small)
 
-    def post(self, work: Work[Any], failed: Failed | None = None) -> None:
+    def post(self, work: Work[Any], failed: Failed | None = None, *, small: bool = False) -> None:
         """A write that nobody waits for. Should it fail, `failed` is called, else the log says so."""
-        task = _Task(work, None, failed)
+        task = _Task(work, None, small, failed)
         if self._closed:
             self._fail(task, StoreError("the database is closed"))
             return
@@ -139,8 +144,23 @@ class Database:
             self._send()
 
     def _send(self) -> None:
-        self._queue.put(self._posted)
-        self._posted = []
+        batch, self._posted = self._posted, []
+        free = not self._handed_over and not self._begins_log
+        if free and all(task.small for task in batch) and self._committed_here(batch):
+            self._resolve(batch)
+        else:
+            self._handed_over += 1
+            self._begins_log = False
+            self._queue.put(batch)
+
+    def _committed_here(self, batch: list[_Task[Any]]) -> bool:
+        """False: somebody else is writing, and nothing was done."""
+        try:
+            self._here.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+        self._commit(self._here, batch)
+        return True
 
     def _fail(self, task: _Task[Any], error: BaseException) -> None:
         told = self._told(error)
@@ -154,28 +174,29 @@ class Database:
 
     async def flush(self) -> None:
         """Wait until everything that was handed in so far is committed."""
-        await self.submit(lambda connection: None)
+        await self.submit(lambda connection: None, small=True)
 
     def _write_loop(self) -> None:
         last = False
         while not last:
             batch: list[_Task[Any]] = []
+            count = 0
             tasks = self._queue.get()
             while tasks is not None:
                 batch += tasks
+                count += 1
                 if len(batch) >= BATCH or self._queue.empty():
                     break
                 tasks = self._queue.get()
             last = tasks is None
-            if batch:
-                self._commit(batch)
-                if any(task.news for task in batch):
-                    self._loop.call_soon_threadsafe(self._resolve, batch)
+            if count:
+                self._commit(self._connection, batch)
+                self._loop.call_soon_threadsafe(self._taken_back, batch, count)
 
-    def _commit(self, batch: list[_Task[Any]]) -> None:
-        connection = self._connection
+    def _commit(self, connection: sqlite3.Connection, batch: list[_Task[Any]]) -> None:
         try:
-            connection.execute("BEGIN IMMEDIATE")
+            if not connection.in_transaction:
+                connection.execute("BEGIN IMMEDIATE")
             for task in batch:
                 self._apply(connection, task, alone=len(batch) == 1)
             connection.execute("COMMIT")
@@ -198,6 +219,10 @@ class Database:
                 raise
             connection.execute("ROLLBACK TO task")
         connection.execute("RELEASE task")
+
+    def _taken_back(self, batch: list[_Task[Any]], count: int) -> None:
+        self._handed_over -= count
+        self._resolve(batch)
 
     def _resolve(self, batch: list[_Task[Any]]) -> None:
         for task in batch:
@@ -227,7 +252,7 @@ class Database:
         self._checkpointing = True
 
         def done(_: object) -> None:
-            self._checkpointing = False
+            self._checkpointing, self._begins_log = False, True
 
         def checkpoint(connection: sqlite3.Connection) -> None:
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
@@ -276,9 +301,9 @@ class Database:
             connection.close()
 
 
-def connect(path: Path) -> sqlite3.Connection:
+def connect(path: Path, busy_seconds: float = BUSY_SECONDS) -> sqlite3.Connection:
     """A connection in autocommit mode with this program's settings."""
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=busy_seconds)
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")

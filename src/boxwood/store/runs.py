@@ -6,6 +6,8 @@ import sqlite3
 from dataclasses import dataclass, fields
 from typing import Any
 
+from boxwood.store.database import SMALL_BYTES
+
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
@@ -27,6 +29,12 @@ class RunRow:
     out_bytes: int
     err_bytes: int
     truncated: int
+
+    @property
+    def small(self) -> bool:
+        """May it be written on the event loop?"""
+        parts = (self.command, self.options or "", self.out or b"", self.err or b"")
+        return sum(map(len, parts)) < SMALL_BYTES
 
 
 _COLUMNS = tuple(field.name for field in fields(RunRow))

@@ -107,6 +107,13 @@ def delete(connection: sqlite3.Connection, session_id: str) -> None:
     connection.execute("DELETE FROM sessions WHERE id = ?", (session_id,))
 
 
+def state_bytes(connection: sqlite3.Connection, vm_id: str) -> int:
+    """What the saved shells of a VM take up, all together."""
+    found = connection.execute("SELECT coalesce(sum(length(state)), 0) FROM sessions WHERE vm_id = ?", (vm_id,))
+    count: int = found.fetchone()[0]
+    return count
+
+
 def copy(
     connection: sqlite3.Connection, source_vm: str, target_vm: str, new_id: Callable[[], str], at: int
 ) -> list[SessionRow]:

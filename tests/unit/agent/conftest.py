@@ -31,7 +31,7 @@ class Answer:
         self.errno = None
         self.text = None
 
-    def __call__(self, fields=None):
+    def __call__(self, fields=None, *, hurry=True):
         assert not self.done
         self.fields = fields or {}
 

@@ -81,6 +81,8 @@ async def test_timeout_and_prompt(world):
 async def test_cancel(world):
     vm = await world.fork()
     running = await world.run(vm, "echo some; hang", wait=0)
+    while not (await world.core.runs.get(world.caller, vm.vm_id, running.run_id)).stdout:
+        await asyncio.sleep(0)
     pending = await world.run(vm, "put /never x", wait=0)
     cancel = world.core.runs.cancel
     assert await cancel(world.caller, vm.vm_id, pending.run_id)
