@@ -23,6 +23,7 @@ from boxwood.store import layers as rows
 from boxwood.store import vms as vm_rows
 from boxwood.store.database import Database, StoreError
 
+COLLECT_SECONDS = 0.2  # in which more may come: all is removed in one go, when whoever deletes has had his answer
 log = logging.getLogger(__name__)
 
 
@@ -97,12 +98,13 @@ class Layers:
     def start(self) -> None:
         self._wake(self._to_collect)
         self._wake(self._to_merge)
-        self._tasks.start(self._work(self._to_collect, self._collect))
+        self._tasks.start(self._work(self._to_collect, self._collect, COLLECT_SECONDS))
         self._tasks.start(self._work(self._to_merge, self._merge))
 
-    async def _work(self, event: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:
+    async def _work(self, event: asyncio.Event, work: Callable[[], Awaitable[None]], pause: float = 0) -> None:
         while True:
             await event.wait()
+            await asyncio.sleep(pause)
             event.clear()
             self._at_work += 1
             try:
@@ -134,9 +136,9 @@ class Layers:
             self._orphans.difference_update(orphans)
         if doomed:
             await self._database.write(lambda connection: rows.delete(connection, doomed))
-        for vm_id in list(self._spools):
-            await asyncio.to_thread(shutil.rmtree, self._spool / vm_id, True)
-            self._spools.discard(vm_id)
+        if spools := list(self._spools):
+            await asyncio.to_thread(_remove_trees, [self._spool / vm_id for vm_id in spools])
+            self._spools.difference_update(spools)
 
     # Merging
 
@@ -169,3 +171,8 @@ class Layers:
         log.info("%d layers merged into %s", len(chain), target)
         self._superseded.add(top)
         self._wake(self._to_collect)
+
+
+def _remove_trees(directories: list[Path]) -> None:
+    for directory in directories:
+        shutil.rmtree(directory, ignore_errors=True)

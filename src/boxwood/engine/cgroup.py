@@ -25,6 +25,9 @@ MOUNTS = Path("/proc/self/mounts")
 _CONTROLLERS = frozenset({"memory", "cpu", "pids"})
 
 
+NO_LIMITS = Limits(vcpu=0, memory_mib=0, pids=0)
+
+
 class LimitUnavailable(RuntimeError):
     """The host has no controller for a limit that was asked for."""
 
@@ -76,10 +79,11 @@ class Cgroups(ABC):
             raise
         return made
 
-    def limit(self, box: str, limits: Limits) -> None:
-        """Set the limits of a group that was made before they were known. LimitUnavailable, OSError."""
+    def limit(self, box: str, limits: Limits, before: Limits = NO_LIMITS) -> None:
+        """Set the limits of a group that has had others, or none. LimitUnavailable, OSError."""
         self._check(limits)
-        self._limit(checked(box), limits)
+        self._lift(checked(box), limits, before)
+        self._limit(box, limits)
 
     def _check(self, limits: Limits) -> None:
         for controller, wanted in (("memory", limits.memory_mib), ("cpu", limits.vcpu), ("pids", limits.pids)):
@@ -144,6 +148,10 @@ class Cgroups(ABC):
     def _limit(self, box: str, limits: Limits) -> None: ...
 
     @abstractmethod
+    def _lift(self, box: str, limits: Limits, before: Limits) -> None:
+        """Take back the bounds that were there before and are to be no more."""
+
+    @abstractmethod
     def _set_frozen(self, box: str, frozen: bool) -> None: ...
 
     @abstractmethod
@@ -190,6 +198,16 @@ class Unified(Cgroups):
             _write(f"{at}/cpu.max", f"{_quota(limits.vcpu)} {CPU_PERIOD_US}")
         if limits.pids:
             _write(f"{at}/pids.max", str(limits.pids))
+
+    def _lift(self, box: str, limits: Limits, before: Limits) -> None:
+        at = f"{self._parent}/{box}"
+        if before.memory_mib and not limits.memory_mib:
+            _write(f"{at}/memory.max", "max")
+            _write_if_there(f"{at}/memory.swap.max", "max")
+        if before.vcpu and not limits.vcpu:
+            _write(f"{at}/cpu.max", f"max {CPU_PERIOD_US}")
+        if before.pids and not limits.pids:
+            _write(f"{at}/pids.max", "max")
 
     def _set_frozen(self, box: str, frozen: bool) -> None:
         _write(f"{self._parent}/{checked(box)}/cgroup.freeze", "1" if frozen else "0")
@@ -247,6 +265,17 @@ class Separate(Cgroups):
             _write(f"{self._at['cpu']}/{box}/cpu.cfs_quota_us", str(_quota(limits.vcpu)))
         if limits.pids:
             _write(f"{self._at['pids']}/{box}/pids.max", str(limits.pids))
+
+    def _lift(self, box: str, limits: Limits, before: Limits) -> None:
+        if before.memory_mib and not 0 < limits.memory_mib <= before.memory_mib:
+            at = f"{self._at['memory']}/{box}"
+            if self._swap:  # never below the other
+                _write(f"{at}/memory.memsw.limit_in_bytes", "-1")
+            _write(f"{at}/memory.limit_in_bytes", "-1")
+        if before.vcpu and not limits.vcpu:
+            _write(f"{self._at['cpu']}/{box}/cpu.cfs_quota_us", "-1")
+        if before.pids and not limits.pids:
+            _write(f"{self._at['pids']}/{box}/pids.max", "max")
 
     def _set_frozen(self, box: str, frozen: bool) -> None:
         _write(f"{self._freezer(box)}/freezer.state", "FROZEN" if frozen else "THAWED")

@@ -135,26 +135,31 @@ class HostEngine:
     async def boot(self, spec: BoxSpec) -> Box:
         await self._connect()
         untouched = not (self._data / "layers" / checked(spec.stack.top)).exists()
-        box = self._ready.take(spec.stack) if untouched else None
-        if box is not None and await self._assigned(box, spec):
-            return box
-        return await self._boot(spec)
+        box = self._ready.take(spec.stack, spec.limits) if untouched else None
+        if box is None:
+            return await self._boot(spec)
+        fits = box.hostname == spec.hostname and box.limits == spec.limits
+        assigning = asyncio.ensure_future(self._assign(box, spec))
+        if not fits:  # else nothing is changed that its processes could see, and nobody need wait for it
+            try:
+                await asyncio.shield(assigning)
+            except asyncio.CancelledError:
+                self._abandon(box.box_id)
+                raise
+            if box.gone.done():
+                return await self._boot(spec)
+        return box
 
-    async def _assigned(self, box: HostBox, spec: BoxSpec) -> bool:
-        """Make a ready box the VM's. False: it could not be done, and the box is gone."""
+    async def _assign(self, box: HostBox, spec: BoxSpec) -> None:
+        """Make a ready box the VM's. If it cannot be done, the box is gone afterwards."""
         fields = _boot_fields(spec)
         del fields["layers"]
+        box.vm_id, box.top, box.hostname, box.limits = spec.vm_id, spec.stack.top, spec.hostname, spec.limits
         try:
             await self._zygote.ask("assign", {"box": box.box_id, **fields})
-            box.vm_id, box.top = spec.vm_id, spec.stack.top
-            return True
         except EngineError as error:
             log.warning("a ready box could not be given to a VM: %s", error)
             await box.kill()
-            return False
-        except BaseException:
-            self._abandon(box.box_id)
-            raise
 
     async def _discard(self, box: HostBox) -> None:
         """Put down a box that no VM has, with its top."""
@@ -169,7 +174,7 @@ class HostEngine:
 
     async def _boot(self, spec: BoxSpec) -> HostBox:
         await self._connect()
-        box = HostBox(new_ulid(), spec.vm_id, spec.stack.top, self._put_down)
+        box = HostBox(new_ulid(), spec.vm_id, spec.stack.top, self._put_down, spec.hostname, spec.limits)
         ours, theirs = socket.socketpair()
         self._boxes[box.box_id] = box
         try:

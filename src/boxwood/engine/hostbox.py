@@ -16,6 +16,7 @@ from boxwood.engine.api import (
     Activity,
     BoxGone,
     GuestError,
+    Limits,
     Manifest,
     ManifestEntry,
     OpenFile,
@@ -49,12 +50,23 @@ class _Attached:
 
 
 class HostBox:
-    """See `boxwood.engine.api.Box`. `put_down` kills the box through the zygote."""
+    """See `boxwood.engine.api.Box`. `put_down` kills the box through the zygote. `hostname` and `limits` are unknown of
+    a box that was adopted."""
 
-    def __init__(self, box_id: str, vm_id: str, top: str, put_down: Callable[[str], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        box_id: str,
+        vm_id: str,
+        top: str,
+        put_down: Callable[[str], Awaitable[None]],
+        hostname: str = "",
+        limits: Limits = Limits(),
+    ) -> None:
         self.box_id = box_id
         self.vm_id = vm_id
         self.top = top
+        self.hostname = hostname
+        self.limits = limits
         self.gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.known_runs: dict[str, RunEnd | None] = {}
         self._put_down = put_down

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from boxwood.engine.api import BoxGone, BoxSpec, EngineError, Stack
+from boxwood.engine.api import BoxGone, BoxSpec, EngineError, Limits, Stack
 from boxwood.engine.hostbox import HostBox
 from boxwood.engine.ulid import new_ulid
 
@@ -29,6 +29,7 @@ class _Shelf:
 
     layers: tuple[str, ...]
     images: frozenset[str]
+    limits: Limits = Limits()  # of who asked last: the next one most likely wants the same
     asked: int = 0
     asked_at: float = 0.0
     boxes: list[HostBox] = field(default_factory=list)
@@ -56,12 +57,13 @@ class ReadyBoxes:
         self._again: asyncio.TimerHandle | None = None
         self._closed = False
 
-    def take(self, stack: Stack) -> HostBox | None:
+    def take(self, stack: Stack, limits: Limits) -> HostBox | None:
         """A ready box with these layers, if there is one. The demand is remembered."""
         if not self._most or self._closed:
             return None
         shelf = self._shelves.pop(stack.layers, None) or _Shelf(stack.layers, stack.images)
         self._shelves[stack.layers] = shelf
+        shelf.limits = limits
         shelf.asked, shelf.asked_at = shelf.asked + 1, asyncio.get_running_loop().time()
         self._look_after(_QUIET)
         while shelf.boxes:
@@ -134,7 +136,7 @@ class ReadyBoxes:
             fullest = max(self._shelves.values(), key=lambda other: (len(other.boxes), -other.asked_at))
             await self._put_down([fullest.boxes.pop(0)])
         try:
-            box = await self._boot(BoxSpec("", Stack(shelf.layers, new_ulid(), shelf.images)))
+            box = await self._boot(BoxSpec("", Stack(shelf.layers, new_ulid(), shelf.images), limits=shelf.limits))
         except Exception:
             shelf.asked = 0  # until it is asked for again
             raise

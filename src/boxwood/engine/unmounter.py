@@ -15,6 +15,8 @@ import socket
 
 from boxwood.engine import kernel as k
 
+_NICE = 15  # nobody waits for it
+
 
 class Unmounter:
     def __init__(self) -> None:
@@ -53,6 +55,7 @@ def _let_go_of_what_comes(sock: socket.socket) -> None:
     try:
         k.set_death_signal(signal.SIGKILL)
         k.set_name("unmounter")
+        os.nice(_NICE)
         os.closerange(3, sock.fileno())
         os.closerange(sock.fileno() + 1, 1 << 20)
         while True:

@@ -67,6 +67,8 @@ class Live:
     box: str = ""
     vm: str = ""  # empty also of a box that was booted ahead of its VM
     top: str = ""
+    hostname: str = ""
+    limits: Limits = Limits()
     mounts: int | None = None  # its mount namespace, held while it dies
 
 
@@ -264,9 +266,10 @@ class Zygote:
         prepare_top(self._layers, top)
         plan = {"layers": layers, "top": top, "hostname": hostname}
         live = self._spares[0] if self._spares else self._prepare()  # the one that has had most time
-        self._cgroups.limit(live.group, Limits(**request["limits"]))
+        limits = Limits(**request["limits"])
+        self._cgroups.limit(live.group, limits, live.limits)
         self._spares.remove(live)
-        live.box, live.vm, live.top = box_id, vm, top
+        live.box, live.vm, live.top, live.hostname, live.limits = box_id, vm, top, hostname, limits
         self._boxes[box_id] = live
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds[:1]))]
         live.hook.sendmsg([json.dumps(plan).encode()], rights, socket.MSG_NOSIGNAL)
@@ -285,15 +288,22 @@ class Zygote:
             raise Refused("this box has a VM")
         if any(other.top == top for other in self._boxes.values()):
             raise Refused("the top of this VM lives already")
-        self._cgroups.limit(live.group, Limits(**request["limits"]))
+        if (limits := Limits(**request["limits"])) != live.limits:
+            self._cgroups.limit(live.group, limits, live.limits)
+            live.limits = limits
+        if hostname != live.hostname:
+            self._rename(live, hostname)
+        os.rename(live.top, top, src_dir_fd=self._layers, dst_dir_fd=self._layers)
+        live.vm, live.top = vm, top
+        return {"ok": True}
+
+    def _rename(self, live: Live, hostname: str) -> None:
         k.setns(live.pidfd, k.NEWUTS)
         try:
             k.sethostname(hostname)
         finally:
             k.setns(self._uts_namespace, k.NEWUTS)
-        os.rename(live.top, top, src_dir_fd=self._layers, dst_dir_fd=self._layers)
-        live.vm, live.top = vm, top
-        return {"ok": True}
+        live.hostname = hostname
 
     def _prepare(self, *, idle: bool = False) -> Live:
         """A process with everything a box needs but its VM. `idle`: made when nobody else wants the processor."""

@@ -14,6 +14,7 @@ from boxwood.engine.agent.state import Report
 from boxwood.engine.agent.terminal import unread
 
 SHELLS = (b"/bin/bash", b"/usr/bin/bash", b"/bin/sh", b"/usr/bin/sh")
+_LOCALE = {b"LANG": b"C.UTF-8"}  # a shell that is told later reads its files when somebody waits
 _READ = 1 << 16
 
 
@@ -79,7 +80,7 @@ class Shell:
         place = os.open(links.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         os.set_blocking(self._control, False)
         try:
-            return spawn(exe, self.kind.argv, {}, Streams(control, null, null), place, gate=gate)
+            return spawn(exe, self.kind.argv, _LOCALE, Streams(control, null, null), place, gate=gate)
         except OSError:
             os.close(self._control)
             raise
