@@ -37,7 +37,7 @@ async def _rounds(n: int, steps: dict[str, Step], burst: int = 5) -> list[Series
 
 async def _core(data: Path, n: int) -> list[Series]:
     config = Config.load(data, idle_seconds=3600)
-    core = await Core.open(config, HostEngine(config.data, config.images))
+    core = await Core.open(config, HostEngine(config.data, config.images, config.ready_boxes))
     try:
         await core.goldens.ensure_host()
         caller = await core.keys.authenticate((data / "root.key").read_text().strip())

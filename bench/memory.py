@@ -33,7 +33,10 @@ def measure(server: Server, repeats: int = 3) -> tuple[list[Series], int]:
         server.start(idle_seconds=IDLE)
         with server.client() as box:
             box.fork("ubuntu").delete()
-            bare = _settled(lambda: processes(server))
+            bare = _settled(lambda: processes(server))  # what is prepared for any VM
+            with box.fork("ubuntu") as vm:
+                vm.run(":", check=True)
+            _settled(lambda: processes(server))  # and the boxes that are ready for more of the kind
             _settled(lambda: _disk(server.data)[0])  # what earlier measurements left is being collected
             empty, data_before = rss_kib(server.pid), _disk(server.data)
             before = _available()

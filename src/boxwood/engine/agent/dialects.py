@@ -18,6 +18,7 @@ from typing import ClassVar, TypeAlias
 
 from boxwood.engine.agent.state import State
 
+# Expressions are compiled in the zygote, where all boxes have them in common: one compiled in a box costs it 400 KiB.
 Note: TypeAlias = Callable[[str], None]
 _NAME = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*\Z")
 
@@ -195,6 +196,9 @@ class Bash(Dialect):
         re.S,
     )
     _escaped = re.compile(rb"\\([0-7]{1,3}|x[0-9A-Fa-f]{1,2}|.)", re.S)
+    _shellopts = re.compile(rb'(?m)^declare -\S+ SHELLOPTS="([a-z:-]*)"$')
+    _quoted = re.compile(rb'\\([$`"\\])')
+    _aliases = re.compile(rb"(?m)^alias ")
     _escapes: ClassVar = {b"a": b"\a", b"b": b"\b", b"E": b"\x1b", b"e": b"\x1b", b"f": b"\f", b"n": b"\n", b"r": b"\r",
                 b"t": b"\t", b"v": b"\v"}  # fmt: skip
 
@@ -228,7 +232,7 @@ class Bash(Dialect):
         return shopts, sets
 
     def flags(self, sections: Mapping[bytes, bytes]) -> set[bytes]:
-        found = re.search(rb'(?m)^declare -\S+ SHELLOPTS="([a-z:-]*)"$', sections[b"vars"])
+        found = self._shellopts.search(sections[b"vars"])
         return set(found[1].split(b":")) if found else set()
 
     def exported(self, sections: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
@@ -243,7 +247,7 @@ class Bash(Dialect):
         if text.startswith(b"$'"):
             return self._escaped.sub(self._meant, text[2:-1])
         if text.startswith(b'"'):
-            return re.sub(rb'\\([$`"\\])', rb"\1", text[1:-1]).replace(b"\\\n", b"")
+            return self._quoted.sub(lambda match: match[1], text[1:-1]).replace(b"\\\n", b"")
         return self.unquote(text)
 
     def _meant(self, match: re.Match[bytes]) -> bytes:
@@ -283,7 +287,9 @@ class Bash(Dialect):
                 first += self._declaration(name, attributes, value, v0.get(name, (b"", None))[0])
         functions = [b"eval " + quote(text) for text in self._functions(s)]
         marks = [b"\\builtin " + line for line in s[b"fattrs"].splitlines() if not line.startswith(b"declare -f ")]
-        aliases = re.sub(rb"(?m)^alias ", rb"\\builtin alias ", s[b"aliases"])  # expanded in the functions already
+        aliases = self._aliases.sub(
+            lambda match: b"\\builtin alias ", s[b"aliases"]
+        )  # expanded in the functions already
         last = late + self._last(state, sets, sets0)
         return [b"\n".join(first), b"\n".join(functions), b"\n".join(marks), aliases, b"\n".join(last)]
 

@@ -18,6 +18,7 @@ from boxwood.engine.agent.run import Command, Run, Source
 from boxwood.engine.agent.session import Common
 from boxwood.engine.agent.shell import find_shell
 
+_NUMBER = re.compile(rb"[0-9]{1,10}\Z")
 _MOST_READ = 1 << 20
 _MOST_ID = 0xFFFFFFFE
 _MOST_ARGUMENT = 100_000  # the kernel takes no more than 128 KiB in one
@@ -39,7 +40,7 @@ def _lines(path: str) -> list[list[bytes]]:
 
 
 def _number(text: bytes) -> int | None:
-    return int(text) if re.fullmatch(rb"[0-9]{1,10}", text) and int(text) <= _MOST_ID else None
+    return int(text) if _NUMBER.match(text) and int(text) <= _MOST_ID else None
 
 
 def find_user(text: str) -> tuple[Account, dict[bytes, bytes]]:
