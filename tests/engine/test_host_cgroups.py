@@ -132,6 +132,20 @@ def test_limits_hold(groups: Cgroups, start: Callable[..., subprocess.Popen[byte
     assert forker.wait() == 1  # BlockingIOError: the fourth process
 
 
+def test_limits_are_raised_and_lifted(groups: Cgroups, start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    if not groups.controllers >= {"memory", "pids"}:
+        pytest.skip("this hierarchy has no memory controller")
+    tight, wide = Limits(vcpu=1, memory_mib=64, pids=3), Limits(vcpu=2, memory_mib=512, pids=30)
+    directories = groups.make(BOX, tight)
+    groups.limit(BOX, wide, tight)
+    assert start(directories, "x = bytearray(256 << 20)").wait() == 0
+    groups.limit(BOX, tight, wide)
+    assert start(directories, "x = bytearray(256 << 20)").wait() == -signal.SIGKILL
+    groups.limit(BOX, unlimited(), tight)
+    many = "import os\nfor _ in range(40):\n    os.fork() or os._exit(0)\nx = bytearray(256 << 20)"
+    assert start(directories, many).wait() == 0
+
+
 def test_this_host_is_recognised() -> None:
     found = Cgroups.find(new_id())
     try:

@@ -220,3 +220,15 @@ def test_no_hierarchy_at_all(tmp_path: Path) -> None:
     (tmp_path / "mounts").write_text("proc /proc proc rw 0 0\n")
     with pytest.raises(EngineUnavailable, match="cgroup"):
         Cgroups.find(INSTANCE, tmp_path / "mounts")
+
+
+def test_limits_change_and_are_lifted(kernel: FakeKernel) -> None:
+    groups = found(kernel)
+    before = Limits(vcpu=1, memory_mib=256, pids=100)
+    at = Path(groups.make(BOX, before)[0])
+    names = ("memory.max", "memory.swap.max", "cpu.max", "pids.max")
+    after = Limits(vcpu=2, memory_mib=512, pids=50)
+    groups.limit(BOX, after, before)
+    assert [(at / name).read_text() for name in names] == [str(512 << 20), "0", "200000 100000", "50"]
+    groups.limit(BOX, Limits(vcpu=0, memory_mib=0, pids=0), after)
+    assert [(at / name).read_text() for name in names] == ["max", "max", "max 100000", "max"]

@@ -103,7 +103,7 @@ class HostEngine:
         living = await self._living()
         waiting = [HostBox(row["box"], "", row["top"], self._put_down) for row in living if not row["vm"]]
         self._boxes.update((box.box_id, box) for box in waiting)
-        await asyncio.gather(*(self._discard(box) for box in waiting))
+        await self._discard(waiting)
         found = await asyncio.gather(*(self._adopt_one(row) for row in living if row["vm"]))
         return [box for box in found if box is not None]
 
@@ -161,10 +161,10 @@ class HostEngine:
             log.warning("a ready box could not be given to a VM: %s", error)
             await box.kill()
 
-    async def _discard(self, box: HostBox) -> None:
-        """Put down a box that no VM has, with its top."""
-        await box.kill()
-        await self.remove([box.top])
+    async def _discard(self, boxes: Sequence[HostBox]) -> None:
+        """Put down boxes that no VM has, with their tops."""
+        await asyncio.gather(*(box.kill() for box in boxes))
+        await self.remove([box.top for box in boxes])
 
     def _abandon(self, box_id: str) -> None:
         """Nobody waits for this box any more, but it may live, or come up all the same."""

@@ -41,12 +41,12 @@ class _Shelf:
 
 
 class ReadyBoxes:
-    """`boot` makes a box, `discard` puts one down and removes its top; `most`: how many there are at once."""
+    """`boot` makes a box, `discard` puts some down and removes their tops; `most`: how many there are at once."""
 
     def __init__(
         self,
         boot: Callable[[BoxSpec], Awaitable[HostBox]],
-        discard: Callable[[HostBox], Awaitable[None]],
+        discard: Callable[[Sequence[HostBox]], Awaitable[None]],
         most: int,
     ) -> None:
         self._boot = boot
@@ -86,8 +86,7 @@ class ReadyBoxes:
         if self._work is not None:
             await asyncio.wait({self._work})
         shelves, self._shelves = self._shelves, {}
-        for shelf in shelves.values():
-            await self._put_down(shelf.boxes)
+        await self._put_down([box for shelf in shelves.values() for box in shelf.boxes])
 
     # --- keeping the shelves
 
@@ -146,9 +145,8 @@ class ReadyBoxes:
             shelf.boxes.append(box)
 
     async def _put_down(self, boxes: list[HostBox]) -> None:
-        while boxes:
-            box = boxes.pop()
+        if boxes:
             try:
-                await self._discard(box)
+                await self._discard(boxes)
             except EngineError as error:
-                log.warning("a ready box could not be put down: %s", error)
+                log.warning("ready boxes could not be put down: %s", error)

@@ -299,7 +299,8 @@ async def test_a_full_disk_fails_requests_and_the_server_lives_on(world):
     await world.out(vm, "pwd")
     database = world.core._database
     pages = await database.write(lambda c: c.execute("PRAGMA page_count").fetchone()[0])
-    await database.write(lambda c: c.execute(f"PRAGMA max_page_count = {pages}").fetchone())
+    for small in (True, False):
+        await database.write(lambda c: c.execute(f"PRAGMA max_page_count = {pages}").fetchone(), small=small)
     with pytest.raises(errors.CapacityUnavailable):
         for _ in range(200):
             await world.fork(description="x" * 1000)
@@ -308,7 +309,8 @@ async def test_a_full_disk_fails_requests_and_the_server_lives_on(world):
             await world.run(vm, "flood 60000")
     context = refusal.value.recovery["context"]
     assert refusal.value.recovery["work"] == "stopped"
-    await database.write(lambda c: c.execute("PRAGMA max_page_count = 1000000").fetchone())
+    for small in (True, False):
+        await database.write(lambda c: c.execute("PRAGMA max_page_count = 1000000").fetchone(), small=small)
     ended = await world.core.runs.get(world.caller, vm.vm_id, context["run_id"])
     assert (ended.state, len(ended.stdout)) == ("completed", 60000)
     await world.restart()

@@ -37,8 +37,47 @@ async def test_settings(database):
         database.near.execute("DELETE FROM meta")
 
 
-async def test_nothing_is_written_on_the_event_loop(database):
-    assert await database.write(lambda connection: threading.current_thread()) is not threading.current_thread()
+async def test_only_what_is_small_is_written_on_the_event_loop(database):
+    here = threading.current_thread()
+    assert await database.write(lambda connection: threading.current_thread()) is not here
+    assert await database.write(lambda connection: threading.current_thread(), small=True) is here
+    database.post(put("large"))  # what goes along decides
+    assert await database.write(lambda connection: threading.current_thread(), small=True) is not here
+
+
+async def test_small_writes_keep_their_place_in_the_order(database):
+    gate = threading.Event()
+    large = database.submit(lambda connection: gate.wait() and put("large")(connection))
+    small = database.submit(keys, small=True)
+    assert not small.done()
+    gate.set()
+    await large
+    assert await small == ["large"]
+
+
+async def test_a_small_write_that_fails_is_undone(database):
+    def half(connection: sqlite3.Connection) -> None:
+        put("half")(connection)
+        raise LookupError("no")
+
+    with pytest.raises(LookupError):
+        await database.write(half, small=True)
+    told: list[BaseException] = []
+    database.post(put("a"), small=True)
+    database.post(put("a"), told.append, small=True)
+    assert await database.write(keys, small=True) == ["a"]
+    assert [type(error) for error in told] == [StoreError]
+
+
+async def test_small_writes_wait_for_another_program_without_stopping_the_loop(database):
+    other = connect(database.path)
+    other.execute("BEGIN IMMEDIATE")
+    small = database.submit(put("a"), small=True)
+    assert not small.done()
+    other.execute("COMMIT")
+    other.close()
+    await small
+    assert keys(database.near) == ["a"]
 
 
 async def test_what_was_written_can_be_read_at_once_everywhere(database):

@@ -248,7 +248,11 @@ class Session:
             if self._learner.busy:
                 return  # the new shell is to have what is being learned
             self._start()
-        if self._shell is None or self._phase != "ready" or self._awaited is not None:
+        if self._shell is None:
+            return
+        if self._phase != "ready" or self._awaited is not None:
+            self._shell.hurry = True
+            self._shell.listen()
             return
         pending = self._take_pending()
         if pending is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 
 from boxwood.engine.agent.dialects import Dialect
@@ -15,6 +16,7 @@ from boxwood.engine.agent.terminal import unread
 
 SHELLS = (b"/bin/bash", b"/usr/bin/bash", b"/bin/sh", b"/usr/bin/sh")
 _LOCALE = {b"LANG": b"C.UTF-8"}  # a shell that is told later reads its files when somebody waits
+_GATHERING = 0.001  # seconds
 _READ = 1 << 16
 
 
@@ -52,6 +54,7 @@ class Shell:
         self.on_report: Callable[[Report], None] = lambda report: None
         self.on_death: Callable[[int], None] = lambda code: None
         self.report = Report(kind.row)
+        self.hurry = False  # somebody waits for the end of the present report
         self._unfed = b""
         self._dead = False
         self._deaf = False  # nobody reads the control pipe: a run has replaced the shell by another program
@@ -66,7 +69,7 @@ class Shell:
         except OSError:
             os.close(self._reports)
             raise
-        loop.watch(self._reports, IN, self._on_readable)
+        self.listen()
         loop.child(self.pid, self._on_exit)
         tree.grow(self.pid)
 
@@ -111,6 +114,7 @@ class Shell:
     def expect(self) -> Report:
         """The report of what is fed next."""
         self.report = Report(self.kind.row)
+        self.hurry = False
         return self.report
 
     @property
@@ -134,6 +138,14 @@ class Shell:
         except BlockingIOError:
             return
         self._hear(data)
+        if self.report.begun and not self.hurry and not self._dead:
+            # A state comes in dozens of small writes, and to be woken for each takes longer than they all do.
+            self._loop.unwatch(self._reports)
+            self._loop.at(time.monotonic() + _GATHERING, self.listen)
+
+    def listen(self) -> None:
+        if not self._dead:
+            self._loop.watch(self._reports, IN, self._on_readable)
 
     def _hear(self, data: bytes) -> None:
         while data:
