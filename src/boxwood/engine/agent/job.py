@@ -147,11 +147,13 @@ class Job:
             self._schedule()
 
     def _check(self, shell: Shell) -> None:
-        """Has the shell come back for more without a report? A blank line tells: it is read only when all before it
-        has been executed. Then the shell is given a chance to heal itself, and after that it is replaced."""
+        """Has the shell come back for more without a report? A blank line tells: fed when all before it has been read,
+        it is read itself only when all has been executed. Then the shell is given a chance to heal itself, and after
+        that it is replaced."""
         if not self._asked:
-            shell.feed(b"\n")
-            self._asked = True
+            if shell.has_read:
+                shell.feed(b"\n")
+                self._asked = True
         elif shell.came_back:
             if self._healed:
                 self._broken = True
@@ -196,9 +198,11 @@ class Job:
         self._shot = self._shell is not None and self.report.code is None
         Killing(self._loop, self._session.tree, self.before, self._shot, self._on_killed)
 
-    def _on_killed(self) -> None:
+    def _on_killed(self, shell_too: bool) -> None:
         self._killing = False
-        if self._shell is not None and not self._shot:
+        if shell_too:
+            self._session.leave()
+        elif self._shell is not None:
             # bash says "Killed" before its next command: let that be this one
             self._shell.feed(self._shell.kind.via + b":\n")
         self.advance()

@@ -150,7 +150,7 @@ class OneShot:
             self._killing, self._reason = True, reason
             Killing(self._loop, self.tree, {}, True, self._on_killed)
 
-    def _on_killed(self) -> None:
+    def _on_killed(self, command_too: bool) -> None:
         self._killing = False
         self._advance()
 

@@ -20,7 +20,6 @@ from boxwood.engine.kernel import set_subreaper
 _DEFAULTED = tuple(
     getattr(signal, name) for name in ("SIGCHLD", "SIGHUP", "SIGINT", "SIGPIPE", "SIGQUIT", "SIGTERM", "SIGXFSZ")
 )
-_OOM_SCORE = b"300"  # a box short of memory loses what runs in it before its agent
 _EAGER_ROUNDS = 100
 _WATCHED = 4
 _READINGS = 20
@@ -155,7 +154,6 @@ def _become(
         reset_signals()
         os.setpgid(0, 0)
         set_subreaper()
-        _expect_less_memory()
         os.fchdir(place)
         given = [fd for fd in streams if fd is not None]
         aside = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16) for fd in given]  # not in one another's way
@@ -180,15 +178,6 @@ def reset_signals() -> None:
     for signum in _DEFAULTED:
         signal.signal(signum, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-
-
-def _expect_less_memory() -> None:
-    try:
-        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
-        os.write(fd, _OOM_SCORE)
-        os.close(fd)
-    except OSError:
-        pass  # the order of killing is then the kernel's
 
 
 # --- trees
@@ -307,9 +296,9 @@ class ProcessTree:
             found += below
         return found
 
-    def strike(self, but: Mapping[int, int]) -> bool:
-        """Kill all below the root without `but` and what is below these. False: there was nobody. The youngest go
-        first: a chain of forks must not be faster than we."""
+    def strike(self, but: Mapping[int, int]) -> list[int]:
+        """Kill all below the root without `but` and what is below these: who was hit. The youngest go first: a chain of
+        forks must not be faster than we."""
         below = children(self.root, threads=False) if self.root is not None else []
         hit = []
         for pid in (*reversed(below), *list(self.orphans)):
@@ -328,7 +317,7 @@ class ProcessTree:
                     seen.add(child)
                     hit.append(child)
                     self.signal([child], signal.SIGKILL)
-        return bool(hit)
+        return hit
 
     def signal(self, pids: list[int], signum: int) -> bool:
         """True: at least one was there to hear it."""
@@ -348,14 +337,16 @@ def _is_dead(child: int) -> bool:
 
 
 class Killing:
-    """Kill all members of a tree but some, in rounds, and with `and_root` the root. Calls back when all is dead.
+    """Kill all members of a tree but some, in rounds, and with `and_root` the root. Calls `done` when all is dead, with
+    whether the root was killed too.
 
     The root is stopped first and killed last: as long as it exists, orphans come to it and are found in the next
-    round. Who still replaces himself faster than he is killed loses the root too, and then his whole group at once.
+    round. Who still replaces himself faster than he is killed loses the root too, and then his whole group at once;
+    who merely takes his time to die does not.
     """
 
     def __init__(
-        self, loop: Loop, tree: ProcessTree, but: Mapping[int, int], and_root: bool, done: Callable[[], None]
+        self, loop: Loop, tree: ProcessTree, but: Mapping[int, int], and_root: bool, done: Callable[[bool], None]
     ) -> None:
         self._loop = loop
         self._tree = tree
@@ -363,26 +354,36 @@ class Killing:
         self._and_root = and_root
         self._root = tree.root
         self._done = done
-        self._rounds = 0
+        self._rounds = 0  # in which there was somebody new
+        self._waits = 0
+        self._hit: set[int] = set()
+        self._took_root = False
         if and_root:
             self._signal_root(signal.SIGSTOP)
         self._round()
 
     def _round(self) -> None:
-        if self._tree.strike(self._but) or self._tree.members(self._but):
-            self._rounds += 1
-            if self._rounds >= _EAGER_ROUNDS:
-                self._strike_group()
-            eager = self._rounds < 2 * _EAGER_ROUNDS
-            self._loop.at(0.0 if eager else time.monotonic() + min(0.001 * self._rounds, 0.25), self._round)
+        hit = self._tree.strike(self._but) or self._tree.members(self._but)
+        if hit:
+            if self._hit.issuperset(hit):
+                self._waits += 1
+                pause = min(0.0005 * self._waits, 0.05)
+            else:
+                self._hit.update(hit)
+                self._rounds += 1
+                pause = 0.0 if self._rounds < 2 * _EAGER_ROUNDS else min(0.001 * self._rounds, 0.25)
+                if self._rounds >= _EAGER_ROUNDS:
+                    self._strike_group()
+            self._loop.at(time.monotonic() + pause, self._round)
             return
         if self._and_root:
             self._signal_root(signal.SIGKILL)
-        self._done()
+        self._done(self._took_root)
 
     def _signal_root(self, signum: int) -> None:
         if self._root is not None and self._root == self._tree.root:
             self._tree.signal([self._root], signum)
+            self._took_root = self._took_root or signum == signal.SIGKILL
 
     def _strike_group(self) -> None:
         """The kernel lets nobody escape from a group by a fork. But what is to live must not be in it."""

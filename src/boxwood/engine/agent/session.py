@@ -206,7 +206,7 @@ class Session:
         if pending is not None:
             pending.answer(OSError(errno.ECANCELED, "the session was closed"))
         self._closing_vigil = Vigil(self.loop, self._close_down)
-        Killing(self.loop, self.tree, {}, True, self._close_down)
+        Killing(self.loop, self.tree, {}, True, lambda _: self._close_down())
 
     def _close_down(self) -> None:
         """Again until nothing is left."""
@@ -360,17 +360,20 @@ class Session:
         if shell is not None:
             self._watchdog = self.loop.at(time.monotonic() + seconds, shell.kill)
 
-    def _watch_dump(self, count: int) -> None:
-        """A shell that has come back without its state, or is too long about it, is replaced."""
+    def _watch_dump(self, count: int, asked: bool = False) -> None:
+        """A shell that has come back without its state (see Job._check), or is too long about it, is replaced."""
         shell = self._shell
         if shell is None or self._awaited is None:
             return
-        if count == 1:
-            shell.feed(b"\n")  # read only when all before it has been executed
-        elif count > 1 and (shell.came_back or count > DUMP_SECONDS / _NUDGE_SECONDS):
+        if (asked and shell.came_back) or count > DUMP_SECONDS / _NUDGE_SECONDS:
+            self.leave()
             shell.kill()
             return
-        self._watchdog = self.loop.at(time.monotonic() + _NUDGE_SECONDS, lambda: self._watch_dump(count + 1))
+        if count and not asked and shell.has_read:
+            shell.feed(b"\n")
+            asked = True
+        again = time.monotonic() + _NUDGE_SECONDS
+        self._watchdog = self.loop.at(again, lambda: self._watch_dump(count + 1, asked))
 
     # --- what the shell tells
 
@@ -381,6 +384,8 @@ class Session:
     def _on_report(self, report: Report) -> None:
         if report.complete:
             self._on_saved(report)
+        elif report.garbled:
+            self.leave()
         if self.job is not None and report is self.job.report:
             self.job.on_report()
         elif report.complete:
@@ -395,7 +400,7 @@ class Session:
                 self._watchdog.cancel()
         if report.too_large:
             self.note(f"the state of the shell is larger than {STATE_LIMIT >> 20} MiB and was not saved")
-            self._phase = "ready"
+            self._come_to_rest()
             return
         sections, arguments = report.sections()
         state = State(shell.kind.kind, shell.kind.arm(sections, self._d), arguments, code=self._code)
@@ -407,7 +412,7 @@ class Session:
             except OSError as error:
                 self._fail(error)
             return
-        self._phase = "ready"
+        self._come_to_rest()
         self.saved_at_exit = report.at_exit
         if shell.kind.kind == Posix.kind:
             known = [line.split(b" ", 1)[0] for line in sections[b"known"].split(b"\n") if b"function" in line]
@@ -417,6 +422,15 @@ class Session:
         self.state = state
         if self._sourced:
             self._read_complaints()
+
+    def _come_to_rest(self) -> None:
+        if self._phase != "leaving":  # a shell that has been killed may have had something left to say
+            self._phase = "ready"
+
+    def leave(self) -> None:
+        """The shell has been killed: nothing more is started in it."""
+        if self._shell is not None:
+            self._phase = "leaving"
 
     def _ask(self, kind: Dialect) -> None:
         """Have the dumps of a shell that cannot list its functions tell which of those we know there still are."""
@@ -535,7 +549,8 @@ class Session:
                 self._told = mark
                 self.on_state()
             if self._poisoned and self._shell is not None and not self.tree.live():
-                self._phase, self._poisoned = "leaving", False
+                self._poisoned = False
+                self.leave()
                 self._shell.kill()
         self._go()
         if self.quiet:

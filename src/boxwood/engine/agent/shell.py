@@ -118,9 +118,14 @@ class Shell:
         return self.report
 
     @property
+    def has_read(self) -> bool:
+        """Has it read all that it was fed? Most shells read ahead, so it need not have executed it."""
+        return not self._unfed and unread(self._control) == 0
+
+    @property
     def came_back(self) -> bool:
         """Has it read all that it was fed, and reported nothing since?"""
-        return not self._deaf and not self._unfed and unread(self._control) == 0 and unread(self._reports) == 0
+        return not self._deaf and self.has_read and unread(self._reports) == 0
 
     @property
     def alive(self) -> bool:
