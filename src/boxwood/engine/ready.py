@@ -36,8 +36,9 @@ class _Shelf:
 
     @property
     def wanted(self) -> bool:
-        """An image is forked again and again; of other stacks that is known with the second demand."""
-        return self.asked > (0 if self.images.issuperset(self.layers) else 1)
+        """An image is forked again and again. Of another stack that is known with the third demand: a fork makes two,
+        if the source goes on too."""
+        return self.asked > (0 if self.images.issuperset(self.layers) else 2)
 
 
 class ReadyBoxes:
