@@ -12,6 +12,7 @@ import pytest
 from boxfixtures import Runner
 from boxwood.core.ids import new_id
 from boxwood.engine.api import BoxSpec, EngineError, Stack
+from boxwood.engine.host import HostEngine
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.timeout(120)]
 
@@ -77,3 +78,18 @@ async def test_a_connection_that_is_lost_strands_no_vm(runner: Runner, golden: s
     await runner.boot(top=runner.stack.top)
     assert (await runner.run("echo alive")).text == "alive\n"
     assert [row["box"] for row in await engine._living()] == [runner.box.box_id]
+
+
+async def test_whoever_is_late_starts_no_other_zygote(data: Path, images: Path) -> None:
+    engine = HostEngine(data, images)
+    await engine.start()
+    end = asyncio.ensure_future(engine.shutdown())
+    late = asyncio.gather(*(_late(engine) for _ in range(5)), return_exceptions=True)
+    await end
+    assert all(isinstance(error, EngineError) for error in await late)
+    assert not (data / "zygote.json").exists()
+
+
+async def _late(engine: HostEngine) -> None:
+    while True:
+        await engine.remove([new_id()])  # until it is refused

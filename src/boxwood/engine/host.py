@@ -41,12 +41,14 @@ class HostEngine:
         self._seccomp = b""
         self._checks: list[doctor.Check] = []
         self._connecting = asyncio.Lock()
+        self._over = False
         self._abandoned: set[asyncio.Task[None]] = set()
         self._ready = ReadyBoxes(self._boot, self._discard, ready)
 
     # --- the host
 
     async def start(self) -> Sequence[Box]:
+        self._over = False
         self._prepare_directories()
         self._checks = await asyncio.to_thread(doctor.checks, self._data, self._images)
         missing = doctor.missing(self._checks)
@@ -61,6 +63,7 @@ class HostEngine:
 
     async def close(self) -> None:
         await self._ready.close()
+        self._over = True
         for box in self._boxes.values():
             box.let_go()
         self._zygote.close()
@@ -68,6 +71,7 @@ class HostEngine:
     async def shutdown(self) -> None:
         await self._connect()
         await self._ready.close()
+        self._over = True
         await self._zygote.ask("end", {}, seconds=60)
         for box in list(self._boxes.values()):
             box.died("the engine was shut down")
@@ -87,6 +91,8 @@ class HostEngine:
             (self._data / name).mkdir(mode=0o700, exist_ok=True)
 
     async def _connect(self) -> None:
+        if self._over:  # whoever is late must not start another zygote, which nobody would end
+            raise EngineUnavailable("the engine was shut down")
         async with self._connecting:
             if not self._zygote.connected:
                 await self._zygote.connect(self._seccomp or await asyncio.to_thread(program))
