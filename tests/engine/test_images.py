@@ -138,6 +138,12 @@ async def test_a_box_on_busybox_alone(own_engine: HostEngine, own_images: Path, 
     await runner.boot()
     result = await runner.run("cd /home/user && id -un && cat /etc/hostname && echo x > y && cat y && stat -c %u .")
     assert result.text.split() == ["root", "boxwood", "x", "1000"], bytes(result.err)
+    # What was made ahead for a bash is gone: of terminals there is the session's, of processes its shell.
+    (row,) = await own_engine._living()
+    place = f"/proc/{row['pid']}"
+    opened = [os.readlink(f"{place}/fd/{fd}") for fd in os.listdir(f"{place}/fd")]
+    assert sum(name.endswith("ptmx") for name in opened) == 1, opened
+    assert len(Path(f"{place}/task/{row['pid']}/children").read_text().split()) == 1
 
 
 async def test_a_box_on_a_hostile_root(own_engine: HostEngine, own_images: Path, tmp_path: Path) -> None:

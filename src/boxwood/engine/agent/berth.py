@@ -29,7 +29,7 @@ class Berth:
         self.tree = ProcessTree(common.orphanage)
         self.kind = KINDS[b"bash"]
         reading, self._gate = os.pipe2(os.O_CLOEXEC)
-        gate = Gate(reading, enter)
+        gate = Gate(reading, self._gate, enter)
         self.shell = Shell(common.loop, b"", self.kind, self.folder, common.links, self.tree, gate)
         os.close(reading)
         self.terminal = Terminal(common.loop, lambda data: None)
@@ -38,10 +38,14 @@ class Berth:
             for stream, name in ((1, b"o"), (2, b"e"))
         }
 
-    def open(self, exe: bytes) -> bool:
-        """The VM's root is there, with this shell. False: it is of another kind, and the waiting process goes."""
-        fits = dialect(exe).kind == self.kind.kind
-        if fits:
+    def open(self, exe: bytes | None) -> bool:
+        """The VM's root is there, with this shell. False: with none, or one of another kind, and all of this goes."""
+        fits = exe is not None and dialect(exe).kind == self.kind.kind
+        if fits and exe is not None:
             os.write(self._gate, exe)
         os.close(self._gate)
+        if not fits:
+            self.terminal.close()
+            for source in self.outputs.values():
+                os.close(source.fd)
         return fits

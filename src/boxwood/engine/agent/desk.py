@@ -65,12 +65,12 @@ class Desk:
 
     def open_up(self) -> None:
         """The VM's root is there."""
-        berth = self._berth
         try:
-            if berth is not None and not berth.open(find_shell(self._common.shells)):
-                self._berth = None
+            exe = find_shell(self._common.shells)
         except FileNotFoundError:
-            self._berth = None  # a VM without a shell: whoever wants to run something will hear of it
+            exe = None  # whoever wants to run something will hear of it
+        if self._berth is not None and not self._berth.open(exe):
+            self._berth = None
 
     def handle(self, op: str, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
         """Do what is asked; the answer may come later. ValueError, KeyError, TypeError: the request makes no sense."""

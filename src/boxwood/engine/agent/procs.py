@@ -102,10 +102,11 @@ class Streams(NamedTuple):
 
 
 class Gate(NamedTuple):
-    """Where a child that is forked ahead waits: until the path of its program comes over the pipe `reading`. Then it
-    calls `enter`, which makes it one of the box's processes."""
+    """Where a child that is forked ahead waits: until the path of its program comes over the pipe. Then it calls
+    `enter`, which makes it one of the box's processes. It ends if the other end is closed."""
 
     reading: int
+    writing: int
     enter: Callable[[], None]
 
 
@@ -132,6 +133,7 @@ def spawn(
 
 def _waited(gate: Gate) -> bytes:
     try:
+        os.close(gate.writing)  # its own copy would keep the pipe open
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # forked in spare time, needed without delay
         if exe := os.read(gate.reading, 4096):
             gate.enter()
