@@ -6,6 +6,7 @@ Each test runs as root in the box. Probes are plain programs that succeed on an 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import subprocess
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from boxfixtures import Runner
+import guard
+from boxfixtures import Result, Runner
 from boxwood.core.ids import new_id
+from boxwood.engine.api import RunSpec
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
@@ -286,3 +289,31 @@ async def _host_is_unharmed() -> AsyncIterator[None]:
     before = Path("/proc/sys/kernel/core_pattern").read_text(), os.uname().nodename
     yield
     assert before == (Path("/proc/sys/kernel/core_pattern").read_text(), os.uname().nodename)
+
+
+async def test_all_processes_of_a_box_have_ids_of_its_own(runner: Runner) -> None:
+    """Seen from the host: also the agent, and what was made before there was a VM."""
+    result = Result()
+    command = b"setpriv --reuid 65534 --regid 65534 --clear-groups sleep 999 & echo on; sleep 999"
+    await runner.box.start_run(RunSpec(new_id(), runner.session, command), result)
+    while result.text != "on\n":
+        await asyncio.sleep(0.005)
+    (row,) = await runner.engine._living()
+    pids = [row["pid"], *guard.descendants(row["pid"])]
+    assert len(pids) >= 4
+    base = _ids(row["pid"])[0]
+    assert base >= 65536
+    for pid in pids:
+        assert all(base <= ident < base + 65536 for ident in _ids(pid)), (pid, _ids(pid))
+        bounding = int(_status(pid, "CapBnd"), 16)
+        assert not bounding & (1 << 21), "CAP_SYS_ADMIN"
+        assert (_status(pid, "NoNewPrivs"), _status(pid, "Seccomp")) == ("1", "2")
+
+
+def _ids(pid: int) -> list[int]:
+    return [int(word) for name in ("Uid", "Gid") for word in _status(pid, name).split()]
+
+
+def _status(pid: int, name: str) -> str:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(line.split(":", 1)[1].strip() for line in lines if line.startswith(f"{name}:"))
