@@ -390,9 +390,10 @@ class Posix(Dialect):
         last = late + self._last(state, self.flags(s), self.flags(s0))
         return [b"\n".join(first), *state.functions.values(), b"\n".join(aliases), b"\n".join(last)]
 
-    def ask(self, names: Mapping[bytes, bytes], d: bytes) -> bytes:
-        """The contents of D/n: have the next dump tell which of these are functions."""
-        return b"".join(b"\\command -V %s >|%s/s || :\n" % (name, d) for name in names)
+    def ask(self, names: Mapping[bytes, bytes], d: bytes, number: int) -> bytes:
+        """The contents of D/n: have the next dump tell which of these are functions, and that it was asked this."""
+        marked = b"\\command printf '#%d\\n' >|%s/s\n" % (number, d)
+        return marked + b"".join(b"\\command -V %s >|%s/s || :\n" % (name, d) for name in names)
 
     def definitions(self, text: bytes) -> Iterator[tuple[bytes, Iterator[bytes]]]:
         """From `name()` to each `}` or `)`. A heuristic: a function that comes from a sourced file or from eval is

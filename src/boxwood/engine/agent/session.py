@@ -112,6 +112,7 @@ class Session:
         self._closing_vigil: Vigil | None = None
         self._ended = False
         self._asked: frozenset[bytes] = frozenset()  # functions that D/n asks for
+        self._question = 0  # its number
 
     # --- what others ask
 
@@ -415,9 +416,12 @@ class Session:
         self._come_to_rest()
         self.saved_at_exit = report.at_exit
         if shell.kind.kind == Posix.kind:
-            known = [line.split(b" ", 1)[0] for line in sections[b"known"].split(b"\n") if b"function" in line]
-            for name in self._asked - set(known):
-                self._functions.pop(name, None)
+            mark, _, told = sections[b"known"].partition(b"\n")
+            known = [line.split(b" ", 1)[0] for line in told.split(b"\n") if b"function" in line]
+            if mark == b"#%d" % self._question:  # else the shell was asked before the newest ones were known
+                for name in self._asked - set(known):
+                    self._functions.pop(name, None)
+            sections[b"known"] = told
             state.functions = self._functions
         self.state = state
         if self._sourced:
@@ -436,7 +440,8 @@ class Session:
         """Have the dumps of a shell that cannot list its functions tell which of those we know there still are."""
         if isinstance(kind, Posix) and self._functions.keys() != self._asked:
             self._asked = frozenset(self._functions)
-            self.folder.write(b"n", kind.ask(self._functions, self._d))
+            self._question += 1
+            self.folder.write(b"n", kind.ask(self._functions, self._d, self._question))
 
     def _on_death(self, code: int) -> None:
         self._shell = None
