@@ -191,6 +191,22 @@ async def test_descriptors_that_nobody_asked_for_are_closed(hostile: Hostile) ->
     assert len(os.listdir("/proc/self/fd")) == before and not hostile.downs
 
 
+@pytest.mark.parametrize("answer", [{"re": 1}, {"re": 1, "more": True}, {"re": 1, "errno": 2, "error": "no"}])
+async def test_an_answer_with_descriptors_ends_the_box(hostile: Hostile, answer: dict[str, Any]) -> None:
+    """Nobody takes them, so a hostile agent could fill the server with them."""
+    await hostile.hello()
+    before = len(os.listdir("/proc/self/fd"))
+    with open("/etc/passwd", "rb") as file:
+        hostile.say(answer, fds=[file.fileno()] * 3)
+    with pytest.raises(BoxGone):
+        await hostile.box.manifest("/w")
+    await hostile.put_down()
+    for thread in threading.enumerate():
+        if thread.name == "strays":
+            await asyncio.to_thread(thread.join, 10)
+    assert len(os.listdir("/proc/self/fd")) < before  # the link is closed too
+
+
 async def test_a_manifest_that_leads_out_is_refused(hostile: Hostile) -> None:
     await hostile.hello()
     line = b'{"path":"../../etc/shadow","size":1,"mode":33188,"hash":"' + b"a" * 64 + b'"}\n'

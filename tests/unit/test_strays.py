@@ -78,7 +78,7 @@ async def test_a_file_may_come(tmp_path: Path) -> None:
     agent, ours = socket.socketpair()
     (tmp_path / "f").write_text("of the vm")
     link = Link(ours, lambda header, payload: None, lambda reason: None)
-    asked = asyncio.ensure_future(link.ask("file.read", {}, timeout=10))
+    asked = asyncio.ensure_future(link.ask("file.read", {}, timeout=10, takes=1))
     await asyncio.sleep(0)
     with open(tmp_path / "f", "rb") as file:
         send(agent, [file.fileno()], pack({"re": 1, "fds": 1}))

@@ -25,9 +25,6 @@ MOUNTS = Path("/proc/self/mounts")
 _CONTROLLERS = frozenset({"memory", "cpu", "pids"})
 
 
-NO_LIMITS = Limits(vcpu=0, memory_mib=0, pids=0)
-
-
 class LimitUnavailable(RuntimeError):
     """The host has no controller for a limit that was asked for."""
 
@@ -79,7 +76,7 @@ class Cgroups(ABC):
             raise
         return made
 
-    def limit(self, box: str, limits: Limits, before: Limits = NO_LIMITS) -> None:
+    def limit(self, box: str, limits: Limits, before: Limits) -> None:
         """Set the limits of a group that has had others, or none. LimitUnavailable, OSError."""
         self._check(limits)
         self._lift(checked(box), limits, before)

@@ -9,6 +9,7 @@ bounds and gets `FrameError` for anything outside them.
 from __future__ import annotations
 
 import array
+import itertools
 import json
 import os
 import socket
@@ -23,7 +24,7 @@ FROM_AGENT_LIMIT = 8 << 20  # a saved shell; output comes in far smaller pieces
 _MOST_FDS = 8
 _MOST_AT_ONCE = 253  # what the kernel lets one message carry: with less room it would close the rest, in our name
 _RECEIVED = 1 << 16  # bytes at once: for more the allocator would fetch fresh pages of the kernel each time
-_JOINED = 1 << 14  # frames that wait are sent as one, up to so many bytes
+_JOINED = 64  # frames sent in one call
 _LENGTHS = struct.Struct("<II")
 _decode = json.JSONDecoder().decode
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -54,32 +55,41 @@ class Outgoing:
             header = {**header, "fds": len(fds)}
         data = pack(header, payload)
         self.size += len(data)
-        if self._queue and not fds and not self._queue[-1][1] and len(self._queue[-1][0]) + len(data) <= _JOINED:
-            data = b"".join((self._queue.pop()[0], data))
         self._queue.append((memoryview(data), tuple(fds)))
 
     def flush(self) -> bool:
         """Write what the socket takes. True: nothing is left. OSError: the other side is gone."""
         while self._queue:
-            data, fds = self._queue[0]
             try:
-                sent = self._send(data, fds)
+                sent = self._send()
             except BlockingIOError:
                 return False
-            for fd in fds:
-                os.close(fd)
             self.size -= sent
-            if sent == len(data):
-                self._queue.popleft()
-            else:
-                self._queue[0] = data[sent:], ()
+            self._drop(sent)
         return True
 
-    def _send(self, data: memoryview, fds: tuple[int, ...]) -> int:
-        if not fds:
+    def _send(self) -> int:
+        """What waits, up to the next frame with descriptors, in one call: the other side is woken once."""
+        data, fds = self._queue[0]
+        if fds:
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+            sent = self._sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+            for fd in fds:
+                os.close(fd)
+            self._queue[0] = data, ()
+            return sent
+        if len(self._queue) == 1:
             return self._sock.send(data, socket.MSG_NOSIGNAL)
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-        return self._sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+        frames = itertools.islice(itertools.takewhile(lambda one: not one[1], self._queue), _JOINED)
+        return self._sock.sendmsg([data for data, _ in frames], (), socket.MSG_NOSIGNAL)
+
+    def _drop(self, sent: int) -> None:
+        """So many bytes are away."""
+        while self._queue and sent >= len(self._queue[0][0]):
+            sent -= len(self._queue.popleft()[0])
+        if sent:
+            data, fds = self._queue[0]
+            self._queue[0] = data[sent:], fds
 
     def close(self) -> None:
         for _, fds in self._queue:

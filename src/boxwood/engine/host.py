@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -42,13 +42,15 @@ class HostEngine:
         self._checks: list[doctor.Check] = []
         self._connecting = asyncio.Lock()
         self._over = False
-        self._abandoned: set[asyncio.Task[None]] = set()
-        self._ready = ReadyBoxes(self._boot, self._discard, ready)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ahead = ready
+        self._ready = ReadyBoxes(self._boot, self._discard, 0)
 
     # --- the host
 
     async def start(self) -> Sequence[Box]:
         self._over = False
+        self._ready = ReadyBoxes(self._boot, self._discard, self._ahead)
         self._prepare_directories()
         self._checks = await asyncio.to_thread(doctor.checks, self._data, self._images)
         missing = doctor.missing(self._checks)
@@ -62,16 +64,16 @@ class HostEngine:
         return await self._adopt()
 
     async def close(self) -> None:
-        await self._ready.close()
         self._over = True
+        await self._ready.close()
         for box in self._boxes.values():
             box.let_go()
         self._zygote.close()
 
     async def shutdown(self) -> None:
         await self._connect()
-        await self._ready.close()
         self._over = True
+        await self._ready.close()
         await self._zygote.ask("end", {}, seconds=60)
         for box in list(self._boxes.values()):
             box.died("the engine was shut down")
@@ -91,12 +93,13 @@ class HostEngine:
             (self._data / name).mkdir(mode=0o700, exist_ok=True)
 
     async def _connect(self) -> None:
-        if self._over:  # whoever is late must not start another zygote, which nobody would end
-            raise EngineUnavailable("the engine was shut down")
         async with self._connecting:
-            if not self._zygote.connected:
-                await self._zygote.connect(self._seccomp or await asyncio.to_thread(program))
-                await self._put_strangers_down()
+            if self._zygote.connected:
+                return
+            if self._over:  # whoever is late must not start another zygote, which nobody would end
+                raise EngineUnavailable("the engine was shut down")
+            await self._zygote.connect(self._seccomp or await asyncio.to_thread(program))
+            await self._put_strangers_down()
 
     async def _put_strangers_down(self) -> None:
         """When a connection to the zygote is lost its boxes count as dead; if it lives after all, so do they."""
@@ -142,10 +145,10 @@ class HostEngine:
         await self._connect()
         untouched = not (self._data / "layers" / checked(spec.stack.top)).exists()
         box = self._ready.take(spec.stack, spec.limits) if untouched else None
-        if box is None:
+        if box is None or not await self._give_top(box, spec.stack.top):
             return await self._boot(spec)
         fits = box.hostname == spec.hostname and box.limits == spec.limits
-        assigning = asyncio.ensure_future(self._assign(box, spec))
+        assigning = self._keep(self._assign(box, spec))
         if not fits:  # else nothing is changed that its processes could see, and nobody need wait for it
             try:
                 await asyncio.shield(assigning)
@@ -156,11 +159,24 @@ class HostEngine:
                 return await self._boot(spec)
         return box
 
+    async def _give_top(self, box: HostBox, top: str) -> bool:
+        """Make the top of a ready box the VM's, before anybody may write there: what is in a top of nobody is
+        removed when server and zygote have died."""
+        layers = self._data / "layers"
+        try:
+            os.rename(layers / checked(box.top), layers / checked(top))
+        except OSError as error:
+            log.warning("the top of a ready box could not be given to a VM: %s", error)
+            await self._discard([box])
+            return False
+        box.top = top
+        return True
+
     async def _assign(self, box: HostBox, spec: BoxSpec) -> None:
-        """Make a ready box the VM's. If it cannot be done, the box is gone afterwards."""
+        """Make a ready box that has the VM's top the VM's. If it cannot be done, the box is gone afterwards."""
         fields = _boot_fields(spec)
         del fields["layers"]
-        box.vm_id, box.top, box.hostname, box.limits = spec.vm_id, spec.stack.top, spec.hostname, spec.limits
+        box.vm_id, box.hostname, box.limits = spec.vm_id, spec.hostname, spec.limits
         try:
             await self._zygote.ask("assign", {"box": box.box_id, **fields})
         except EngineError as error:
@@ -174,9 +190,14 @@ class HostEngine:
 
     def _abandon(self, box_id: str) -> None:
         """Nobody waits for this box any more, but it may live, or come up all the same."""
-        task = asyncio.ensure_future(self._put_down(box_id))
-        self._abandoned.add(task)
-        task.add_done_callback(self._abandoned.discard)
+        self._keep(self._put_down(box_id))
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that goes on whoever waits for it: the event loop alone does not hold it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _boot(self, spec: BoxSpec) -> HostBox:
         await self._connect()

@@ -199,14 +199,11 @@ class HostBox:
     # --- files
 
     async def read_file(self, path: str) -> OpenFile:
-        _, _, fds = await self._ask("file.read", {"path": path})
+        _, _, (fd,) = await self._ask("file.read", {"path": path}, takes=1)
         try:
-            if len(fds) != 1:
-                raise FrameError("an opened file comes as one descriptor")
-            return _checked_file(fds[0])
+            return _checked_file(fd)
         except (FrameError, OSError) as error:
-            for fd in fds:
-                os.close(fd)
+            os.close(fd)
             self._on_broken(f"the agent handed over what is no file of the VM: {error}")
             raise BoxGone(self._why) from None
 

@@ -6,6 +6,7 @@ fsopen(2), capset(2), prctl(2), seccomp(2), pivot_root(2).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -243,11 +244,15 @@ def set_name(name: str) -> None:
 
 def prefer_short_turns(nanoseconds: int = 100_000, *, inherited: bool = False) -> None:
     """Ask the scheduler for short turns: who takes them is let in at once when he is woken, rather than when whoever
-    runs has had his. Nobody needs a privilege for it; a kernel before 6.12 takes no notice."""
+    runs has had his. Nobody needs a privilege for it; a kernel before 6.12 takes no notice, and where it is refused or
+    unknown all works as well, only slower."""
+    if not supported():
+        return
     reset_on_fork = 0 if inherited else 1
     nice = os.getpriority(os.PRIO_PROCESS, 0)
     attributes = struct.pack("=IIQiIQQQ", 48, 0, reset_on_fork, nice, 0, nanoseconds, 0, 0)
-    _call(_NUMBERS["sched_setattr"], 0, ctypes.c_char_p(attributes), 0)
+    with contextlib.suppress(OSError):
+        _call(_NUMBERS["sched_setattr"], 0, ctypes.c_char_p(attributes), 0)
 
 
 def load_seccomp(program: bytes) -> None:

@@ -41,6 +41,7 @@ class Link:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._streams: dict[int, Callable[[dict[str, Any], bytes], None]] = {}
+        self._takes: dict[int, int] = {}  # requests whose answers come with descriptors
         self._writing = False
         self._leisurely = False  # a flush will come
         self._closed = False
@@ -67,12 +68,16 @@ class Link:
         *,
         timeout: float,
         parts: Callable[[dict[str, Any], bytes], None] | None = None,
+        takes: int = 0,
     ) -> Answer:
-        """The answer: its header, payload and descriptors. GuestError if the agent refuses, BoxGone if it is gone.
+        """The answer: its header, payload and `takes` descriptors. GuestError if the agent refuses, BoxGone if it is
+        gone.
 
         `fds` are closed when they have been sent. An answer may come in parts: those with `more` go to `parts`.
         """
         number, future = self._put(op, fields, payload, fds)
+        if takes:
+            self._takes[number] = takes
         if parts is not None:
             self._streams[number] = parts
         self._flush()
@@ -87,6 +92,7 @@ class Link:
             late.cancel()
             self._waiting.pop(number, None)
             self._streams.pop(number, None)
+            self._takes.pop(number, None)
 
     def begin(self, op: str, fields: dict[str, Any], payload: bytes = b"", *, timeout: float) -> asyncio.Future[Answer]:
         """`ask`, but only begun: it leaves together with what is said next, in this turn. BoxGone."""
@@ -149,16 +155,20 @@ class Link:
             self._break(f"the agent broke the protocol: {error}"[:500])
 
     def _on_frame(self, header: dict[str, Any], payload: bytes, fds: list[int]) -> None:
-        number = header.get("re")
+        number: Any = header.get("re")
         future = self._waiting.get(number) if type(number) is int else None
-        if future is not None and not future.done() and "errno" not in header and header.get("more") is not True:
+        if future is None or future.done():
+            _close_all(fds)
+            if number is None:
+                self._on_event(header, payload)
+            return  # or an answer to somebody who has stopped waiting
+        whole = "errno" not in header and header.get("more") is not True
+        takes = self._takes.get(number, 0) if whole else 0
+        if len(fds) != takes:  # whoever sends what nobody takes would fill the server with it
+            _close_all(fds)
+            raise FrameError(f"{len(fds)} descriptors where {takes} belong")
+        if whole:
             future.set_result((header, payload, fds))
-            return
-        _close_all(fds)
-        if number is None:
-            self._on_event(header, payload)
-        elif future is None or future.done():
-            pass  # an answer to somebody who has stopped waiting
         elif "errno" in header:
             future.set_exception(GuestError(integer(header, "errno"), text(header, "error")))
         elif number in self._streams:

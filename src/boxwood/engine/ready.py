@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from boxwood.engine.api import BoxGone, BoxSpec, EngineError, Limits, Stack
+from boxwood.engine.api import BoxSpec, EngineError, Limits, Stack
 from boxwood.engine.hostbox import HostBox
 from boxwood.engine.ulid import new_ulid
 
@@ -110,8 +110,8 @@ class ReadyBoxes:
             shelf = self._short(now)
             if shelf is not None and not self._closed:
                 await self._add(shelf)
-        except BoxGone as error:
-            log.info("a box that was to be ready died: %s", error)
+        except EngineError as error:
+            log.warning("a box could not be booted ahead: %s", error)
         except Exception:
             log.exception("ready boxes")
         if not self._closed and self._again is None and self._shelves:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import array
-import ctypes
 import gc
 import json
 import os
@@ -24,31 +23,28 @@ import socket
 import sys
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from boxwood.engine import box, frames
+from boxwood.engine import birth, box
 from boxwood.engine import kernel as k
-from boxwood.engine.agent import main as agent
 from boxwood.engine.api import Limits
 from boxwood.engine.cgroup import Cgroups
 from boxwood.engine.layers import jail
 from boxwood.engine.overlay import MOST_LAYERS, Places, by_descriptor, prepare_top
+from boxwood.engine.peer import Lost, Peer
 from boxwood.engine.uidrange import Range, Ranges
 from boxwood.engine.ulid import checked, new_ulid
 from boxwood.engine.unmounter import Unmounter
 
-PACKET_LIMIT = 1 << 17
 _HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}\Z")
 _AHEAD = 4  # processes prepared for boxes to come
 _QUIET = 0.002  # seconds without a request after which they are made
 _LONELY = 5.0  # seconds between looks whether a server can still come
 _RETRY = 0.02  # seconds until a busy cgroup is tried again
 _PAUSE = 1.0  # seconds until a process is prepared again, after it failed
-_UNSAID = 10_000  # packets that wait for a server
 
 
 class Refused(Exception):
@@ -68,17 +64,8 @@ class Live:
     vm: str = ""  # empty also of a box that was booted ahead of its VM
     top: str = ""
     hostname: str = ""
-    limits: Limits = Limits()
+    limits: Limits = Limits()  # what its cgroups have: these too when it was prepared
     mounts: int | None = None  # its mount namespace, held while it dies
-
-
-@dataclass(slots=True)
-class Peer:
-    """The server that is connected at present."""
-
-    sock: socket.socket
-    frozen: set[str] = field(default_factory=set)
-    unsaid: deque[bytes] = field(default_factory=deque)  # it is behind with reading
 
 
 class Zygote:
@@ -189,58 +176,43 @@ class Zygote:
         assert self._peer is not None
         peer = self._peer
         try:
-            packet, ancillary, flags, _ = peer.sock.recvmsg(
-                PACKET_LIMIT, socket.CMSG_SPACE(32), socket.MSG_CMSG_CLOEXEC
-            )
-        except OSError:
-            packet, ancillary, flags = b"", [], 0
-        fds = [fd for *_, data in ancillary for fd in array.array("i", data)]
+            request, fds, complete = peer.receive()
+        except Lost:
+            self._drop_peer()
+            return
         try:
-            if not packet:
-                self._drop_peer()
+            if self._ending:
+                raise Refused("the zygote is ending")
+            if not complete:
+                raise Refused("the zygote has no room for another descriptor")
+            if request["op"] == "end":
+                self._begin_end(peer, request["n"])
                 return
-            if flags & socket.MSG_TRUNC:
-                self._drop_peer()  # no server of ours says so much: whom to answer cannot be read either
-                return
-            request = json.loads(packet)
-            try:
-                if self._ending:
-                    raise Refused("the zygote is ending")
-                if flags & socket.MSG_CTRUNC:
-                    raise Refused("the zygote has no room for another descriptor")
-                if request["op"] == "end":
-                    self._begin_end(peer, request["n"])
-                    return
-                answer = self._operations[request["op"]](request, fds)
-            except (Refused, OSError, KeyError, ValueError, RuntimeError) as error:
-                answer = {"error": str(error) or type(error).__name__}
-            self._say({"n": request["n"], **answer})
+            answer = self._operations[request["op"]](request, fds)
+        except (Refused, OSError, KeyError, ValueError, RuntimeError) as error:
+            answer = {"error": str(error) or type(error).__name__}
         finally:
             for fd in fds:
                 os.close(fd)
+        self._say({"n": request["n"], **answer})
 
     def _say(self, message: dict[str, Any]) -> None:
-        if self._peer is None:
-            return
-        self._peer.unsaid.append(json.dumps(message).encode())
-        if len(self._peer.unsaid) == 1:
+        if self._peer is not None:
+            self._peer.put(message)
             self._flush()
-        elif len(self._peer.unsaid) > _UNSAID:
-            self._drop_peer()  # so far behind that it had better come back and ask for the list
 
     def _flush(self) -> None:
         """Say what is left to say. As long as the server does not take it, nothing it asks is heard."""
         assert self._peer is not None
-        sock, unsaid = self._peer.sock, self._peer.unsaid
         try:
-            while unsaid:
-                sock.send(unsaid[0], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
-                unsaid.popleft()
-            self._selector.modify(sock, selectors.EVENT_READ, self._on_request)
-        except BlockingIOError:
-            self._selector.modify(sock, selectors.EVENT_WRITE, self._flush)
-        except OSError:
+            behind = not self._peer.flush()
+        except Lost:
             self._drop_peer()
+            return
+        if behind:
+            self._selector.modify(self._peer.sock, selectors.EVENT_WRITE, self._flush)
+        else:
+            self._selector.modify(self._peer.sock, selectors.EVENT_READ, self._on_request)
 
     # --- what the server may ask
 
@@ -276,7 +248,8 @@ class Zygote:
         return {"ok": True, "pid": live.pid}
 
     def _assign(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        """Give a box that was booted ahead of its VM (with no `vm`) to one that has the same layers and no top yet."""
+        """Give a box that was booted ahead of its VM (with no `vm`) to one that has the same layers. Its top has the
+        name that the VM's is to have already."""
         assert self._cgroups is not None
         live, vm, top, hostname = (
             self._live(request),
@@ -292,12 +265,11 @@ class Zygote:
             self._cgroups.limit(live.group, limits, live.limits)
             live.limits = limits
         if hostname != live.hostname:
-            self._rename(live, hostname)
-        os.rename(live.top, top, src_dir_fd=self._layers, dst_dir_fd=self._layers)
+            self._set_hostname(live, hostname)
         live.vm, live.top = vm, top
         return {"ok": True}
 
-    def _rename(self, live: Live, hostname: str) -> None:
+    def _set_hostname(self, live: Live, hostname: str) -> None:
         k.setns(live.pidfd, k.NEWUTS)
         try:
             k.sethostname(hostname)
@@ -336,7 +308,7 @@ class Zygote:
                     if idle:
                         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
                     stage = str(self._data / "mnt")
-                    _live_as_box(box.Ground(range_, tuple(cgroups), stage, self._seccomp, self._places), hook)
+                    birth.live_as_box(box.Ground(range_, tuple(cgroups), stage, self._seccomp, self._places), hook)
                 finally:
                     os._exit(72)  # whatever happens, a child does not go on as a second zygote
         finally:
@@ -389,7 +361,7 @@ class Zygote:
     def _job(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         pid = os.fork()
         if pid == 0:
-            _reset_signals()
+            birth.reset_signals()
             jail.jailed(request["job"], self._layers, self._images, fds[0])
         pidfd = _pidfd(pid)
         self._jobs[pidfd] = pid
@@ -459,57 +431,9 @@ class Zygote:
             self._cgroups.close()
         self._unmounter.close()
         self._say({"n": self._ending[1], "ok": True})
-        while self._peer is not None and self._peer.unsaid and (ready := self._selector.select(_LONELY)):
+        while self._peer is not None and self._peer.behind and (ready := self._selector.select(_LONELY)):
             for key, _ in ready:
                 key.data()
-
-
-def _live_as_box(ground: box.Ground, hook: socket.socket) -> NoReturn:
-    """The child's side: prepare, wait for a VM, become its box. A failure is told over the link, once there is one."""
-    step = box.Step()
-    failure, pid_one = "", None
-    try:
-        _reset_signals()
-        range_ = ground.range
-        _close_all_but(range_.userns, range_.layers, range_.images, range_.dev, hook.fileno())
-        _disguise(b"agent")
-        gc.enable()  # what was there before is frozen: a collection touches only what is new
-        box.prepare(ground, step)
-        step.name = "agent"
-        with box.as_owner(range_):
-            pid_one = agent.Agent(box.RUNTIME_DIRECTORY, hook)
-            pid_one.desk.make_ready(lambda: box.enter(ground))
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-        k.prefer_short_turns()
-    except BaseException as error:
-        failure = _told(step, error)
-    packet, ancillary, *_ = hook.recvmsg(PACKET_LIMIT, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
-    if not packet:
-        os._exit(0)  # never needed
-    link = array.array("i", ancillary[0][2])[0]
-    try:
-        if pid_one is None or failure:
-            raise RuntimeError(failure)
-        fields = json.loads(packet)
-        layers = tuple((place, ident) for place, ident in fields["layers"])
-        plan = box.Plan(layers, fields["top"], fields["hostname"])
-        box.become(ground, plan, pid_one.desk.open_up, step)
-    except BaseException as error:
-        socket.socket(fileno=link).sendall(frames.pack({"boot": "failed", "error": failure or _told(step, error)}))
-        os._exit(70)
-    try:
-        pid_one.serve(link)
-    finally:
-        os._exit(71)
-
-
-def _close_all_but(*keep: int) -> None:
-    """Nothing of other boxes, nothing of the server's (0-2 are the log, until the box is made)."""
-    at = 3
-    for fd in sorted(keep):
-        os.closerange(at, fd)
-        at = fd + 1
-    os.closerange(at, 1 << 20)
 
 
 def _hostname(request: dict[str, Any]) -> str:
@@ -517,15 +441,6 @@ def _hostname(request: dict[str, Any]) -> str:
     if not _HOSTNAME.match(hostname):
         raise Refused("a hostname has 1 to 63 letters, digits, dots and hyphens")
     return hostname
-
-
-def _told(step: box.Step, error: BaseException) -> str:
-    return f"{step.name}: {type(error).__name__}: {error}"[:2000]
-
-
-def _reset_signals() -> None:
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(signum, signal.SIG_DFL)
 
 
 def _pidfd(pid: int) -> int:
@@ -546,15 +461,6 @@ def _kill(pidfd: int) -> None:
 
 
 # --- how the daemon starts
-
-
-def _disguise(name: bytes) -> None:
-    """Put a neutral name where the command line was: `ps` in a box shows it, and must show no path of the host."""
-    with open("/proc/self/stat") as f:
-        start, end = map(int, f.read().rsplit(")", 1)[1].split()[45:47])
-    ctypes.memset(start, 0, end - start)
-    ctypes.memmove(start, name, min(len(name), end - start - 1))
-    k.set_name(name.decode())
 
 
 def _listen(data: Path) -> socket.socket:
@@ -583,7 +489,7 @@ def main() -> None:
     parser.add_argument("--overlay", choices=("auto", "descriptors", "paths"), default="auto")
     parser.add_argument("--ready", type=int, required=True, help="descriptor to write to when requests are taken")
     options = parser.parse_args()
-    _close_all_but(options.ready)
+    birth.close_all_but(options.ready)
     os.umask(0o077)
     os.chdir("/")
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -23,22 +23,20 @@ class _Joining:
         self._transport = transport
         self._loop = loop
         self._held: list[bytes] = []
+        self._bytes = 0
 
     def write(self, data: bytes) -> None:
-        if len(data) > JOINED_BYTES:
-            self._flush()
-            self._transport.write(data)
-            return
         if not self._held:
             self._loop.call_soon(self._flush)
-        elif len(self._held) > 1:
-            self._flush()
         self._held.append(data)
+        self._bytes += len(data)
+        if self._bytes > JOINED_BYTES:  # a stream's worth: nobody waits for its end
+            self._flush()
 
     def _flush(self) -> None:
-        held, self._held = self._held, []
+        held, self._held, self._bytes = self._held, [], 0
         if held:
-            self._transport.write(b"".join(held))
+            self._transport.write(held[0] if len(held) == 1 else b"".join(held))
 
     def close(self) -> None:
         self._flush()

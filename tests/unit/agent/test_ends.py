@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from boxwood.engine.agent import session
+from boxwood.engine.agent import session, shell
 
 
 def test_exit(s, office):
@@ -18,6 +18,15 @@ def test_exit(s, office):
     if office.bash:
         s.run("exit 300", 300 & 255)
     s.run("(exit 4); exit", 4)
+
+
+def test_what_is_learned_while_a_report_is_under_way_is_kept(s, monkeypatch):
+    """The report was begun before the function was known, so it says nothing of it, and comes when it is."""
+    monkeypatch.setattr(shell, "_GATHERING", 0.5)
+    s.run("f() { echo fun; }")
+    s.office.until(lambda: s.inside.quiet)
+    s.run("exit", 0)
+    s.run("f", out=b"fun\n")
 
 
 def test_errexit(s):

@@ -18,7 +18,7 @@ from boxwood.engine.agent.shell import Shell
 from boxwood.engine.agent.terminal import Terminal
 
 if TYPE_CHECKING:
-    from boxwood.engine.agent.session import Common
+    from boxwood.engine.agent.common import Common
 
 
 class Berth:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from boxwood.engine.agent.berth import Berth
+from boxwood.engine.agent.common import Common
 from boxwood.engine.agent.dialects import saved_state
 from boxwood.engine.agent.loop import Loop
 from boxwood.engine.agent.oneshot import OneShot
 from boxwood.engine.agent.run import Command, Run, Send
-from boxwood.engine.agent.session import Common, Session
+from boxwood.engine.agent.session import Session
 from boxwood.engine.agent.shell import SHELLS, find_shell
 from boxwood.engine.agent.state import STATE_LIMIT
 

@@ -89,7 +89,7 @@ class Job:
         else:
             session.folder.write(b"i", command.stdin)
             stdin = session.folder / b"i"
-        self._sources = session.open_outputs()
+        self._sources = session.outputs.open()
         # Writers of our own, there until the status is: before that there is no end of file.
         for name in (b"o", b"e"):
             self._writers.append(session.folder.open_fifo(name, os.O_WRONLY))

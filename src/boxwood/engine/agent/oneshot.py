@@ -11,11 +11,11 @@ import re
 import time
 from collections.abc import Callable, Mapping
 
+from boxwood.engine.agent.common import Common
 from boxwood.engine.agent.dialects import dialect
 from boxwood.engine.agent.loop import Timer
 from boxwood.engine.agent.procs import Account, Killing, ProcessTree, Streams, Vigil, spawn
 from boxwood.engine.agent.run import Command, Run, Source
-from boxwood.engine.agent.session import Common
 from boxwood.engine.agent.shell import find_shell
 
 _NUMBER = re.compile(rb"[0-9]{1,10}\Z")

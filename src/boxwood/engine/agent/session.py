@@ -14,45 +14,31 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from boxwood.engine.agent import pipelock
 from boxwood.engine.agent.berth import Berth
-from boxwood.engine.agent.dialects import KINDS, Dialect, Posix, dialect
+from boxwood.engine.agent.common import Common
+from boxwood.engine.agent.dialects import KINDS, Dialect, dialect
 from boxwood.engine.agent.folder import Folder
+from boxwood.engine.agent.functions import Functions
 from boxwood.engine.agent.job import Job
 from boxwood.engine.agent.learner import Learner
-from boxwood.engine.agent.loop import IN, Loop, Timer
-from boxwood.engine.agent.procs import Killing, Orphanage, ProcessTree, Vigil, children, stat
-from boxwood.engine.agent.run import Command, Run, Source
-from boxwood.engine.agent.shell import SHELLS, Shell, find_shell
+from boxwood.engine.agent.loop import Timer
+from boxwood.engine.agent.outputs import Outputs
+from boxwood.engine.agent.procs import Killing, ProcessTree, Vigil, children, stat
+from boxwood.engine.agent.run import Command, Run
+from boxwood.engine.agent.shell import Shell, find_shell
+from boxwood.engine.agent.sourcing import Sourcing
 from boxwood.engine.agent.state import STATE_LIMIT, Report, State
 from boxwood.engine.agent.terminal import Terminal
 
 START_SECONDS = 20.0
 DUMP_SECONDS = 10.0
 _NUDGE_SECONDS = 0.25
-_MOST_LATE = 16
 _MOST_NOTES = 20
 _WHOLE_GROUP = {signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGSTOP, signal.SIGCONT}
 _DEFAULTS = {
     b"PATH": b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     b"HOME": b"/root", b"USER": b"root", b"LOGNAME": b"root", b"LANG": b"C.UTF-8", b"TERM": b"dumb",
 }  # fmt: skip
-
-
-class Common:
-    """What the sessions of a box share."""
-
-    def __init__(self, loop: Loop, directory: bytes, shells: tuple[bytes, ...] = SHELLS) -> None:
-        self.loop = loop
-        self.orphanage = Orphanage(loop)
-        self.directory = directory
-        self.links = Folder(directory + b"/links")
-        self.shells = shells
-        self.bases: dict[bytes, State] = {}  # of a bare shell, by its path
-        if os.getpid() == 1:
-            pipelock.refuse()
-            if os.getsid(0) != 1:
-                os.setsid()  # the shells are to live in a session that has no terminal and can get none
 
 
 class _Pending(NamedTuple):
@@ -96,23 +82,20 @@ class Session:
         self._awaited: Report | None = None
         self._watchdog: Timer | None = None
         self._pending: _Pending | None = None
-        self._sourced: list[bytes] = []  # numbers of the files of a restoration
+        self._sourcing = Sourcing(self.folder)
         self._poisoned = False
         self._told: int | None = None  # fingerprint of the state that on_state has had
-        self._late: list[int] = []
-        self._outputs: dict[bytes, Source] = {}
+        self.outputs = Outputs(common.loop, self.folder, place.outputs if isinstance(place, Berth) else None)
         self._terminal: Terminal | None = None
         self._waiting: Shell | None = None  # one that was started ahead
         if isinstance(place, Berth):
-            self._waiting, self._outputs, self._terminal = place.shell, place.outputs, place.terminal
+            self._waiting, self._terminal = place.shell, place.terminal
             place.terminal.on_output, place.terminal.is_full = self._on_terminal, self._is_full
         self._learner = Learner(common.loop, self._learned)
-        self._functions: dict[bytes, bytes] = dict(state.functions) if state is not None else {}
+        self._functions = Functions(self.folder, state.functions if state is not None else {})
         self._closed: Callable[[], None] | None = None
         self._closing_vigil: Vigil | None = None
         self._ended = False
-        self._asked: frozenset[bytes] = frozenset()  # functions that D/n asks for
-        self._question = 0  # its number
 
     # --- what others ask
 
@@ -223,11 +206,7 @@ class Session:
         job, self.job = self.job, None
         if job is not None:
             job.abandon()
-        for source in self._outputs.values():
-            os.close(source.fd)
-        for fd in self._late:
-            self.loop.unwatch(fd)
-            os.close(fd)
+        self.outputs.close()
         if self.open_terminal is not None:
             self.open_terminal.close()
         self.folder.destroy()
@@ -252,8 +231,7 @@ class Session:
         if self._shell is None:
             return
         if self._phase != "ready" or self._awaited is not None:
-            self._shell.hurry = True
-            self._shell.listen()
+            self._shell.hurry()
             return
         pending = self._take_pending()
         if pending is None:
@@ -310,7 +288,7 @@ class Session:
             cwd = self._cwd if os.path.isdir(self._cwd) else b"/"
             if cwd != self._cwd:
                 self.note(f"there is no directory {os.fsdecode(self._cwd)!r}")
-            shell.feed(early + self._texts(kind, kind.initial(self._env, cwd)) + kind.set_exit_trap(self._d))
+            shell.feed(early + self._sourcing.write(kind, kind.initial(self._env, cwd)) + kind.set_exit_trap(self._d))
         elif base is None:
             self._phase = "base"
             self._feed_and_wait(shell, early)
@@ -320,8 +298,8 @@ class Session:
     def _restore(self, shell: Shell, early: bytes, state: State, base: State) -> None:
         kind = shell.kind
         self._phase = "restoring"
-        self._ask(kind)
-        feed = early + self._texts(kind, kind.restore(state, base, self.note))
+        self._functions.ask(kind)
+        feed = early + self._sourcing.write(kind, kind.restore(state, base, self.note))
         if b" EXIT\n" not in state.sections[b"traps"]:
             feed += kind.set_exit_trap(self._d)
         self._feed_and_wait(shell, feed)
@@ -330,24 +308,6 @@ class Session:
         self._awaited = shell.expect()
         shell.feed(feed + shell.kind.report(self._d))
         self._watch_over(START_SECONDS)
-
-    def _texts(self, kind: Dialect, texts: list[bytes]) -> bytes:
-        feed = b""
-        for at, text in enumerate(texts):
-            if text.strip():
-                number = b"%d" % at
-                self.folder.write(b"g" + number, text + b"\n")
-                self._sourced.append(number)
-                feed += kind.source(self.folder / (b"g" + number), self.folder / (b"w" + number))
-        return feed
-
-    def _read_complaints(self) -> None:
-        numbers, self._sourced = self._sourced, []
-        for number in numbers:
-            for line in self.folder.read(b"w" + number).splitlines():
-                self.note(line.decode(errors="replace"))
-            self.folder.remove(b"w" + number)
-            self.folder.remove(b"g" + number)
 
     def note(self, text: str) -> None:
         """Something of a restoration did not go well: told with the next state."""
@@ -415,17 +375,10 @@ class Session:
             return
         self._come_to_rest()
         self.saved_at_exit = report.at_exit
-        if shell.kind.kind == Posix.kind:
-            mark, _, told = sections[b"known"].partition(b"\n")
-            known = [line.split(b" ", 1)[0] for line in told.split(b"\n") if b"function" in line]
-            if mark == b"#%d" % self._question:  # else the shell was asked before the newest ones were known
-                for name in self._asked - set(known):
-                    self._functions.pop(name, None)
-            sections[b"known"] = told
-            state.functions = self._functions
+        self._functions.answered(shell.kind, sections, state)
         self.state = state
-        if self._sourced:
-            self._read_complaints()
+        for line in self._sourcing.complaints():
+            self.note(line)
 
     def _come_to_rest(self) -> None:
         if self._phase != "leaving":  # a shell that has been killed may have had something left to say
@@ -436,19 +389,13 @@ class Session:
         if self._shell is not None:
             self._phase = "leaving"
 
-    def _ask(self, kind: Dialect) -> None:
-        """Have the dumps of a shell that cannot list its functions tell which of those we know there still are."""
-        if isinstance(kind, Posix) and self._functions.keys() != self._asked:
-            self._asked = frozenset(self._functions)
-            self._question += 1
-            self.folder.write(b"n", kind.ask(self._functions, self._d, self._question))
-
     def _on_death(self, code: int) -> None:
         self._shell = None
         if self._watchdog is not None:
             self._watchdog.cancel()
         phase, self._phase, self._awaited = self._phase, "ready", None
-        self._asked, self._poisoned = frozenset(), False
+        self._poisoned = False
+        self._functions.shell_died()
         if self._closed is not None:
             self._close_down()
             return
@@ -464,23 +411,6 @@ class Session:
             self._rest()
 
     # --- runs
-
-    def open_outputs(self) -> tuple[Source, Source]:
-        """The reading ends of D/o and D/e; a pipe that something else still writes to is replaced."""
-        for stream, name in ((1, b"o"), (2, b"e")):
-            source = self._outputs.get(name)
-            if source is not None and not self.folder.holds(name, source.fd):
-                os.close(self._outputs.pop(name).fd)
-                source = None
-            if source is None:
-                try:
-                    fd = self.folder.open_fifo(name, os.O_RDONLY)
-                except OSError:
-                    self.folder.fifo(name)
-                    fd = self.folder.open_fifo(name, os.O_RDONLY)
-                self._outputs[name] = Source(self.loop, fd, stream)
-            self._outputs[name].ended = False
-        return self._outputs[b"o"], self._outputs[b"e"]
 
     def last_code_text(self) -> bytes:
         """What gives the next command the `$?` that it is to see."""
@@ -501,10 +431,7 @@ class Session:
             self.state.code = code
         if self._closed is not None:
             return
-        for name, source in list(self._outputs.items()):
-            if source.held():
-                self._keep_late(self._outputs.pop(name).fd)
-                self.folder.remove(name)
+        self.outputs.let_go()
         self._poisoned = poisoned
         if self._shell is not None and not job.report.complete:
             self._awaited = job.report
@@ -513,33 +440,11 @@ class Session:
             self._learner.learn(self._exe, self._kind, text)
         self._rest()
 
-    def _keep_late(self, fd: int) -> None:
-        """Somebody who outlives the run (or the shell: `exec 3>&1`) may still write: let him, and throw it away."""
-
-        def drain(events: int) -> None:
-            try:
-                gone = not os.read(fd, 1 << 18)
-            except BlockingIOError:
-                return
-            if gone:
-                self._late.remove(fd)
-                self.loop.unwatch(fd)
-                os.close(fd)
-
-        self._late.append(fd)
-        self.loop.watch(fd, IN, drain)
-        if len(self._late) > _MOST_LATE:
-            oldest = self._late.pop(0)
-            self.loop.unwatch(oldest)
-            os.close(oldest)
-
     def _learned(self, found: dict[bytes, bytes]) -> None:
-        self._functions.update(found)
-        if self.state is not None:
-            self.state.functions = self._functions
+        self._functions.learn(found, self.state)
         if self._shell is not None and found:
             try:
-                self._ask(self._shell.kind)
+                self._functions.ask(self._shell.kind)
             except OSError:
                 self._poisoned = True  # it has lost its files: the next one will have them
         self._rest()

@@ -54,7 +54,7 @@ class Shell:
         self.on_report: Callable[[Report], None] = lambda report: None
         self.on_death: Callable[[int], None] = lambda code: None
         self.report = Report(kind.row)
-        self.hurry = False  # somebody waits for the end of the present report
+        self._hurried = False  # somebody waits for the end of the present report
         self._unfed = b""
         self._dead = False
         self._deaf = False  # nobody reads the control pipe: a run has replaced the shell by another program
@@ -69,7 +69,7 @@ class Shell:
         except OSError:
             os.close(self._reports)
             raise
-        self.listen()
+        self._listen()
         loop.child(self.pid, self._on_exit)
         tree.grow(self.pid)
 
@@ -114,7 +114,7 @@ class Shell:
     def expect(self) -> Report:
         """The report of what is fed next."""
         self.report = Report(self.kind.row)
-        self.hurry = False
+        self._hurried = False
         return self.report
 
     @property
@@ -143,12 +143,17 @@ class Shell:
         except BlockingIOError:
             return
         self._hear(data)
-        if self.report.begun and not self.hurry and not self._dead:
+        if self.report.begun and not self._hurried and not self._dead:
             # A state comes in dozens of small writes, and to be woken for each takes longer than they all do.
             self._loop.unwatch(self._reports)
-            self._loop.at(time.monotonic() + _GATHERING, self.listen)
+            self._loop.at(time.monotonic() + _GATHERING, self._listen)
 
-    def listen(self) -> None:
+    def hurry(self) -> None:
+        """Somebody waits for the end of the present report: it is read as it comes."""
+        self._hurried = True
+        self._listen()
+
+    def _listen(self) -> None:
         if not self._dead:
             self._loop.watch(self._reports, IN, self._on_readable)
 

@@ -1,0 +1,84 @@
+"""What a child of the zygote does until it is a box: the processes of a box are born here."""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import gc
+import json
+import os
+import signal
+import socket
+from typing import NoReturn
+
+from boxwood.engine import box, frames
+from boxwood.engine import kernel as k
+from boxwood.engine.agent import main as agent
+
+PACKET_LIMIT = 1 << 17  # between server, zygote and what it prepares
+
+
+def live_as_box(ground: box.Ground, hook: socket.socket) -> NoReturn:
+    """The child's side: prepare, wait for a VM, become its box. A failure is told over the link, once there is one."""
+    step = box.Step()
+    failure, pid_one = "", None
+    try:
+        reset_signals()
+        range_ = ground.range
+        close_all_but(range_.userns, range_.layers, range_.images, range_.dev, hook.fileno())
+        _disguise(b"agent")
+        gc.enable()  # what was there before is frozen: a collection touches only what is new
+        box.prepare(ground, step)
+        step.name = "agent"
+        with box.as_owner(range_):
+            pid_one = agent.Agent(box.RUNTIME_DIRECTORY, hook)
+            pid_one.desk.make_ready(lambda: box.enter(ground))
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        k.prefer_short_turns()
+    except BaseException as error:
+        failure = _told(step, error)
+    packet, ancillary, *_ = hook.recvmsg(PACKET_LIMIT, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+    if not packet:
+        os._exit(0)  # never needed
+    link = array.array("i", ancillary[0][2])[0]
+    try:
+        if pid_one is None or failure:
+            raise RuntimeError(failure)
+        fields = json.loads(packet)
+        layers = tuple((place, ident) for place, ident in fields["layers"])
+        plan = box.Plan(layers, fields["top"], fields["hostname"])
+        box.become(ground, plan, pid_one.desk.open_up, step)
+    except BaseException as error:
+        socket.socket(fileno=link).sendall(frames.pack({"boot": "failed", "error": failure or _told(step, error)}))
+        os._exit(70)
+    try:
+        pid_one.serve(link)
+    finally:
+        os._exit(71)
+
+
+def close_all_but(*keep: int) -> None:
+    """Nothing of other boxes, nothing of the server's (0-2 are the log, until the box is made)."""
+    at = 3
+    for fd in sorted(keep):
+        os.closerange(at, fd)
+        at = fd + 1
+    os.closerange(at, 1 << 20)
+
+
+def reset_signals() -> None:
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_DFL)
+
+
+def _disguise(name: bytes) -> None:
+    """Put a neutral name where the command line was: `ps` in a box shows it, and must show no path of the host."""
+    with open("/proc/self/stat") as f:
+        start, end = map(int, f.read().rsplit(")", 1)[1].split()[45:47])
+    ctypes.memset(start, 0, end - start)
+    ctypes.memmove(start, name, min(len(name), end - start - 1))
+    k.set_name(name.decode())
+
+
+def _told(step: box.Step, error: BaseException) -> str:
+    return f"{step.name}: {type(error).__name__}: {error}"[:2000]
