@@ -18,6 +18,7 @@ setup: .venv/ready
 	@scripts/setup
 
 demo: setup
+	@scripts/packages "the network of VMs" nftables || echo "demo: goes on; VMs have no network"
 	@$(bin)/python examples/demo.py
 
 check: setup
@@ -37,7 +38,7 @@ test-full: setup
 	@scripts/test $(ARGS) $(tested)
 
 bench: setup
-	@scripts/packages "the peers of the benchmark" bubblewrap runc busybox-static || echo "bench: goes on without them"
+	@scripts/packages "the peers of the benchmark, and the network of VMs" bubblewrap runc busybox-static nftables iproute2 || echo "bench: goes on without them"
 	@$(bin)/python bench/run.py $(ARGS)
 
 clean:

@@ -43,7 +43,7 @@ def daemon(scratch: Path, cache: Path, rootfs: Path) -> Iterator[Docker]:
             command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        docker = Docker(address)
+        docker = Docker(address, process)
         docker.wait(process, scratch / "dockerd.log")
         docker.load(rootfs)
         yield docker
@@ -55,9 +55,20 @@ def daemon(scratch: Path, cache: Path, rootfs: Path) -> Iterator[Docker]:
 class Docker:
     """The daemon's API, spoken directly: what docker-py sends, without the time that docker-py takes."""
 
-    def __init__(self, address: Path) -> None:
+    def __init__(self, address: Path, process: subprocess.Popen[bytes]) -> None:
         self._address = address
+        self._process = process
         self.version = "?"
+
+    @property
+    def pid(self) -> int:
+        """The daemon's own: the first process of its namespaces."""
+        return int(Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()[0])
+
+    def address(self, container: str) -> str:
+        """On the default bridge."""
+        found = self._call("GET", f"/containers/{container}/json")["NetworkSettings"]
+        return str(found["IPAddress"] or found["Networks"]["bridge"]["IPAddress"])
 
     def wait(self, process: subprocess.Popen[bytes], log: Path) -> None:
         deadline = time.monotonic() + START_SECONDS

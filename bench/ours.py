@@ -37,6 +37,18 @@ def steps(box: Boxwood, vm: VM) -> dict[str, Callable[[], float]]:
     }
 
 
+NETWORKS = ("fork + first command, with a network", "fork + first command, without")
+
+
+def networks(box: Boxwood) -> dict[str, Callable[[], float]]:
+    """In the same rounds; both kinds of boxes are booted ahead, as they are for whoever forks both."""
+    internet, none = NETWORKS
+    return {
+        internet: lambda: _fork_and_run(box, ":", network="internet"),
+        none: lambda: _fork_and_run(box, ":", network="none"),
+    }
+
+
 def _fork(box: Boxwood, source: VM | str = "ubuntu") -> float:
     began = time.perf_counter()
     vm = box.fork(source)
@@ -45,9 +57,9 @@ def _fork(box: Boxwood, source: VM | str = "ubuntu") -> float:
     return took
 
 
-def _fork_and_run(box: Boxwood, command: str, source: VM | str = "ubuntu") -> float:
+def _fork_and_run(box: Boxwood, command: str, source: VM | str = "ubuntu", network: str | None = None) -> float:
     began = time.perf_counter()
-    vm = box.fork(source)
+    vm = box.fork(source, network=network)
     run = vm.run(command)
     took = (time.perf_counter() - began) * 1e3
     assert run.exit_code == 0, run

@@ -12,6 +12,7 @@ from measure import Series
 HOME = Path(__file__).parents[1]
 SINGLE = "One client, over HTTP, beside bubblewrap and runc"
 DOCKER = "Beside Docker"
+NETWORK = "The network of a box"
 MANY = "32 clients at once"
 GROWTH = "How a fork grows"
 MEMORY = "Memory and disk"

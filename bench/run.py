@@ -2,8 +2,8 @@
 
     bench/run.py [--quick] [--only SECTION ...] [--no-docs]
 
-Sections: one, docker, many, growth, memory, floor. Writes bench/results/latest.json and the tables of README.md and
-docs/benchmarks.md (a full run only). Exit code 1: an aim was missed.
+Sections: one, docker, network, many, growth, memory, floor. Writes bench/results/latest.json and the tables of
+README.md and docs/benchmarks.md (a full run only). Exit code 1: an aim was missed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import docker
 import inside
 import machine
 import memory
+import network
 import ours
 import peers
 import report as reports
@@ -30,7 +31,7 @@ from report import HOME, Aim, Report
 from server import Server
 
 CACHE = HOME / ".cache/bench"
-SECTIONS = ("one", "docker", "many", "growth", "memory", "floor")
+SECTIONS = ("one", "docker", "network", "many", "growth", "memory", "floor")
 
 
 def main() -> int:
@@ -91,6 +92,24 @@ def beside_docker(report: Report, server: Server, scratch: Path, quick: bool) ->
         report.ratio(f"Docker's {theirs}, in Boxwood's {name}", over, under, bar, at_least=True)
 
 
+def outside(report: Report, server: Server, scratch: Path, quick: bool) -> None:
+    """With Docker's bridge where there is Docker; what a network adds to a fork."""
+    n = 1 if quick else 5
+    with network.outside() as name, server.client() as box:
+        try:
+            with docker.daemon(scratch / "docker-net", CACHE, peers.busybox_tar(scratch)) as daemon:
+                measured = network.measure(box, daemon, name, n)
+        except peers.Unavailable as error:
+            report.remarks.append(f"Docker's network: {error}")
+            measured = network.measure(box, None, name, n)
+        for series in measured:
+            report.add(reports.NETWORK, series)
+        report.add(reports.NETWORK, rounds(4 if quick else 20, ours.networks(box)).values())
+    with_, without = (report.find(reports.NETWORK, text) for text in ours.NETWORKS)
+    if with_ is not None and without is not None:
+        report.aims.append(Aim("what the network adds to a fork + first command", with_.p50 - without.p50, 3, " ms"))
+
+
 def many(report: Report, server: Server, scratch: Path, quick: bool) -> None:
     for command in (":", "/bin/true"):
         series, rate = ours.concurrent(server.client, command, 10 if quick else 60)
@@ -126,6 +145,7 @@ def floor(report: Report, server: Server, scratch: Path, quick: bool) -> None:
 MEASURES: dict[str, Callable[[Report, Server, Path, bool], None]] = {
     "one": one,
     "docker": beside_docker,
+    "network": outside,
     "many": many,
     "growth": growth,
     "memory": used,

@@ -54,10 +54,16 @@ class Runner:
         self.saved: dict[str, tuple[str, dict[str, str], bytes]] = {}
         self.box: Box
 
-    async def boot(self, layers: tuple[str, ...] = (), top: str | None = None, limits: Limits = Limits()) -> Box:
+    async def boot(
+        self,
+        layers: tuple[str, ...] = (),
+        top: str | None = None,
+        limits: Limits = Limits(),
+        network: bool = True,
+    ) -> Box:
         stack = Stack((*layers, self.golden), top or new_id(), frozenset({self.golden}))
         self.stack = stack
-        self.box = await self.engine.boot(BoxSpec(new_id(), stack, "testbox", limits))
+        self.box = await self.engine.boot(BoxSpec(new_id(), stack, "testbox", limits, network))
         self.box.listen(self)
         await self.box.open_session(SessionSpec(self.session))
         return self.box

@@ -10,6 +10,8 @@ import ctypes
 import os
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +27,7 @@ def enter() -> int | None:
     """Fork. In the child, which goes on as the session: None. In the guard, when the session has ended: its exit code,
     or 1 if it passed and left something behind."""
     temporary = Path(tempfile.mkdtemp(prefix="bw-"))
-    before = set(groups()), set(named_namespaces())
+    before = {*groups(), *named_namespaces(), *networks()}
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -40,7 +42,7 @@ def enter() -> int | None:
     code = _reap_until(child)
     if code > 128:
         print(f"\nthe test session was killed by signal {code - 128}", file=sys.stderr)
-    left = _leftovers(temporary, *before)
+    left = _leftovers(temporary, before)
     _remove(temporary)
     if left:
         print(f"\nLEFT BEHIND by this session ({len(left)}):", *left[:50], sep="\n  ", file=sys.stderr)
@@ -75,9 +77,9 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), f"prctl({option})")
 
 
-def _leftovers(temporary: Path, groups_before: set[str], namespaces_before: set[str]) -> list[str]:
+def _leftovers(temporary: Path, before: set[str]) -> list[str]:
     deadline = time.monotonic() + GRACE_SECONDS
-    while (left := _look(temporary, groups_before, namespaces_before)) and time.monotonic() < deadline:
+    while (left := _look(temporary, before)) and time.monotonic() < deadline:
         time.sleep(0.05)
     for pid in list(descendants(os.getpid())):
         try:
@@ -87,14 +89,12 @@ def _leftovers(temporary: Path, groups_before: set[str], namespaces_before: set[
     return left
 
 
-def _look(temporary: Path, groups_before: set[str], namespaces_before: set[str]) -> list[str]:
+def _look(temporary: Path, before: set[str]) -> list[str]:
     _reap_dead()
     left = [f"process {pid}: {name_of(pid)}" for pid in descendants(os.getpid())]
     left += [f"mount {place}" for place in mounts(temporary)]
     left += [f"loop device {device}" for device in loops(temporary)]
-    left += [f"cgroup {group}" for group in groups() if group not in groups_before]
-    left += [f"network namespace {name}" for name in named_namespaces() if name not in namespaces_before]
-    return left
+    return left + [found for found in (*groups(), *named_namespaces(), *networks()) if found not in before]
 
 
 def _reap_dead() -> None:
@@ -171,7 +171,7 @@ def groups() -> list[str]:
 
     owned = {f"boxwood-{instance(data)}" for data in _data_directories()}
     tops = {*Path("/sys/fs/cgroup").glob("boxwood-*"), *Path("/sys/fs/cgroup").glob("*/boxwood-*")}
-    return sorted(str(top) for top in tops if top.name not in owned)
+    return sorted(f"cgroup {top}" for top in tops if top.name not in owned)
 
 
 def _data_directories() -> Iterator[Path]:
@@ -186,4 +186,23 @@ def _data_directories() -> Iterator[Path]:
 
 def named_namespaces() -> list[str]:
     directory = Path("/run/netns")
-    return sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
+    names = sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
+    return [f"network namespace {name}" for name in names]
+
+
+def networks() -> list[str]:
+    """What routers and boxes put into the host's network, unless somebody else's zygote may need it."""
+    return [] if any(_data_directories()) else in_network()
+
+
+def in_network() -> list[str]:
+    found = [f"interface {name}" for _, name in socket.if_nameindex() if name.startswith("bw")]
+    if shutil.which("nft", path="/usr/sbin:/usr/bin"):
+        tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+        found += [line for line in tables.splitlines() if " boxwood_" in line]
+    connections = Path("/proc/net/nf_conntrack")
+    if connections.exists():
+        found += [f"connection {line}" for line in connections.read_text().splitlines() if "src=198.18." in line]
+    if Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() != "0":
+        found.append("forwarding")
+    return found

@@ -51,7 +51,7 @@ class Server:
 
     def box_pids(self) -> list[int]:
         """The first processes of the boxes that live, and of those prepared ahead."""
-        return [pid for pid in guard.descendants(self.zygote_pid) if _parent(pid) == self.zygote_pid]
+        return [pid for pid in guard.descendants(self.zygote_pid) if _parent(pid) == self.zygote_pid and _is_first(pid)]
 
     def boxes(self) -> list[str]:
         """The cgroups of boxes: of those that live, and of up to `PREPARED` that are made ahead of demand."""
@@ -179,6 +179,14 @@ def _clean(environ: os._Environ[str]) -> dict[str, str]:
     """Without the settings of whoever runs the tests, save where images are."""
     kept = {"BOXWOOD_IMAGES"}
     return {name: value for name, value in environ.items() if not name.startswith("BOXWOOD_") or name in kept}
+
+
+def _is_first(pid: int) -> bool:
+    """Of a process namespace of its own."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
+    except FileNotFoundError:
+        return False
 
 
 def _parent(pid: int) -> int:

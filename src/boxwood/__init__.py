@@ -27,8 +27,8 @@ _HOMES = {
         "Unrecoverable", "Unsupported",
     ],
     "boxwood.client.models": [
-        "ApiKey", "CopyReport", "Health", "Identity", "Image", "Manifest", "ManifestEntry", "Preparing", "Resources",
-        "RunRecord", "SessionRecord", "VMRecord",
+        "ApiKey", "CopyReport", "Denial", "Health", "Identity", "Image", "Manifest", "ManifestEntry", "NetworkUsage",
+        "Preparing", "Resources", "RunRecord", "SessionRecord", "VMNetwork", "VMRecord",
     ],
     "boxwood.client._sync.client": ["Boxwood"],
     "boxwood.client._sync.run": ["Run"],
@@ -73,25 +73,28 @@ if TYPE_CHECKING:
     from boxwood.client.models import (
         ApiKey,
         CopyReport,
+        Denial,
         Health,
         Identity,
         Image,
         Manifest,
         ManifestEntry,
+        NetworkUsage,
         Preparing,
         Resources,
         RunRecord,
         SessionRecord,
+        VMNetwork,
         VMRecord,
     )
 
 __all__ = [
     "VM", "AlreadyExists", "ApiKey", "AsyncBoxwood", "AsyncRun", "AsyncSession", "AsyncVM", "BadRequest", "Boxwood",
-    "BoxwoodError", "CommandFailed", "Conflict", "ConnectionFailed", "CopyReport", "Expired", "FileMissing",
+    "BoxwoodError", "CommandFailed", "Conflict", "ConnectionFailed", "CopyReport", "Denial", "Expired", "FileMissing",
     "Forbidden", "Health", "IdempotencyConflict", "Identity", "Image", "InvalidState", "Manifest", "ManifestEntry",
-    "NotFound", "OperationFailed", "PayloadTooLarge", "Preparing", "RateLimited", "ResourceBusy", "Resources",
-    "Run", "RunRecord", "ServerError", "Session", "SessionRecord", "Timeout", "Unauthorized", "Unavailable",
-    "Unrecoverable", "Unsupported", "VMRecord", "__version__",
+    "NetworkUsage", "NotFound", "OperationFailed", "PayloadTooLarge", "Preparing", "RateLimited", "ResourceBusy",
+    "Resources", "Run", "RunRecord", "ServerError", "Session", "SessionRecord", "Timeout", "Unauthorized",
+    "Unavailable", "Unrecoverable", "Unsupported", "VMNetwork", "VMRecord", "__version__",
 ]  # fmt: skip
 
 

@@ -69,7 +69,7 @@ async def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     images = tmp_path / "images"
     (images / fake_engine.IMAGE / "upper").mkdir(parents=True)
     image = host.HostImage(fake_engine.IMAGE, "fingerprint", 0, 0, 0, 0.0)
-    monkeypatch.setattr(host, "ensure", lambda directory, progress: image)
+    monkeypatch.setattr(host, "ensure", lambda directory, progress, **settings: image)
     config = Config(tmp_path / "data", images)
     core = await Core.open(config, fake_engine.FakeEngine(machine))
     app = App(core)

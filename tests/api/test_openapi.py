@@ -68,7 +68,8 @@ async def test_schemas_are_schemas_and_references_lead_somewhere(document):
 async def test_what_is_not_available_says_so(document):
     properties = document["components"]["schemas"]["ForkBody"]["properties"]
     assert "network_policy" in properties["policies"]["description"]
-    assert properties["network"]["deprecated"] is True
+    assert properties["tunnel"]["deprecated"] is properties["egress"]["deprecated"] is True
+    assert {"type": "string", "enum": ["internet", "none"]} in properties["network"]["anyOf"]
     assert document["paths"]["/v1/pools"]["get"]["deprecated"] is True
 
 
@@ -96,6 +97,8 @@ async def test_answers_are_what_it_says(api, document):
         ("post", sync, f"/vms/{vm}/sync", {"op": "manifest", "path": "/etc"}),
         ("post", "/v1/api-keys", "/api-keys", {"name": "k"}),
         ("get", "/v1/api-keys", "/api-keys", None),
+        ("get", "/v1/vms/{id}/network", f"/vms/{vm}/network", None),
+        ("get", "/v1/vms/{id}/network", "/vms/nope/network", None),
         ("get", "/v1/vms/{id}", "/vms/nope", None),
         ("get", "/v1/vms/{id}/policies", "/vms/nope/policies", None),
         ("get", "/api/v1/vms/list", "//api/v1/vms/list", None),

@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -58,8 +59,8 @@ def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     images = tmp_path / "images"
     (images / fake_engine.IMAGE / "upper").mkdir(parents=True)
     image = host.HostImage(fake_engine.IMAGE, "fingerprint", 0, 0, 0, 0.0)
-    monkeypatch.setattr(host, "ensure", lambda directory, progress: image)
-    monkeypatch.setattr(main, "HostEngine", lambda data, images, ready: fake_engine.FakeEngine(machine))
+    monkeypatch.setattr(host, "ensure", lambda directory, progress, **settings: image)
+    monkeypatch.setattr(main, "HostEngine", lambda *places, **settings: fake_engine.FakeEngine(machine))
     return Config(tmp_path / "data", images, port=0), machine
 
 
@@ -148,6 +149,30 @@ async def test_a_port_in_use_and_an_address_of_others(ground, tmp_path):
     assert not config.data.exists()
 
 
+async def test_a_wrong_exception_is_told_before_anything_is_started(ground):
+    config, machine = ground
+    with pytest.raises(main.CannotStart, match=r"network_allow.*mirror/"):
+        await main._serve(replace(config, network_allow=("10.0.0.1", "mirror/")))
+    assert not machine.called("start") and not config.data.exists()
+
+
+async def test_exceptions_reach_the_engine(ground, monkeypatch):
+    config, machine = ground
+    given = []
+
+    def engine(*places, **settings):
+        given.append((places, settings))
+        return fake_engine.FakeEngine(machine)
+
+    monkeypatch.setattr(main, "HostEngine", engine)
+    config = replace(config, network_allow=("10.0.0.1:443", "mirror.example"))
+    async with running((config, machine)):
+        pass
+    assert given == [
+        ((config.data, config.images, config.ready_boxes), {"network_allow": ("10.0.0.1:443", "mirror.example")})
+    ]
+
+
 async def test_a_host_that_cannot_run_boxes(ground):
     config, machine = ground
     machine.fail["start"] = [EngineUnavailable("run it as root")]
@@ -159,7 +184,7 @@ async def test_a_host_that_cannot_run_boxes(ground):
 async def test_a_host_image_that_cannot_be_made(ground, monkeypatch):
     config, _ = ground
 
-    def fails(directory, progress):
+    def fails(directory, progress, **settings):
         progress("files", 1, 2)
         raise ImageError("the disk is full")
 

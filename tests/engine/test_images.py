@@ -16,7 +16,9 @@ import pytest
 
 from boxfixtures import Runner
 from boxwood.engine.host import HostEngine
-from boxwood.images import python
+from boxwood.images import host as host_image
+from boxwood.images import names, python
+from boxwood.images.clientconfig import gather
 from boxwood.images.rootfs import import_rootfs
 from boxwood.images.shelf import ImageError
 
@@ -46,7 +48,9 @@ def secrets_of_this_host() -> list[bytes]:
     return found
 
 
-def test_the_golden_of_this_host_holds_no_secret(golden_root: Path) -> None:
+@pytest.mark.parametrize("share", [False, True])
+def test_the_golden_of_this_host_holds_no_secret(images: Path, share: bool) -> None:
+    golden_root = images / host_image.ensure(images, share_client_config=share).layer_id / "upper"
     words = secrets_of_this_host()
     for top in (name for name in os.listdir(golden_root) if name != "usr" and not (golden_root / name).is_symlink()):
         for directory, _, files in os.walk(golden_root / top):
@@ -103,6 +107,42 @@ async def test_pip_installs_in_a_vm(runner: Runner, tmp_path: Path) -> None:
     assert result.code == 0, bytes(result.err)
     result = await runner.run("pip install --no-index /tmp/tiny-1-py3-none-any.whl 2>&1; python3 -c 'import tiny'")
     assert result.text.endswith("42\n"), (result.text, bytes(result.err))
+
+
+async def test_names_are_asked_for_at_the_one_server(runner: Runner) -> None:
+    result = await runner.run("cat /etc/resolv.conf; grep ^hosts: /etc/nsswitch.conf; getent hosts boxwood localhost")
+    text = result.text
+    assert text.startswith(f"nameserver {names.NAMESERVER}\n")
+    assert "hosts: files dns\n" in text
+    assert text.splitlines()[-2:] == ["127.0.1.1       boxwood", "::1             localhost ip6-localhost ip6-loopback"]
+
+
+async def test_tools_in_a_box_have_the_client_settings_of_this_host(engine: HostEngine, images: Path) -> None:
+    """Whatever this machine's are: each tool in the box says the same as was shared."""
+    shared = gather(Path("/"), os.environ)
+    image = host_image.ensure(images, share_client_config=True)
+    runner = Runner(engine, image.layer_id)
+    await runner.boot()
+    for path in shared.files:
+        result = await runner.run(f"cat {path}")
+        assert bytes(result.out) == shared.files[path], path
+    for line in shared.files.get("/etc/npmrc", b"").decode().splitlines():
+        if shutil.which("npm", path="/usr/bin:/bin") is not None:
+            key, _, value = line.partition("=")
+            result = await runner.run(f"npm config get {key}")
+            assert result.text.strip() == value, (line, bytes(result.err))
+    result = await runner.run("pip config list")
+    assert result.code == 0, bytes(result.err)
+    for line in shared.files.get("/etc/pip.conf", b"").decode().splitlines():
+        if " = " in line:
+            assert f".{line.replace(' = ', '=')[:-1]}".replace("=", "='") in result.text
+    for line in shared.files.get("/etc/apt/apt.conf.d/99boxwood-host", b"").decode().splitlines():
+        result = await runner.run("apt-config dump")
+        assert line.startswith("#") or line in result.text
+    bundle = "python3 -c 'import ssl; print(len(ssl.create_default_context(cafile=\"{}\").get_ca_certs()))'"
+    for path in (path for path in shared.files if path.endswith("ca-certificates.crt")):
+        result = await runner.run(bundle.format(path))
+        assert int(result.text) == shared.files[path].count(b"BEGIN CERTIFICATE"), bytes(result.err)
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ async def house(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
 
 
 def take(house: House, stack: Stack, limits: Limits = Limits()) -> Box | None:
-    return house.ready.take(stack, limits)  # type: ignore[return-value]
+    return house.ready.take(BoxSpec("", stack, limits=limits))  # type: ignore[return-value]
 
 
 async def test_an_image_is_made_ready_with_the_first_demand(house: House) -> None:

@@ -97,6 +97,18 @@ def age(moment: datetime | None) -> str:
     return f"{seconds}s"
 
 
+def size(count: int) -> str:
+    """Bytes, in the unit that leaves the fewest digits before the point."""
+    if count < 1024:
+        return f"{count} B"
+    value, unit = count / 1024, "KiB"
+    for bigger in ("MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, bigger
+    return f"{value:.1f} {unit}"
+
+
 def report(message: str, as_json: bool, **more: Any) -> None:
     """An error: a line for people on standard error, or {"error": {…}} on standard output."""
     if as_json:

@@ -32,6 +32,17 @@ def up(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; default 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; default 18888; 0: any.")] = None,
+    network: Annotated[
+        str | None, typer.Option(metavar="MODE", help="What VMs have by default: internet (default) or none.")
+    ] = None,
+    network_allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADDRESS", help="A private address or name that VMs may reach; may be repeated."),
+    ] = None,
+    share_client_config: Annotated[
+        bool,
+        typer.Option("--share-client-config", help="Give VMs this machine's pip, npm, apt settings and certificates."),
+    ] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="In the background; log in DATA/log.")] = False,
     json: Json = False,
 ) -> int:
@@ -43,8 +54,21 @@ def up(
     command = [sys.executable, "-m", "boxwood.server", "--data", str(where)]
     command += ["--host", host] if host is not None else []
     command += ["--port", str(port)] if port is not None else []
-    env = dict(os.environ) | ({"BOXWOOD_IMAGES": str(images.absolute())} if images is not None else {})
+    env = dict(os.environ) | _settings(images, network, network_allow, share_client_config)
     return (_up_detached if detach else _up_here)(command, env, where, json)
+
+
+def _settings(
+    images: Path | None, network: str | None, network_allow: list[str] | None, share_client_config: bool
+) -> dict[str, str]:
+    """What was said here, as the server takes it from its environment; the rest it looks up for itself."""
+    said = {
+        "BOXWOOD_IMAGES": str(images.absolute()) if images is not None else None,
+        "BOXWOOD_NETWORK": network,
+        "BOXWOOD_NETWORK_ALLOW": ",".join(network_allow) if network_allow else None,
+        "BOXWOOD_SHARE_CLIENT_CONFIG": "true" if share_client_config else None,
+    }
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def down(data: Data = None, json: Json = False) -> int:

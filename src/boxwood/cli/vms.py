@@ -20,6 +20,9 @@ def fork(
     vcpu: Annotated[int | None, typer.Option(min=1, help="Cores.")] = None,
     memory: Annotated[int | None, typer.Option(metavar="MIB", help="Memory in MiB.")] = None,
     disk: Annotated[int | None, typer.Option(metavar="MIB", help="Disk in MiB.")] = None,
+    network: Annotated[
+        str | None, typer.Option(metavar="MODE", help="internet or none; default: as the source, or the server.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Make a new VM from another; prints its id."""
@@ -28,8 +31,9 @@ def fork(
         for number in range(1, count + 1):
             called = f"{name}-{number}" if name and count > 1 else name
             vm = box.fork(
-                source, called, description=description, public=public, vcpu=vcpu, memory_mib=memory, disk_mib=disk
-            )
+                source, called, description=description, public=public, vcpu=vcpu, memory_mib=memory, disk_mib=disk,
+                network=network,
+            )  # fmt: skip
             made.append(vm.record)
             if not json:
                 say(vm.id)

@@ -81,13 +81,14 @@ def fork(
     vcpu: int | None,
     memory_mib: int | None,
     disk_mib: int | None,
+    network: str | None,
     command: str | Sequence[str] | None,
     idempotency_key: str | None,
 ) -> Call:
     """`source`: what has the shape of an id is one (no name has it). Without a key the call gets one of its own."""
     body: dict[str, Any] = {"source_vm_id": source.upper()} if VM_ID.fullmatch(source) else {"source_vm_name": source}
     sizes = _given(vcpu=vcpu, memory_mib=memory_mib, disk_mib=disk_mib)
-    body |= _given(name=name, description=description, public=public or None, resources=sizes or None)
+    body |= _given(name=name, description=description, public=public or None, resources=sizes or None, network=network)
     if command is not None:
         body["command"] = command_text(command)
     key = idempotency_key if idempotency_key is not None else f"boxwood-{secrets.token_hex(16)}"

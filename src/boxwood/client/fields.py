@@ -5,7 +5,16 @@ from __future__ import annotations
 from datetime import datetime
 from functools import cached_property
 
-from boxwood.client.models import ENDED, CopyReport, Resources, RunRecord, SessionRecord, VMRecord, decode_bytes
+from boxwood.client.models import (
+    ENDED,
+    CopyReport,
+    Resources,
+    RunRecord,
+    SessionRecord,
+    VMNetwork,
+    VMRecord,
+    decode_bytes,
+)
 
 
 class VMFields:
@@ -44,6 +53,11 @@ class VMFields:
     def resources(self) -> Resources:
         """vcpu in cores, memory_mib and disk_mib in MiB."""
         return self._record.resources or Resources()
+
+    @property
+    def address(self) -> str | None:
+        """On the network, while the VM has a box that is on one; the next box has another."""
+        return (self._record.network or VMNetwork()).address
 
     @property
     def created_at(self) -> datetime | None:

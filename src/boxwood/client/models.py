@@ -13,15 +13,18 @@ from boxwood.client.errors import ServerError
 __all__ = [
     "ApiKey",
     "CopyReport",
+    "Denial",
     "Health",
     "Identity",
     "Image",
     "Manifest",
     "ManifestEntry",
+    "NetworkUsage",
     "Preparing",
     "Resources",
     "RunRecord",
     "SessionRecord",
+    "VMNetwork",
     "VMRecord",
 ]
 
@@ -56,6 +59,13 @@ class CopyReport(msgspec.Struct, frozen=True):
     total_ms: float = 0.0
 
 
+class VMNetwork(msgspec.Struct, frozen=True):
+    """What a VM has of the network. `mode`: internet or none. `address`: of the box that it has now, if any."""
+
+    mode: str | None = None
+    address: str | None = None
+
+
 class VMRecord(msgspec.Struct, frozen=True):
     """A VM as the server last told it. `state`: idle or running."""
 
@@ -75,6 +85,33 @@ class VMRecord(msgspec.Struct, frozen=True):
     last_active_at: datetime | None = None
     sessions: list[SessionRecord] = []
     copied: CopyReport | None = None
+    network: VMNetwork | None = None
+
+
+class Denial(msgspec.Struct, frozen=True):
+    """What a VM tried on the network and was refused. `address` and `port`: where to; empty and 0 where a `name` was
+    asked for. `reason`: private (not an address of the internet), name (one with such an address, or none that is
+    resolved) or flood (too much at once). The texts are the VM's own choice."""
+
+    at: datetime
+    protocol: str = ""
+    address: str = ""
+    port: int = 0
+    name: str = ""
+    reason: str = ""
+
+
+class NetworkUsage(msgspec.Struct, frozen=True):
+    """What a VM has of the network, and what it moved over it in all its boxes so far. `denials`: the latest of the
+    attempts that were refused, the newest last; `denied` counts them all."""
+
+    mode: str
+    address: str | None = None
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    connections: int = 0
+    denied: int = 0
+    denials: list[Denial] = []
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):

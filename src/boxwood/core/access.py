@@ -91,6 +91,8 @@ class Access:
             state="running" if self._boxes.running(row.id) else "idle",
             live=self._boxes.live(row.id),
             resources=Resources(row.vcpu, row.memory_mib, row.disk_mib),
+            network=self._boxes.network(row),
+            address=self._boxes.address(row.id),
             root_source_id=row.root_source_id,
             root_source_name=row.root_source_name,
             created_at=clock.shown(row.created_at),

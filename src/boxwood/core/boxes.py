@@ -132,6 +132,14 @@ class Boxes:
     def running_ids(self) -> list[str]:
         return [vm_id for vm_id, slot in self._live.items() if slot.busy]
 
+    def network(self, row: VMRow) -> str:
+        """What the VM's next box has of the network; one that lives has what it was made with."""
+        return row.network or self._config.network
+
+    def address(self, vm_id: str) -> str | None:
+        slot = self._live.get(vm_id)
+        return None if slot is None or slot.box is None else slot.box.address or None
+
     def session_state(self, session_id: str) -> str:
         return self.session_states.get(session_id, "idle")
 
@@ -224,9 +232,8 @@ class Boxes:
         mark = partial(vm_rows.boot, vm_id=vm_id, base=row.base, at=clock.now())
         marked = self._database.submit(mark, small=True)
         try:
-            box = await self._engine.boot(
-                BoxSpec(vm_id, Stack(layers, row.top, images), _hostname(row), self._limits(row))
-            )
+            stack, networked = Stack(layers, row.top, images), self.network(row) != "none"
+            box = await self._engine.boot(BoxSpec(vm_id, stack, _hostname(row), self._limits(row), networked))
         except EngineError as error:
             if not marked.cancel():  # as a wait: it is committed all the same, and taken back
                 marked.exception()

@@ -1,7 +1,7 @@
 """What can be set: defaults, then DATA/config.toml, then BOXWOOD_* of the environment, then what the caller says.
 
 The names of the file's keys are those of the fields below; the environment's are the same in capitals behind
-`BOXWOOD_` (`BOXWOOD_IDLE_SECONDS=10`).
+`BOXWOOD_` (`BOXWOOD_IDLE_SECONDS=10`); a list's entries stand between commas there.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 MIB = 1 << 20
+NETWORKS = ("internet", "none")  # what a VM can have
 
 
 class ConfigError(ValueError):
@@ -38,6 +39,9 @@ class Config:
     wait_seconds: float = 300.0  # longest time a request waits for the end of a run
     layers_merged_above: int = 48
     layers_refused_above: int = 400
+    network: str = "internet"  # of a VM that was not told otherwise; or "none"
+    network_allow: tuple[str, ...] = ()  # private addresses and names that VMs may reach all the same
+    share_client_config: bool = False  # the host image has the host's pip, npm and apt settings and its certificates
 
     @classmethod
     def load(cls, data: Path | str | None = None, *, environ: Mapping[str, str] | None = None, **given: Any) -> Config:
@@ -69,6 +73,8 @@ class Config:
                 raise ConfigError(f"{name} is {value}: it must be between {low:g} and {high:g}")
         if not self.host:
             raise ConfigError("host is empty: give an address to listen on, such as 127.0.0.1")
+        if self.network not in NETWORKS:
+            raise ConfigError(f"network is {self.network!r}: it must be {' or '.join(NETWORKS)}")
 
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
@@ -102,19 +108,37 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _convert(name: str, kind: str, value: Any, origin: str) -> Any:
-    wanted = {"Path": "a path", "int": "a whole number", "float": "a number"}.get(kind, "a text")
-    fits = {"int": (int, str), "float": (int, float, str)}.get(kind, (str,) if kind == "str" else (str, Path))
+    wanted, fits, make = _KINDS[kind]
     try:
-        if isinstance(value, fits) and not isinstance(value, bool):
-            return _MADE[kind](value)
+        if isinstance(value, fits) and (bool in fits or not isinstance(value, bool)):
+            return make(value)
     except ValueError:
         pass
     raise ConfigError(f"{origin}: {name} is {value!r}, not {wanted}")
 
 
-_MADE: dict[str, Callable[[Any], Any]] = {
-    "Path": lambda value: Path(value).expanduser().absolute(),
-    "int": int,
-    "float": float,
-    "str": str,
+def _truth(value: bool | str) -> bool:
+    """ValueError."""
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    if isinstance(value, str) and value.strip().lower() not in words:
+        raise ValueError
+    return words[value.strip().lower()] if isinstance(value, str) else value
+
+
+def _texts(value: str | list[Any] | tuple[Any, ...]) -> tuple[str, ...]:
+    """ValueError."""
+    entries = value.split(",") if isinstance(value, str) else value
+    if not all(isinstance(entry, str) for entry in entries):
+        raise ValueError
+    return tuple(entry.strip() for entry in entries if entry.strip())
+
+
+# What a setting of each type must be, the types of what may stand for it, and how it is made of that.
+_KINDS: dict[str, tuple[str, tuple[type, ...], Callable[[Any], Any]]] = {
+    "Path": ("a path", (str, Path), lambda value: Path(value).expanduser().absolute()),
+    "int": ("a whole number", (int, str), int),
+    "float": ("a number", (int, float, str), float),
+    "str": ("a text", (str,), str),
+    "bool": ("true or false", (bool, str), _truth),
+    "tuple[str, ...]": ("a list of texts", (str, list, tuple), _texts),
 }

@@ -23,6 +23,7 @@ from boxwood.core.idempotency import KEPT_SECONDS, Idempotency
 from boxwood.core.keys import Keys
 from boxwood.core.lanes import Lanes
 from boxwood.core.layers import Layers
+from boxwood.core.networks import Networks
 from boxwood.core.refusals import of_store
 from boxwood.core.runs import Runs
 from boxwood.core.sessions import Sessions
@@ -43,7 +44,7 @@ class DataInUse(Exception):
 
 
 class Core:
-    """`keys`, `vms`, `runs`, `sessions`, `files`, `goldens`: see the class of each."""
+    """`keys`, `vms`, `runs`, `sessions`, `files`, `networks`, `goldens`: see the class of each."""
 
     def __init__(self, config: Config, engine: Engine, database: Database, keys: Keys, signer: Signer) -> None:
         spool = config.data / "spool"
@@ -59,6 +60,7 @@ class Core:
         self._uploads = Uploads(database, config.data / "uploads")
         access = Access(database, self._boxes)
         repeats = Idempotency(database)
+        self.networks = Networks(database, engine, self._boxes, access)
         self.goldens = Goldens(database, access, self.layers, config)
         self.sessions = Sessions(database, self._boxes, access, self._lanes, signer, self._tasks)
         self.files = Files(self._boxes, access, self._uploads, signer, config, self._tasks)
@@ -99,6 +101,7 @@ class Core:
             return core
 
     async def _start(self) -> None:
+        self.engine.account(self.networks.ended)
         live = await self.engine.start()
         try:
             await self._lanes.recover(await self._boxes.adopt(live))

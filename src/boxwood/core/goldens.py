@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,15 @@ from boxwood.core.errors import AlreadyExists, BadRequest, Unavailable
 from boxwood.core.ids import new_id
 from boxwood.core.layers import Layers
 from boxwood.core.model import PUBLIC_ORG, VM
+from boxwood.core.refusals import clean
 from boxwood.images import host, rootfs
 from boxwood.images.shelf import ImageError
 from boxwood.store import layers as layer_rows
 from boxwood.store import vms as rows
 from boxwood.store.database import Database
 from boxwood.store.vms import VMRow
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]  # phase, how much of it is done, of how much; called in another thread
 
@@ -76,7 +80,10 @@ class Goldens:
         """Make the image of this host if there is none or the host has changed, and let the public names resolve to
         it. Long the first time; call it beside serving: forks of a golden are refused with Unavailable until then.
         `images.shelf.ImageError` if it cannot be made."""
-        image = await asyncio.to_thread(host.ensure, self._config.images, progress)
+        share = self._config.share_client_config
+        image = await asyncio.to_thread(host.ensure, self._config.images, progress, share_client_config=share)
+        for note in image.notes:
+            log.info("host image: %s", clean(note))
 
         def name_them(connection: sqlite3.Connection) -> set[str]:
             layer_rows.insert_image(connection, image.layer_id)
@@ -137,6 +144,7 @@ def _golden(name: str, layer_id: str, origin: str) -> VMRow:
         vcpu=None,
         memory_mib=None,
         disk_mib=None,
+        network=None,
         root_source_id=None,
         root_source_name=None,
         origin=origin,

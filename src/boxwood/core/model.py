@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Generic, TypeVar
 
-from boxwood.engine.api import CopyReport
+from boxwood.engine.api import CopyReport, Usage
 
 T = TypeVar("T")
 
@@ -61,6 +61,8 @@ class VM:
     state: str  # idle | running
     live: bool  # has a box
     resources: Resources
+    network: str  # internet | none
+    address: str | None  # on the network, while it has a box that is
     root_source_id: str | None
     root_source_name: str | None
     created_at: datetime
@@ -81,7 +83,17 @@ class ForkRequest:
     description: str | None = None
     public: bool = False
     resources: Resources = Resources()
+    network: str | None = None  # internet | none; None: as the source
     command: str | None = None  # started as a background run in the default session
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What a VM has of the network, and what all its boxes have moved over it."""
+
+    mode: str  # internet | none
+    address: str | None  # while it has a box that is on the network
+    usage: Usage
 
 
 @dataclass(frozen=True, slots=True)

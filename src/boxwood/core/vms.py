@@ -113,6 +113,7 @@ class VMs:
             request,
             name=None if request.name is None else words.name(request.name),
             description=words.description(request.description),
+            network=words.network(request.network),
         )
         _check_resources(request.resources)
         if request.command is not None:
@@ -204,6 +205,7 @@ class VMs:
                 vcpu=now.vcpu if wanted.vcpu is None else wanted.vcpu,
                 memory_mib=now.memory_mib if wanted.memory_mib is None else wanted.memory_mib,
                 disk_mib=now.disk_mib if wanted.disk_mib is None else wanted.disk_mib,
+                network=now.network if request.network is None else request.network,
                 root_source_id=now.root_source_id or now.id,
                 root_source_name=now.root_source_name if now.root_source_id else now.name,
                 origin=None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from boxwood.core.config import NETWORKS
 from boxwood.core.errors import BadRequest
 from boxwood.core.ids import has_id_shape
 
@@ -53,6 +54,12 @@ def description(value: str | None) -> str | None:
     text("description", value)
     if len(value) > DESCRIPTION_CHARACTERS:
         raise refuse("description", f"at most {DESCRIPTION_CHARACTERS} characters")
+    return value
+
+
+def network(value: str | None) -> str | None:
+    if value is not None and value not in NETWORKS:
+        raise refuse("network", f"must be {' or '.join(NETWORKS)}")
     return value
 
 

@@ -9,6 +9,7 @@ client does not answer by starting the command again.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, ClassVar
 
@@ -21,6 +22,7 @@ from boxwood.server.agent import SHORT_WINDOW
 from boxwood.server.errors import OperationFailed
 from boxwood.server.exchange import Exchange, Operation
 from boxwood.server.schema.common import UNSET, Answer, Query, Request, Seconds, UnsetType
+from boxwood.server.schema.network import of_booleans
 from boxwood.server.schema.run import completed
 from boxwood.server.schema.vm import REGION
 
@@ -35,8 +37,11 @@ _PAGE = 1000
 
 
 class LegacyForkBody(Request, frozen=True, kw_only=True):
+    """`network`: true is internet, false is none; anything else is ignored."""
+
     is_public: bool | None = None
     name: str | None = None
+    network: Any = None
     region: Any = None
 
     retired: ClassVar = frozenset({"region"})
@@ -46,6 +51,7 @@ class LegacyForkByNameBody(Request, frozen=True, kw_only=True, rename={"from_": 
     from_: str
     is_public: bool | None = None
     name: str | None = None
+    network: Any = None
     region: Any = None
 
     retired: ClassVar = frozenset({"region"})
@@ -117,16 +123,16 @@ def source(vm: str) -> ForkRequest:
 
 async def fork(exchange: Exchange) -> Response:
     body = await exchange.body(LegacyForkBody)
-    return await _fork(exchange, source(exchange.params["id"]), body.name, body.is_public)
+    return await _fork(exchange, source(exchange.params["id"]), body)
 
 
 async def fork_by_name(exchange: Exchange) -> Response:
     body = await exchange.body(LegacyForkByNameBody)
-    return await _fork(exchange, ForkRequest(source_name=body.from_), body.name, body.is_public)
+    return await _fork(exchange, ForkRequest(source_name=body.from_), body)
 
 
-async def _fork(exchange: Exchange, of: ForkRequest, name: str | None, public: bool | None) -> Response:
-    request = ForkRequest(of.source_id, of.source_name, of.name_org, name=name, public=bool(public))
+async def _fork(exchange: Exchange, of: ForkRequest, body: LegacyForkBody | LegacyForkByNameBody) -> Response:
+    request = replace(of, name=body.name, public=bool(body.is_public), network=of_booleans(body.network))
     return exchange.answer(_vm(await exchange.core.vms.fork(exchange.caller, request)))
 
 

@@ -13,12 +13,15 @@ Errors::
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:  # the zygote imports this module, and must stay small
     import asyncio
+
+
+MOST_DENIALS = 50  # that are kept of a VM
 
 
 class EngineError(Exception):
@@ -66,10 +69,48 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class BoxSpec:
+    """`network`: a wire to the internet, where the host can give one; without it the box has its loopback alone."""
+
     vm_id: str
     stack: Stack
     hostname: str = "boxwood"
     limits: Limits = Limits()
+    network: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """What a VM tried on the network and was refused. `at`: seconds since 1970. `protocol`: tcp, udp, icmp, dns or a
+    number. `address` and `port`: where to (empty and 0 for a name). `name`: what was asked for, or what this address
+    had been given out for. `reason`: private (not an address of the internet), name (a name with such an address, or
+    none that is resolved), flood (too much at once)."""
+
+    at: float
+    protocol: str
+    address: str = ""
+    port: int = 0
+    name: str = ""
+    reason: str = "private"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a VM has moved over its wire: bytes, connections opened, attempts refused, and the latest of these."""
+
+    sent: int = 0
+    received: int = 0
+    connections: int = 0
+    denied: int = 0
+    denials: tuple[Denial, ...] = ()  # the oldest first, at most MOST_DENIALS
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.sent + other.sent,
+            self.received + other.received,
+            self.connections + other.connections,
+            self.denied + other.denied,
+            (*self.denials, *other.denials)[-MOST_DENIALS:],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +219,7 @@ class Box(Protocol):
     """A live box. Every call may raise `BoxGone`."""
 
     vm_id: str
+    address: str  # on the network; empty of a box that has its loopback alone
     gone: asyncio.Future[str]  # done, with a reason, when no process of the box is left
 
     @property
@@ -257,6 +299,12 @@ class Engine(Protocol):
 
     async def stored(self) -> set[str]:
         """The ids of all layers that have a directory in the data directory."""
+
+    async def usage(self, vm_id: str) -> Usage:
+        """What the VM's live box has moved so far; nothing if it has none."""
+
+    def account(self, sink: Callable[[str, Usage], None]) -> None:
+        """From now on, for every box that has ended: its VM, and what it had moved in all. On the event loop."""
 
     def features(self) -> AsyncIterator[tuple[str, bool, str]]:
         """Isolation layers of this host: name, active, and why or how to get it."""

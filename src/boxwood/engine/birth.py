@@ -14,6 +14,7 @@ from typing import NoReturn
 from boxwood.engine import box, frames
 from boxwood.engine import kernel as k
 from boxwood.engine.agent import main as agent
+from boxwood.engine.network.wire import Wire
 
 PACKET_LIMIT = 1 << 17  # between server, zygote and what it prepares
 
@@ -21,14 +22,14 @@ PACKET_LIMIT = 1 << 17  # between server, zygote and what it prepares
 def live_as_box(ground: box.Ground, hook: socket.socket) -> NoReturn:
     """The child's side: prepare, wait for a VM, become its box. A failure is told over the link, once there is one."""
     step = box.Step()
-    failure, pid_one = "", None
+    failure, pid_one, plug = "", None, None
     try:
         reset_signals()
         range_ = ground.range
         close_all_but(range_.userns, range_.layers, range_.images, range_.dev, hook.fileno())
         _disguise(b"agent")
         gc.enable()  # what was there before is frozen: a collection touches only what is new
-        box.prepare(ground, step)
+        plug = box.prepare(ground, step)
         step.name = "agent"
         with box.as_owner(range_):
             pid_one = agent.Agent(box.RUNTIME_DIRECTORY, hook)
@@ -42,12 +43,13 @@ def live_as_box(ground: box.Ground, hook: socket.socket) -> NoReturn:
         os._exit(0)  # never needed
     link = array.array("i", ancillary[0][2])[0]
     try:
-        if pid_one is None or failure:
+        if pid_one is None or plug is None or failure:
             raise RuntimeError(failure)
         fields = json.loads(packet)
         layers = tuple((place, ident) for place, ident in fields["layers"])
-        plan = box.Plan(layers, fields["top"], fields["hostname"])
-        box.become(ground, plan, pid_one.desk.open_up, step)
+        wire = Wire(*fields["wire"]) if fields["wire"] else None
+        plan = box.Plan(layers, fields["top"], fields["hostname"], wire)
+        box.become(ground, plan, plug, pid_one.desk.open_up, step)
     except BaseException as error:
         socket.socket(fileno=link).sendall(frames.pack({"boot": "failed", "error": failure or _told(step, error)}))
         os._exit(70)

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from boxwood.engine import kernel as k
+from boxwood.engine.network.wire import Plug, Wire
 from boxwood.engine.overlay import Places, attach_views, mount_root
 from boxwood.engine.uidrange import Range
 
@@ -59,6 +60,7 @@ class Ground:
     stage: str  # an empty directory of the host, absolute: only a place in the box's own mount namespace
     seccomp: bytes
     places: Places | None = None  # set where the kernel wants layers by path
+    wire: Wire | None = None  # plugged in ahead of demand
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class Plan:
     layers: tuple[tuple[str, str], ...]
     top: str
     hostname: str
+    wire: Wire | None
 
 
 class Step:
@@ -76,13 +79,14 @@ class Step:
     name = "start"
 
 
-def prepare(ground: Ground, step: Step) -> None:
-    """Cgroups, namespaces, and the kernel's file systems on the stage."""
+def prepare(ground: Ground, step: Step) -> Plug:
+    """Cgroups, namespaces, the kernel's file systems on the stage, and the wire. What is returned goes to `become`."""
     k.set_death_signal(signal.SIGKILL)  # until credentials change; then again
     step.name = "cgroups"
     for path in ground.cgroups:  # ahead of demand: joining may wait for a grace period of RCU
         with open(path, "w") as f:
             f.write("0")
+    plug = Plug()
     step.name = "namespaces"  # the cgroup namespace after joining, so that it is rooted here
     k.unshare(k.NEWCGROUP | k.NEWNS | k.NEWUTS | k.NEWIPC | k.NEWNET)
     k.mount(None, "/", None, k.MS_REC | k.MS_PRIVATE)
@@ -92,12 +96,18 @@ def prepare(ground: Ground, step: Step) -> None:
     for name in ("root", *STAGED):
         os.mkdir(name)
     _mount_kernel_filesystems(ground.range)
+    _set_up_network()
+    plug.pings = os.open("proc/sys/net/ipv4/ping_group_range", os.O_WRONLY | os.O_CLOEXEC)
+    step.name = "network"
+    plug.settle(ground.wire)
+    step.name = "mounts"
     _go_last()
     _mask()
     if ground.places is not None:
         attach_views(ground.range, ground.places)
     k.pivot_here()  # the host's root is out of sight from here on
     k.capabilities(), k.last_capability()  # looked up now, since there is time
+    return plug
 
 
 @contextmanager
@@ -111,8 +121,11 @@ def as_owner(range_: Range) -> Iterator[None]:
         k.set_capabilities(k.capabilities())
 
 
-def become(ground: Ground, plan: Plan, on_root: Callable[[], None], step: Step) -> None:
+def become(ground: Ground, plan: Plan, plug: Plug, on_root: Callable[[], None], step: Step) -> None:
     """Turn a prepared process into the box's PID 1. `on_root` is called as soon as the VM's root is the root."""
+    step.name = "network"
+    plug.settle(plan.wire)
+    plug.close()
     step.name = "overlay"
     root = mount_root(plan.layers, plan.top, ground.range, by_path=ground.places is not None)
     step.name = "mounts"
@@ -124,7 +137,8 @@ def become(ground: Ground, plan: Plan, on_root: Callable[[], None], step: Step) 
     k.pivot_here()
     on_root()
     step.name = "privileges"
-    enter(ground)
+    enter(ground, plug.pings)
+    os.close(plug.pings)
     k.set_capabilities(AGENT_CAPABILITIES)
     k.set_dumpable(0)  # every change of credentials resets it to fs.suid_dumpable, so after all of them
     k.set_death_signal(signal.SIGKILL)  # taken back by changes of credentials too
@@ -136,10 +150,13 @@ def become(ground: Ground, plan: Plan, on_root: Callable[[], None], step: Step) 
     os.close(null)
 
 
-def enter(ground: Ground) -> None:
-    """From the host's root to the box's: user namespace, ids, bounding set, no_new_privs, seccomp, capabilities."""
+def enter(ground: Ground, pings: int = -1) -> None:
+    """From the host's root to the box's: user namespace, ids, bounding set, no_new_privs, seccomp, capabilities.
+    `pings`: the setting of who may ping, still to be made."""
     last = k.last_capability()
     k.setns(ground.range.userns, k.NEWUSER)  # all capabilities in there, none out here: no mount works from now on
+    if pings >= 0:
+        os.write(pings, b"0 65535")  # in here, and still as who may set it: groups of the box, which has no others
     os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
@@ -154,11 +171,6 @@ def _mount_kernel_filesystems(range_: Range) -> None:
     """Relative to the working directory, the stage."""
     base = range_.base
     k.mount("proc", "proc", "proc", k.MS_NOSUID | k.MS_NODEV | k.MS_NOEXEC)
-    # The network namespace is the host's user namespace's: let the box bind low ports and ping, while it can be set.
-    for name, value in (("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")):
-        with open(f"proc/sys/net/ipv4/{name}", "w") as f:
-            f.write(value)
-    _loopback_up()
     tree = k.open_tree("", range_.dev)
     k.move_mount(tree, "dev")
     os.close(tree)
@@ -191,7 +203,14 @@ def _go_last() -> None:
     )
 
 
-def _loopback_up() -> None:
+def _set_up_network() -> None:
+    """The network namespace is the host's user namespace's: what is not set now cannot be set in the box."""
+    settings = [("ipv4/ip_unprivileged_port_start", "0")]
+    if os.path.isdir("proc/sys/net/ipv6"):
+        settings.append(("ipv6/conf/default/disable_ipv6", "1"))  # of wires to come; the loopback has its ::1
+    for name, value in settings:
+        with open(f"proc/sys/net/{name}", "w") as f:
+            f.write(value)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as s:
         fcntl.ioctl(s, _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", _IFF_UP_RUNNING))
 

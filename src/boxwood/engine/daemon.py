@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,30 @@ _START_SECONDS = 30.0
 _ANSWER_SECONDS = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What boxes may reach beside the internet, and the file that names the servers they ask for names through ours."""
+
+    allow: tuple[str, ...] = ()
+    resolv_conf: Path = Path("/etc/resolv.conf")
+
+
 class Zygote:
     """A connection to a zygote. `on_death(box id, wait status)`; `on_lost(reason)` when the zygote itself is gone."""
 
     def __init__(
-        self, data: Path, images: Path, on_death: Callable[[str, int], None], on_lost: Callable[[str], None]
+        self,
+        data: Path,
+        images: Path,
+        on_death: Callable[[str, int], None],
+        on_lost: Callable[[str], None],
+        outside: Outside,
     ) -> None:
         self._data = data
         self._images = images
         self._on_death = on_death
         self._on_lost = on_lost
+        self._outside = outside
         self._sock: socket.socket | None = None
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -55,7 +70,8 @@ class Zygote:
         program = os.memfd_create("seccomp", os.MFD_CLOEXEC)
         try:
             os.write(program, seccomp)
-            await self.ask("configure", {"instance": instance(self._data)}, (program,))
+            outside = {"allow": self._outside.allow, "resolv": str(self._outside.resolv_conf)}
+            await self.ask("configure", {"instance": instance(self._data), **outside}, (program,))
         finally:
             os.close(program)
 

@@ -9,15 +9,16 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from boxwood.engine import doctor
-from boxwood.engine.api import Box, BoxGone, BoxSpec, CopyReport, EngineError, EngineUnavailable, Stack
-from boxwood.engine.daemon import Zygote
+from boxwood.engine.api import Box, BoxGone, BoxSpec, CopyReport, EngineError, EngineUnavailable, Stack, Usage
+from boxwood.engine.daemon import Outside, Zygote
 from boxwood.engine.hostbox import HostBox
+from boxwood.engine.network.desk import Visitor
 from boxwood.engine.ready import ReadyBoxes
 from boxwood.engine.seccomp import program
 from boxwood.engine.strays import let_go
@@ -31,17 +32,23 @@ log = logging.getLogger(__name__)
 
 class HostEngine:
     """`data`: the data directory; `images`: where image layers lie, shared by all data directories of the host;
-    `ready`: how many boxes are booted ahead of demand."""
+    `ready`: how many boxes are booted ahead of demand; `network_allow`: what they may reach beside the internet, see
+    engine/network/exceptions.py; `resolv_conf`: where the servers are named that their questions for names go to."""
 
-    def __init__(self, data: Path, images: Path, ready: int = 0) -> None:
+    def __init__(
+        self, data: Path, images: Path, ready: int = 0, *,
+        network_allow: Sequence[str] = (), resolv_conf: Path = Path("/etc/resolv.conf"),
+    ) -> None:  # fmt: skip
         self._data = data
         self._images = images
         self._boxes: dict[str, HostBox] = {}
-        self._zygote = Zygote(data, images, self._on_death, self._on_lost)
+        self._zygote = Zygote(data, images, self._on_death, self._on_lost, Outside(tuple(network_allow), resolv_conf))
+        self._account: Callable[[str, Usage], None] = lambda vm, usage: None
+        self._router = Visitor(data, lambda vm, usage: self._account(vm, usage))
         self._seccomp = b""
         self._checks: list[doctor.Check] = []
         self._connecting = asyncio.Lock()
-        self._over = False
+        self._over = self._is_down = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._ahead = ready
         self._ready = ReadyBoxes(self._boot, self._discard, 0)
@@ -49,7 +56,7 @@ class HostEngine:
     # --- the host
 
     async def start(self) -> Sequence[Box]:
-        self._over = False
+        self._over = self._is_down = False
         self._ready = ReadyBoxes(self._boot, self._discard, self._ahead)
         self._prepare_directories()
         self._checks = await asyncio.to_thread(doctor.checks, self._data, self._images)
@@ -61,16 +68,20 @@ class HostEngine:
         self._seccomp = await asyncio.to_thread(program)
         async with self._connecting:
             await self._zygote.connect(self._seccomp)
+        self._router.open()
         return await self._adopt()
 
     async def close(self) -> None:
         self._over = True
         await self._ready.close()
+        await self._router.close()
         for box in self._boxes.values():
             box.let_go()
         self._zygote.close()
 
     async def shutdown(self) -> None:
+        if self._is_down:
+            return
         await self._connect()
         self._over = True
         await self._ready.close()
@@ -78,12 +89,18 @@ class HostEngine:
         for box in list(self._boxes.values()):
             box.died("the engine was shut down")
         self._boxes.clear()
+        await self._router.close(at_end=True)
         self._zygote.close()
         await self._zygote.wait_gone()
+        self._is_down = True
 
     async def features(self) -> AsyncIterator[tuple[str, bool, str]]:
         for check in self._checks:
-            yield check.name, check.active, check.why or check.fix
+            if check.name == doctor.NETWORK and check.active and self._zygote.connected:
+                said = await self._zygote.ask("network", {})
+                yield check.name, said["active"], said["why"] or check.why
+            else:
+                yield check.name, check.active, check.why or check.fix
 
     def _prepare_directories(self) -> None:
         for directory in (self._data, self._images):
@@ -126,6 +143,7 @@ class HostEngine:
 
     async def _adopt_one(self, row: dict[str, Any]) -> Box | None:
         box = HostBox(row["box"], row["vm"], row["top"], self._put_down)
+        box.address = row["address"]
         self._boxes[box.box_id] = box
         ours, theirs = socket.socketpair()
         try:
@@ -144,7 +162,7 @@ class HostEngine:
     async def boot(self, spec: BoxSpec) -> Box:
         await self._connect()
         untouched = not (self._data / "layers" / checked(spec.stack.top)).exists()
-        box = self._ready.take(spec.stack, spec.limits) if untouched else None
+        box = self._ready.take(spec) if untouched else None
         if box is None or not await self._give_top(box, spec.stack.top):
             return await self._boot(spec)
         fits = box.hostname == spec.hostname and box.limits == spec.limits
@@ -206,7 +224,8 @@ class HostEngine:
         self._boxes[box.box_id] = box
         try:
             with theirs:
-                await self._zygote.ask("boot", {"box": box.box_id, **_boot_fields(spec)}, (theirs.fileno(),))
+                fields = {"box": box.box_id, **_boot_fields(spec)}
+                box.address = (await self._zygote.ask("boot", fields, (theirs.fileno(),)))["address"]
         except BaseException:
             ours.close()
             self._boxes.pop(box.box_id, None)
@@ -301,6 +320,21 @@ class HostEngine:
         bare = (name.removeprefix(".dead-").removesuffix(".part") for name in names)  # whose jobs were cut off
         return {name for name in bare if is_ulid(name)}
 
+    # --- the network
+
+    async def usage(self, vm_id: str) -> Usage:
+        if not self._router.there and not any(box.vm_id == vm_id and box.address for box in self._boxes.values()):
+            return Usage()
+        try:
+            return await self._router.usage(vm_id)  # also of a box that has just ended, until its account is closed
+        except EngineError:
+            return Usage()  # there is no router, and so no wire
+
+    def account(self, sink: Callable[[str, Usage], None]) -> None:
+        self._account = sink
+
+    # --- work of the zygote's
+
     async def _job(self, job: dict[str, Any]) -> dict[str, Any]:
         """Have a jailed child of the zygote do something to layers; its result is one line of JSON."""
         await self._connect()
@@ -329,7 +363,10 @@ def _boot_fields(spec: BoxSpec) -> dict[str, Any]:
     stack: Stack = spec.stack
     layers = [["image" if ident in stack.images else "data", checked(ident)] for ident in stack.layers]
     limits = {"vcpu": spec.limits.vcpu, "memory_mib": spec.limits.memory_mib, "pids": spec.limits.pids}
-    return {"vm": spec.vm_id, "layers": layers, "top": checked(stack.top), "hostname": spec.hostname, "limits": limits}
+    return {
+        "vm": spec.vm_id, "layers": layers, "top": checked(stack.top), "hostname": spec.hostname, "limits": limits,
+        "network": spec.network,
+    }  # fmt: skip
 
 
 async def _read_to_end(fd: int, seconds: float) -> bytes:

@@ -67,6 +67,7 @@ class HostBox:
         self.top = top
         self.hostname = hostname
         self.limits = limits
+        self.address = ""
         self.gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.known_runs: dict[str, RunEnd | None] = {}
         self._put_down = put_down

@@ -45,7 +45,7 @@ OVERLAYFS_MAGIC = 0x794C7630
 CAPABILITIES = {
     "chown": 0, "dac_override": 1, "dac_read_search": 2, "fowner": 3, "fsetid": 4, "kill": 5, "setgid": 6, "setuid": 7,
     "setpcap": 8, "net_bind_service": 10, "sys_chroot": 18, "sys_ptrace": 19, "sys_admin": 21, "mknod": 27,
-    "audit_write": 29, "setfcap": 31,
+    "net_admin": 12, "net_raw": 13, "audit_write": 29, "setfcap": 31,
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ _QUIET = 0.03  # seconds without a demand after which boxes are booted ahead
 _RECENT = 60.0  # stacks that were asked for within so many seconds share the places
 _KEPT = 600.0  # seconds without a demand after which ready boxes are put down
 _MOST_STACKS = 64  # that are remembered
+_Kind = tuple[tuple[str, ...], bool]  # the layers, and whether there is a network
 log = logging.getLogger(__name__)
 
 
@@ -29,10 +30,15 @@ class _Shelf:
 
     layers: tuple[str, ...]
     images: frozenset[str]
+    network: bool
     limits: Limits = Limits()  # of who asked last: the next one most likely wants the same
     asked: int = 0
     asked_at: float = 0.0
     boxes: list[HostBox] = field(default_factory=list)
+
+    @property
+    def kind(self) -> _Kind:
+        return self.layers, self.network
 
     @property
     def wanted(self) -> bool:
@@ -53,18 +59,20 @@ class ReadyBoxes:
         self._boot = boot
         self._discard = discard
         self._most = most
-        self._shelves: dict[tuple[str, ...], _Shelf] = {}  # the one asked for last is the last
+        self._shelves: dict[_Kind, _Shelf] = {}  # the one asked for last is the last
         self._work: asyncio.Task[None] | None = None
         self._again: asyncio.TimerHandle | None = None
         self._closed = False
 
-    def take(self, stack: Stack, limits: Limits) -> HostBox | None:
-        """A ready box with these layers, if there is one. The demand is remembered."""
+    def take(self, spec: BoxSpec) -> HostBox | None:
+        """A ready box with these layers and this network, if there is one. The demand is remembered."""
         if not self._most or self._closed:
             return None
-        shelf = self._shelves.pop(stack.layers, None) or _Shelf(stack.layers, stack.images)
-        self._shelves[stack.layers] = shelf
-        shelf.limits = limits
+        stack = spec.stack
+        kind = stack.layers, spec.network
+        shelf = self._shelves.pop(kind, None) or _Shelf(stack.layers, stack.images, spec.network)
+        self._shelves[kind] = shelf
+        shelf.limits = spec.limits
         shelf.asked, shelf.asked_at = shelf.asked + 1, asyncio.get_running_loop().time()
         self._look_after(_QUIET)
         while shelf.boxes:
@@ -77,7 +85,7 @@ class ReadyBoxes:
         """These layers are about to be removed: nothing stands on them any more."""
         gone = set(layers)
         for shelf in [shelf for shelf in self._shelves.values() if gone.intersection(shelf.layers)]:
-            del self._shelves[shelf.layers]
+            del self._shelves[shelf.kind]
             await self._put_down(shelf.boxes)
 
     async def close(self) -> None:
@@ -120,7 +128,7 @@ class ReadyBoxes:
     async def _forget(self, now: float) -> None:
         old = [shelf for shelf in self._shelves.values() if shelf.asked_at + _KEPT < now]
         for shelf in [*old, *list(self._shelves.values())[:-_MOST_STACKS]]:
-            if self._shelves.pop(shelf.layers, None) is not None:
+            if self._shelves.pop(shelf.kind, None) is not None:
                 await self._put_down(shelf.boxes)
 
     def _short(self, now: float) -> _Shelf | None:
@@ -136,11 +144,12 @@ class ReadyBoxes:
             fullest = max(self._shelves.values(), key=lambda other: (len(other.boxes), -other.asked_at))
             await self._put_down([fullest.boxes.pop(0)])
         try:
-            box = await self._boot(BoxSpec("", Stack(shelf.layers, new_ulid(), shelf.images), limits=shelf.limits))
+            stack = Stack(shelf.layers, new_ulid(), shelf.images)
+            box = await self._boot(BoxSpec("", stack, limits=shelf.limits, network=shelf.network))
         except Exception:
             shelf.asked = 0  # until it is asked for again
             raise
-        if self._closed or self._shelves.get(shelf.layers) is not shelf:
+        if self._closed or self._shelves.get(shelf.kind) is not shelf:
             await self._put_down([box])
         else:
             shelf.boxes.append(box)

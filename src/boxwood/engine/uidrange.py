@@ -10,6 +10,7 @@ A range costs about 1.8 ms and no memory to speak of; the zygote keeps a few rea
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import stat
@@ -40,6 +41,7 @@ class Range:
 
     def __init__(self, base: int, layers_fd: int, images_fd: int) -> None:
         self.base = base
+        self.number = (base - FIRST) // SIZE
         self.userns = _user_namespace(base)
         self.layers = k.idmapped("", self.userns, layers_fd, k.ATTR_NODEV | k.ATTR_NOSUID)
         self.images = k.idmapped("", self.userns, images_fd, k.ATTR_NODEV | k.ATTR_NOSUID | k.ATTR_RDONLY)
@@ -58,7 +60,7 @@ class Ranges:
         self._dirs = layers_fd, images_fd
         self._free: list[Range] = []
         self._bases: Iterator[int] = iter(())
-        self._held: list[int] = []  # descriptors of lock files
+        self._held: dict[int, int] = {}  # numbers of chunks -> descriptors of their lock files
 
     def __len__(self) -> int:
         return len(self._free)
@@ -75,6 +77,13 @@ class Ranges:
     def give_back(self, used: Range) -> None:
         self._free.append(used)
 
+    @property
+    def chunk(self) -> int:
+        """A number that no other zygote of this host has."""
+        if not self._held:
+            self.prepare()
+        return min(self._held)
+
     def _next_base(self) -> int:
         base = next(self._bases, None)
         if base is None:
@@ -90,15 +99,21 @@ class Ranges:
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
             raise PermissionError(f"{self._locks} must be a directory of ours that nobody else can write to")
         for number in range(_CHUNKS):
-            fd = os.open(self._locks / f"uids-{number}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(fd)
-                continue
-            self._held.append(fd)
-            return number
+            with contextlib.suppress(BlockingIOError):
+                self._held[number] = lock(self._locks / f"uids-{number}")
+                return number
         raise RuntimeError("all uid ranges of this host are in use")
+
+
+def lock(path: Path) -> int:
+    """A file that nobody else of this host holds now: a descriptor, which holds it. BlockingIOError."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _user_namespace(base: int) -> int:

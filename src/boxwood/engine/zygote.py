@@ -33,6 +33,8 @@ from boxwood.engine import kernel as k
 from boxwood.engine.api import Limits
 from boxwood.engine.cgroup import Cgroups
 from boxwood.engine.layers import jail
+from boxwood.engine.network.uplink import Uplink
+from boxwood.engine.network.wire import Wire
 from boxwood.engine.overlay import MOST_LAYERS, Places, by_descriptor, prepare_top
 from boxwood.engine.peer import Lost, Peer
 from boxwood.engine.uidrange import Range, Ranges
@@ -64,6 +66,8 @@ class Live:
     vm: str = ""  # empty also of a box that was booted ahead of its VM
     top: str = ""
     hostname: str = ""
+    wire: Wire | None = None  # it has, or is to have
+    address: str = ""  # that has been its own at any time: not free before the network has forgotten it
     limits: Limits = Limits()  # what its cgroups have: these too when it was prepared
     mounts: int | None = None  # its mount namespace, held while it dies
 
@@ -79,6 +83,8 @@ class Zygote:
         self._pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._uts_namespace = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
         self._selector = selectors.DefaultSelector()
+        self._uplink = Uplink(data, locks, self._selector, self._ranges.give_back)
+        self._wired = True  # did who asked for a box last want the network?
         self._boxes: dict[str, Live] = {}
         self._unmounter = Unmounter()
         self._spares: list[Live] = []
@@ -100,6 +106,7 @@ class Zygote:
             "thaw": self._thaw,
             "list": self._list,
             "job": self._job,
+            "network": self._network,
         }
 
     # --- the loop
@@ -123,17 +130,22 @@ class Zygote:
             return max(_QUIET, self._pause_until - time.monotonic())
         if self._busy_cgroups:
             return _RETRY
+        if self._uplink.is_down and not self._ending:
+            return _PAUSE
         return _LONELY if self._peer is None and not self._ending else None
 
     @property
     def _wants_spares(self) -> bool:
-        return bool(self._seccomp) and not self._ending and len(self._spares) < _AHEAD
+        ready = bool(self._seccomp) and not self._uplink.starting  # a wire that is there already is no work later
+        return ready and not self._ending and len(self._spares) < _AHEAD
 
     def _spare_time(self) -> None:
         """Nothing has happened for a moment."""
         if self._peer is None and not self._ending and not self._reachable():
             self._begin_end(None, 0)
             return
+        if self._uplink.is_down and not self._ending:
+            self._uplink.revive()
         self._busy_cgroups = {b for b in self._busy_cgroups if not self._removed(b)}
         if self._wants_spares and time.monotonic() >= self._pause_until:
             try:
@@ -217,13 +229,21 @@ class Zygote:
     # --- what the server may ask
 
     def _configure(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        """The seccomp program (in a memfd) and the name of this instance's cgroups."""
+        """The seccomp program (in a memfd), the name of this instance's cgroups, and what boxes may reach beside the
+        internet."""
         self._seccomp = os.pread(fds[0], 1 << 20, 0)
         instance = request["instance"]
         if self._cgroups is None:
             self._cgroups = Cgroups.find(checked(instance))
             self._cgroups.sweep()
+        allow = [str(entry) for entry in request["allow"]]
+        self._uplink.start(self._ranges.chunk, allow, str(request["resolv"]))
         return {"ok": True, "pid": os.getpid()}
+
+    def _network(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        """Can boxes have one, and if not, why; what is in the way of those that have."""
+        self._uplink.wait()
+        return {"active": self._uplink.up, "why": self._uplink.problem}
 
     def _boot(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         if self._cgroups is None:
@@ -236,16 +256,23 @@ class Zygote:
             raise Refused(f"{len(layers)} layers: at most {MOST_LAYERS} can be mounted")
         hostname = _hostname(request)
         prepare_top(self._layers, top)
-        plan = {"layers": layers, "top": top, "hostname": hostname}
+        self._wired = bool(request["network"])
+        if self._wired:
+            self._uplink.wait()
         live = self._spares[0] if self._spares else self._prepare()  # the one that has had most time
+        wire = self._uplink.wire(live.range) if self._wired else None
+        plan = {"layers": layers, "top": top, "hostname": hostname, "wire": wire and wire.fields()}
         limits = Limits(**request["limits"])
         self._cgroups.limit(live.group, limits, live.limits)
         self._spares.remove(live)
         live.box, live.vm, live.top, live.hostname, live.limits = box_id, vm, top, hostname, limits
+        live.wire, live.address = wire, wire.address if wire else live.address
         self._boxes[box_id] = live
+        if wire and vm:
+            self._uplink.belongs(wire.address, vm)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds[:1]))]
         live.hook.sendmsg([json.dumps(plan).encode()], rights, socket.MSG_NOSIGNAL)
-        return {"ok": True, "pid": live.pid}
+        return {"ok": True, "pid": live.pid, "address": wire.address if wire else ""}
 
     def _assign(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """Give a box that was booted ahead of its VM (with no `vm`) to one that has the same layers. Its top has the
@@ -267,6 +294,8 @@ class Zygote:
         if hostname != live.hostname:
             self._set_hostname(live, hostname)
         live.vm, live.top = vm, top
+        if live.wire is not None:
+            self._uplink.belongs(live.wire.address, vm)
         return {"ok": True}
 
     def _set_hostname(self, live: Live, hostname: str) -> None:
@@ -281,11 +310,14 @@ class Zygote:
         """A process with everything a box needs but its VM. `idle`: made when nobody else wants the processor."""
         assert self._cgroups is not None
         range_, group = self._ranges.take(), new_ulid()
+        wire = self._uplink.wire(range_) if self._wired else None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.shutdown(socket.SHUT_RD)
         try:
             cgroups = [f"{directory}/{self._cgroups.door}" for directory in self._cgroups.make(group, Limits())]
-            pid = self._fork_in_new_namespace(range_, cgroups, theirs, idle)
+            stage = str(self._data / "mnt")
+            ground = box.Ground(range_, tuple(cgroups), stage, self._seccomp, self._places, wire)
+            pid = self._fork_in_new_namespace(ground, theirs, idle)
             pidfd = _pidfd(pid)
         except BaseException:
             ours.close()
@@ -294,12 +326,12 @@ class Zygote:
             raise
         finally:
             theirs.close()
-        live = Live(pid, pidfd, ours, range_, group)
+        live = Live(pid, pidfd, ours, range_, group, wire=wire, address=wire.address if wire else "")
         self._spares.append(live)
         self._selector.register(live.pidfd, selectors.EVENT_READ, lambda: self._on_death(live))
         return live
 
-    def _fork_in_new_namespace(self, range_: Range, cgroups: list[str], hook: socket.socket, idle: bool) -> int:
+    def _fork_in_new_namespace(self, ground: box.Ground, hook: socket.socket, idle: bool) -> int:
         k.unshare(k.NEWPID)  # for the children of this process, which stays where it is
         try:
             pid = os.fork()
@@ -307,8 +339,7 @@ class Zygote:
                 try:
                     if idle:
                         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-                    stage = str(self._data / "mnt")
-                    birth.live_as_box(box.Ground(range_, tuple(cgroups), stage, self._seccomp, self._places), hook)
+                    birth.live_as_box(ground, hook)
                 finally:
                     os._exit(72)  # whatever happens, a child does not go on as a second zygote
         finally:
@@ -354,8 +385,12 @@ class Zygote:
         after = request.get("after", "")
         names = sorted(name for name in self._boxes if name > after)[:500]
         shown = [
-            {"box": n, "vm": self._boxes[n].vm, "top": self._boxes[n].top, "pid": self._boxes[n].pid} for n in names
-        ]
+            {
+                "box": live.box, "vm": live.vm, "top": live.top, "pid": live.pid,
+                "address": live.wire.address if live.wire else "",
+            }
+            for live in (self._boxes[name] for name in names)
+        ]  # fmt: skip
         return {"ok": True, "boxes": shown, "more": len(names) == 500}
 
     def _job(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -381,7 +416,10 @@ class Zygote:
         self._selector.unregister(live.pidfd)
         os.close(live.pidfd)
         live.hook.close()
-        self._ranges.give_back(live.range)
+        if live.address:
+            self._uplink.ended(live.range, live.address)
+        else:
+            self._ranges.give_back(live.range)
         self._remove_cgroup(live.group)
         if not live.box:
             self._spares.remove(live)
@@ -430,6 +468,7 @@ class Zygote:
             self._cgroups.sweep()
             self._cgroups.close()
         self._unmounter.close()
+        self._uplink.close()
         self._say({"n": self._ending[1], "ok": True})
         while self._peer is not None and self._peer.behind and (ready := self._selector.select(_LONELY)):
             for key, _ in ready:

@@ -65,7 +65,9 @@ _ASSIGNED = re.compile(
     re.I,
 )
 _CERTIFICATE = re.compile(rb"^-----BEGIN (TRUSTED |X509 )?CERTIFICATE-----", re.M)
-_APT_REACHES_OUT = re.compile(rb"Invoke|Hook|Install-Pkgs|Auto-?Detect|SslKey|SslCert|Password|Login", re.I)
+_APT_REACHES_OUT = re.compile(
+    rb"Invoke|Hook|Install-Pkgs|Auto-?Detect|SslKey|SslCert|Password|Login|Authorization|Token|Secret", re.I
+)
 _MAY_ASSIGN = {"profile", "profile.d", "bash.bashrc", "bashrc", "bash_completion.d", "skel", "zsh", "R", "yum.repos.d",
                "yum.conf", "dnf", "pacman.conf", "pacman.d"}  # fmt: skip
 
@@ -74,13 +76,13 @@ def copy_configuration(host: Path, root: Path) -> None:
     """The listed part of the host's /etc, and of /usr/etc where the host keeps its defaults there."""
     for place in ("etc", "usr/etc"):
         if (host / place).is_dir() and not (host / place).is_symlink():
-            copy_listed(host / place, root / place, CONFIGURATION, _harmless)
-    copy_listed(host / "etc/default", root / "etc/default", DEFAULTS, _harmless)
+            copy_listed(host / place, root / place, CONFIGURATION, harmless)
+    copy_listed(host / "etc/default", root / "etc/default", DEFAULTS, harmless)
 
 
 def copy_package_state(host: Path, root: Path) -> None:
     """What dpkg, apt and the tools of packages keep in /var/lib."""
-    copy_listed(host / "var/lib", root / "var/lib", STATE, _harmless)
+    copy_listed(host / "var/lib", root / "var/lib", STATE, harmless)
     copy_listed(host / "var/lib/dpkg", root / "var/lib/dpkg", PACKAGES, never=())
     copy_listed(host / "var/lib/apt", root / "var/lib/apt", ("extended_states",))
 
@@ -147,10 +149,13 @@ def _copy(source: Path, target: Path, path: str, status: os.stat_result, wanted:
             put_status(f.fileno(), status)
 
 
-def _harmless(path: str, data: bytes) -> bool:
+def harmless(path: str, data: bytes) -> bool:
+    """Does this file of /etc go into an image as it is? `path` is below /etc."""
     if _PRIVATE_KEY.search(data):
         return False
     first, _, rest = path.partition("/")
+    if path.startswith("xdg/pip/"):
+        return False  # clientconfig.py has it where it is to be had
     if first == "apt":
         return _apt_wanted(rest, data)
     if first == "ssl":
@@ -158,6 +163,11 @@ def _harmless(path: str, data: bytes) -> bool:
     if first in _MAY_ASSIGN and _ASSIGNED.search(data):
         return False
     return not _URL_WITH_PASSWORD.search(data)
+
+
+def gives_access(data: bytes) -> bool:
+    """Is there a private key or an address with a user in it?"""
+    return bool(_PRIVATE_KEY.search(data) or _ACCESS.search(data))
 
 
 def _certificate(path: str, data: bytes) -> bool:

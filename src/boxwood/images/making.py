@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from boxwood.engine import kernel
-from boxwood.images import accounts, etc, python, skeleton
+from boxwood.images import accounts, clientconfig, etc, python, skeleton
+from boxwood.images.clientconfig import ClientConfig
 from boxwood.images.farm import Progress, Tally, plant
 
 # Below /usr. Their directories stay where packages count on them (skeleton.py).
@@ -17,7 +18,7 @@ _LEFT_OUT = {
     "lib": {"debug", "modules", "firmware", "initramfs-tools"},
 }
 _LEFT_OUT_FILES = {"EXTERNALLY-MANAGED"}
-_NEVER = {".netrc", ".npmrc", ".pypirc", ".git-credentials", ".pgpass", ".ssh", ".aws", ".docker", ".gnupg"}
+_NEVER = {"pip.conf", ".netrc", ".npmrc", ".pypirc", ".git-credentials", ".pgpass", ".ssh", ".aws", ".docker", ".gnupg"}
 _MERGED = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 
 
@@ -29,8 +30,9 @@ class Made:
     notes: tuple[str, ...]
 
 
-def make(host: Path, root: Path, progress: Progress) -> Made:
-    """Fill `root`, an empty directory, with the golden of the host whose root directory is `host`.
+def make(host: Path, root: Path, progress: Progress, shared: ClientConfig | None = None) -> Made:
+    """Fill `root`, an empty directory, with the golden of the host whose root directory is `host`, and with the client
+    settings that the operator shares.
 
     :raises OSError: something could not be read or written.
     """
@@ -45,7 +47,10 @@ def make(host: Path, root: Path, progress: Progress) -> Made:
     progress("packages", 0, 1)
     etc.copy_package_state(host, root)
     _make_accounts(host, root, dpkg=dpkg)
+    skeleton.fit_nsswitch(root)
     skeleton.write_files(root)
+    if shared is not None:
+        clientconfig.put(shared, root)
     skeleton.make_homes(root)
     skeleton.set_groups(root)
     progress("python", 0, 1)

@@ -12,6 +12,7 @@ import stat
 import struct
 
 from boxwood.images.accounts import USER
+from boxwood.images.names import RESOLV
 from boxwood.images.tree import Refused, shown
 
 _DIRECTORIES = {
@@ -46,7 +47,7 @@ def outfit() -> None:
         _write("/etc/hosts", _HOSTS)
     # These come from the machine that the rootfs was made on.
     _write("/etc/hostname", "boxwood\n")
-    _write("/etc/resolv.conf", "# This VM has no network.\n")
+    _write("/etc/resolv.conf", RESOLV)
     if os.path.lexists("/etc/machine-id"):
         _write("/etc/machine-id", "", 0o444)
 

@@ -22,7 +22,7 @@ from typing import IO, Any
 from boxwood.images.farm import Progress
 from boxwood.images.shelf import ImageError, Part, Shelf, default_directory, usable
 
-VERSION = 1  # of what is done to a root file system
+VERSION = 2  # of what is done to a root file system
 _LINE = 1 << 16
 _BLOCK = 1 << 20
 

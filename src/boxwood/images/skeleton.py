@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from boxwood.images.accounts import USER
+from boxwood.images.names import NSSWITCH, RESOLV, switched
 
 DIRECTORIES = {
     "dev": 0o755, "proc": 0o555, "sys": 0o555, "run": 0o755, "run/lock": 0o1777, "tmp": 0o1777, "mnt": 0o755,
@@ -36,10 +37,6 @@ LINKS = {
 }  # fmt: skip
 
 HOSTS = "127.0.0.1\tlocalhost\n127.0.1.1\tboxwood\n::1\tlocalhost ip6-localhost ip6-loopback\n"
-NSSWITCH = (
-    "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nnetworks: files\nservices: files\nprotocols: files\n"
-)
-RESOLV = "# This VM has no network.\n"
 FILES = {  # written unless the host's came in: text, mode
     "etc/hostname": ("boxwood\n", 0o644),
     "etc/hosts": (HOSTS, 0o644),
@@ -74,6 +71,16 @@ def write_files(root: Path) -> None:
     for name, (text, mode) in FILES.items():
         if not os.path.lexists(root / name):
             write(root / name, text, mode)
+
+
+def fit_nsswitch(root: Path) -> None:
+    """What came in of the host's names only what works in a box. A link (authselect) leads to what did not come in."""
+    for name in ("etc/nsswitch.conf", "usr/etc/nsswitch.conf"):
+        path = root / name
+        if path.is_symlink():
+            path.unlink()
+        elif path.is_file():
+            write(path, switched(path.read_text(errors="replace")))
 
 
 def write(path: Path, text: str | bytes, mode: int = 0o644) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from boxwood.server.schema import file, run, session, vm
+from boxwood.server.schema import file, network, run, session, vm
 from boxwood.server.schema.common import Answer
 
 SHORT_WINDOW = 100.0  # seconds: sockets of ≤ 0.8.9 give up after 120
@@ -26,6 +26,11 @@ class Agent:
     urllib: bool = False
     strict: bool = False
     window: float = WINDOW
+
+    @property
+    def old(self) -> bool:
+        """It may be of a release before 1.2.6."""
+        return self.urllib or self.strict
 
 
 _PLAIN = Agent()
@@ -52,6 +57,7 @@ KNOWN: dict[type[Answer], frozenset[str]] = {
         "name", "root_source_vm_id", "root_source_vm_name", "region", "provider",
     }),
     vm.Resources: frozenset({"vcpu", "memory_mib", "disk_mib"}),
+    network.Network: frozenset(),
     session.Session: frozenset({"session_id", "state", "cwd", "session_idx", "env", "started_at", "vm_id"}),
     run.CompletedRunAnswer: frozenset({*_OUTPUT, "exit_code", "run_id", "state"}),
     run.BackgroundRunAnswer: frozenset({"run_id", "state"}),

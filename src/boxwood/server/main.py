@@ -29,6 +29,7 @@ from boxwood.core.errors import CoreError
 from boxwood.engine.api import EngineError
 from boxwood.engine.host import HostEngine
 from boxwood.engine.kernel import prefer_short_turns
+from boxwood.engine.network.exceptions import Exceptions
 from boxwood.images.shelf import ImageError
 from boxwood.server import hosts
 from boxwood.server.app import App
@@ -54,7 +55,7 @@ def serve(config: Config) -> None:
 async def _serve(config: Config) -> None:
     with _bound(config) as listener:
         _allow_descriptors()
-        engine = HostEngine(config.data, config.images, config.ready_boxes)
+        engine = HostEngine(config.data, config.images, config.ready_boxes, network_allow=_exceptions(config))
         core = await Core.open(config, engine)
         down = False
 
@@ -79,6 +80,15 @@ async def _serve(config: Config) -> None:
             if not down:
                 await core.close()
         log.info("down" if down else "ended; the boxes live on")
+
+
+def _exceptions(config: Config) -> tuple[str, ...]:
+    """The operator's exceptions, read once here so that a wrong one is told before anything is started."""
+    try:
+        Exceptions.parse(config.network_allow)
+    except ValueError as error:
+        raise CannotStart(f"network_allow: {error}") from None
+    return config.network_allow
 
 
 def _collect_seldom() -> None:

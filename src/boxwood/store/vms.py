@@ -23,6 +23,7 @@ class VMRow:
     vcpu: int | None
     memory_mib: int | None
     disk_mib: int | None
+    network: str | None
     root_source_id: str | None
     root_source_name: str | None
     origin: str | None
@@ -63,7 +64,7 @@ def change(connection: sqlite3.Connection, vm_id: str, values: dict[str, Any]) -
 
 
 def delete(connection: sqlite3.Connection, vm_id: str) -> None:
-    """With its sessions, runs and uploads."""
+    """With its sessions, runs and uploads, and what it moved over the network."""
     connection.execute("DELETE FROM vms WHERE id = ?", (vm_id,))
 
 

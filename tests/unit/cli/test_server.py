@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from boxwood.cli.output import Progress
+from boxwood.core.config import Config
 from unit.client.stub import StubServer, error
 
 
@@ -38,6 +39,26 @@ def test_up_where_a_server_runs(server: StubServer, boxwood, data: Path) -> None
         assert done.returncode == 0
         assert b"already running: " + server.url.encode() in done.stdout
     assert json.loads(boxwood("up", "--data", str(data), "--json").stdout)["url"] == server.url
+
+
+def test_up_hands_its_settings_on(boxwood, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handed: list[dict[str, str]] = []
+
+    def start(command: list[str], env: dict[str, str], data: Path, json: bool) -> int:
+        handed.append({name: value for name, value in env.items() if name.startswith("BOXWOOD_")})
+        return 0
+
+    monkeypatch.setattr("boxwood.cli.server._up_detached", start)
+    monkeypatch.setenv("BOXWOOD_NETWORK_ALLOW", "10.9.9.9")
+    up = ("up", "--detach", "--data", str(tmp_path))
+    boxwood(*up)
+    assert handed[0]["BOXWOOD_NETWORK_ALLOW"] == "10.9.9.9"
+    assert not {"BOXWOOD_NETWORK", "BOXWOOD_SHARE_CLIENT_CONFIG", "BOXWOOD_IMAGES"} & handed[0].keys()
+    boxwood(*up, "--network", "none", "--network-allow", "10.0.0.1:443", "--network-allow", "mirror.example",
+            "--share-client-config")  # fmt: skip
+    config = Config.load(tmp_path, environ=handed[1])
+    assert (config.network, config.network_allow) == ("none", ("10.0.0.1:443", "mirror.example"))
+    assert config.share_client_config
 
 
 def test_down_waits_for_the_end(server: StubServer, boxwood, data: Path, process: subprocess.Popen[bytes]) -> None:

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from boxwood import __version__
-from boxwood.cli.output import clean
-from unit.client.stub import VM, VM_ID, StubServer, error
+from boxwood.cli.output import clean, size
+from unit.client.stub import NETWORK, VM, VM_ID, StubServer, error
 
 OTHER = VM | {"vm_id": "01KZ0000000000000000000001", "name": None}
 
@@ -29,6 +31,47 @@ def test_fork_as_json(server: StubServer, boxwood) -> None:
     assert (said["vm_id"], said["resources"]["vcpu"]) == (VM_ID, 1)
     assert server.last.body == {"source_vm_name": "ubuntu"}
     assert len(json.loads(boxwood("fork", "--json", "--count", "2").stdout)) == 2
+
+
+def test_fork_with_a_network(server: StubServer, boxwood) -> None:
+    server.script("POST /v1/fork", (200, VM | {"network": {"mode": "none"}}))
+    said = json.loads(boxwood("fork", "--network", "none", "--json").stdout)
+    assert server.last.body == {"source_vm_name": "ubuntu", "network": "none"}
+    assert said["network"] == {"mode": "none", "address": None}
+
+
+def test_net(server: StubServer, boxwood) -> None:
+    server.script("GET /v1/vms/n/network", (200, NETWORK))
+    done = boxwood("net", "n")
+    lines = [line.split("\t") for line in done.stdout.decode().splitlines()]
+    assert (done.returncode, lines[0]) == (0, ["internet", "198.18.0.6", "10 B", "2.0 KiB", "3", "51"])
+    assert [line[1:] for line in lines[1:]] == [
+        ["dns", "-", "a.example", "name"],
+        ["tcp", "10.0.0.1:22", "db.example", "private"],
+    ]
+    said = json.loads(boxwood("net", "n", "--json").stdout)
+    assert (said["denied"], said["denials"][1]["port"]) == (51, 22)
+    server.script("GET /v1/vms/n/network", (200, {"mode": "none", "address": None}))
+    assert boxwood("net", "n").stdout == b"none\t-\t0 B\t0 B\t0\t0\n"
+    assert boxwood("net", "nobody").returncode == 1
+
+
+@pytest.mark.parametrize("count, shown", [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1 << 21, "2.0 MiB"),
+                                          (3 << 30, "3.0 GiB"), (1 << 52, "4096.0 TiB")])  # fmt: skip
+def test_sizes(count: int, shown: str) -> None:
+    assert size(count) == shown
+
+
+def test_denials_cannot_talk_to_the_terminal(server: StubServer, boxwood) -> None:
+    evil = "a\x1b]0;owned\x07\r\nb\t\x9b31m\u202e\u200b"
+    denial = dict.fromkeys(("protocol", "address", "name", "reason"), evil) | {"at": "2026-01-01T00:00:00Z", "port": 1}
+    answer = {"mode": evil, "address": evil, "denied": 1, "denials": [denial | {"address": "fd00::1"}, denial]}
+    server.script("GET /v1/vms/n/network", (200, answer))
+    shown = boxwood("net", "n").stdout.decode()
+    assert (shown.count("\n"), shown.count("\t")) == (3, 5 + 4 + 4)
+    assert not set("\x1b\x07\r\x9b\u202e\u200b") & set(shown)
+    assert "[fd00::1]:1" in shown
+    assert not set(b"\x1b\x07\r") & set(boxwood("net", "n", "--json").stdout)
 
 
 def test_ls(server: StubServer, boxwood) -> None:
@@ -102,7 +145,7 @@ def test_the_sdk_is_loaded_only_when_it_is_used() -> None:
 
 
 def test_every_command_speaks_json(boxwood) -> None:
-    for command in ("up", "down", "fork", "run", "ls", "rm", "cp", "doctor"):
+    for command in ("up", "down", "fork", "run", "ls", "rm", "cp", "net", "doctor"):
         assert b"--json" in boxwood(command, "--help").stdout
 
 

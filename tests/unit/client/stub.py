@@ -21,6 +21,16 @@ VM = {
     "network": {}, "region": "local", "root_source_vm_id": None, "root_source_vm_name": None, "last_active_at": None,
     "hostname": None, "platform": "linux-x86", "policies": {"rules": {}, "secrets": {}},
 }  # fmt: skip
+NETWORK = {
+    "mode": "internet", "address": "198.18.0.6", "sent_bytes": 10, "received_bytes": 2048, "connections": 3,
+    "denied": 51, "denials": [
+        {"at": "2026-01-01T00:00:00Z", "protocol": "dns", "address": "", "port": 0, "name": "a.example", "reason": "name"},
+        {
+            "at": "2026-01-01T00:00:00Z", "protocol": "tcp", "address": "10.0.0.1", "port": 22, "name": "db.example",
+            "reason": "private",
+        },
+    ],
+}  # fmt: skip
 RUN = {
     "run_id": "r1", "session_id": "s1", "state": "completed", "exit_code": 0, "stdout": "aGk=",
     "stdout_encoding": "base64", "stderr": "", "stderr_encoding": "utf-8", "duration_ms": 1.5,

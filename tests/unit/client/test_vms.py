@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from boxwood import AlreadyExists, BadRequest, Boxwood, NotFound
-from unit.client.stub import KEY, RUN, VM, VM_ID, StubServer, error
+from boxwood import AlreadyExists, BadRequest, Boxwood, Denial, NetworkUsage, NotFound, VMNetwork
+from unit.client.stub import KEY, NETWORK, RUN, VM, VM_ID, StubServer, error
 
 
 @pytest.fixture
@@ -89,6 +89,33 @@ def test_list_follows_the_pages(server: StubServer, box: Boxwood) -> None:
     assert server.last.query == {
         "cursor": ["a b"], "state": ["idle"], "public": ["false"], "created_after": ["2026-01-01T00:00:00+00:00"],
     }  # fmt: skip
+
+
+def test_forks_say_what_network_they_want(server: StubServer, box: Boxwood) -> None:
+    vm = box.fork("ubuntu", network="none")
+    assert server.last.body == {"source_vm_name": "ubuntu", "network": "none"}
+    vm.fork(network="internet")
+    assert server.last.body == {"source_vm_id": VM_ID, "network": "internet"}
+    assert vm.address is None
+    server.script("POST /v1/fork", (200, VM | {"network": {"mode": "internet", "address": "198.18.0.6"}}))
+    vm = box.fork()
+    assert "network" not in server.last.body
+    assert (vm.address, vm.record.network) == ("198.18.0.6", VMNetwork("internet", "198.18.0.6"))
+
+
+def test_what_a_vm_moved(server: StubServer, box: Boxwood) -> None:
+    route = f"GET /v1/vms/{VM_ID}/network"
+    server.script(route, (200, NETWORK), (200, {"mode": "none", "address": None, "newer": 1}))
+    vm = box.vm(VM_ID)
+    seen = vm.network()
+    assert (seen.mode, seen.address, seen.sent_bytes, seen.received_bytes) == ("internet", "198.18.0.6", 10, 2048)
+    assert (seen.connections, seen.denied, len(seen.denials)) == (3, 51, 2)
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    assert seen.denials[1] == Denial(at, "tcp", "10.0.0.1", 22, "db.example", "private")
+    assert vm.network() == NetworkUsage("none")
+    server.script(route, (404, error("not_found", details={"resource": "vm"})))
+    with pytest.raises(NotFound):
+        vm.network()
 
 
 def test_get_update_refresh(server: StubServer, box: Boxwood) -> None:

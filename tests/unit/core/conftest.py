@@ -77,7 +77,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     place = tmp_path / "images"
     (place / fake_engine.IMAGE / "upper").mkdir(parents=True)
     image = host.HostImage(fake_engine.IMAGE, "fingerprint", 0, 0, 0, 0.0)
-    monkeypatch.setattr(host, "ensure", lambda directory, progress: image)
+    monkeypatch.setattr(host, "ensure", lambda directory, progress, **settings: image)
     return place
 
 

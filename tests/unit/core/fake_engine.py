@@ -5,6 +5,7 @@ is one server's view of it. Commands, separated by `;`:
 
     echo WORDS · err WORDS · cat PATH · put PATH TEXT · rm PATH · cd DIR · pwd · export K=V · env K · exit N
     hang (until killed, signalled or `Machine.release`) · flood BYTES · daemon (leaves a process) · prompt
+    fetch BYTES (over the network) · knock NAME (where nobody may)
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import hashlib
 import json
 import os
 import posixpath
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from boxwood.engine.api import (
@@ -23,6 +25,7 @@ from boxwood.engine.api import (
     BoxGone,
     BoxSpec,
     CopyReport,
+    Denial,
     EngineError,
     GuestError,
     Manifest,
@@ -33,6 +36,7 @@ from boxwood.engine.api import (
     RunSpec,
     SessionSink,
     SessionSpec,
+    Usage,
 )
 
 IMAGE = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -109,6 +113,8 @@ class LivingBox:
         self.shells: dict[str, Shell] = {}
         self.states: dict[str, bytes] = {}
         self.processes = 0
+        self.address = f"198.18.0.{len(machine.called('boot')) % 250 + 2}" if spec.network else ""
+        self.moved = Usage()
         self.handle: FakeBox | None = None
         self.dead: str | None = None
 
@@ -133,6 +139,8 @@ class LivingBox:
         """As if its PID 1 had been killed."""
         self.dead = reason
         self.machine.boxes.pop(self.spec.vm_id, None)
+        if self.machine.engine is not None and not self.machine.engine.closed:
+            self.machine.engine.sink(self.spec.vm_id, self.moved)
         for process in self.runs.values():
             process.sink = None
             if process.task is not None:
@@ -204,6 +212,14 @@ class LivingBox:
                     left -= len(piece)
             case ["daemon"]:
                 self.processes += 1
+            case ["fetch", size] if self.address:
+                self.moved += Usage(sent=100, received=int(size), connections=1)
+            case ["knock", *name] if self.address:
+                self.moved += Usage(denied=1, denials=(Denial(time.time(), "dns", name=" ".join(name), reason="name"),))
+                return 6
+            case ["fetch" | "knock", *_]:
+                await process.write(2, b"network is unreachable\n")
+                return 7
             case ["prompt"]:
                 process.reason = "prompt"
             case []:
@@ -232,6 +248,7 @@ class Machine:
         self.calls: list[tuple[str, object]] = []
         self.fail: dict[str, list[Exception]] = {}
         self.merge_gate: asyncio.Event | None = None  # merges wait for it
+        self.engine: FakeEngine | None = None  # of the server of the moment
 
     def called(self, what: str) -> list[object]:
         return [argument for name, argument in self.calls if name == what]
@@ -251,6 +268,7 @@ class Machine:
 class FakeBox:
     def __init__(self, engine: FakeEngine, living: LivingBox) -> None:
         self.vm_id = living.spec.vm_id
+        self.address = living.address
         self.gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.known_runs: Mapping[str, RunEnd | None] = {run_id: p.end for run_id, p in living.runs.items()}
         self.sink: SessionSink | None = None
@@ -371,9 +389,11 @@ class FakeEngine:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.closed = False
+        self.sink: Callable[[str, Usage], None] = lambda vm_id, usage: None
 
     async def start(self) -> Sequence[FakeBox]:
         self.machine.note("start", None)
+        self.machine.engine = self
         return [FakeBox(self, living) for living in self.machine.boxes.values()]
 
     async def close(self) -> None:
@@ -426,6 +446,14 @@ class FakeEngine:
 
     async def stored(self) -> set[str]:
         return set(self.machine.layers)
+
+    async def usage(self, vm_id: str) -> Usage:
+        self.machine.note("usage", vm_id)
+        living = self.machine.boxes.get(vm_id)
+        return Usage() if living is None else living.moved
+
+    def account(self, sink: Callable[[str, Usage], None]) -> None:
+        self.sink = sink
 
     async def features(self) -> AsyncIterator[tuple[str, bool, str]]:
         yield "memory", True, "all of it"

@@ -37,12 +37,33 @@ def test_the_caller_goes_before_the_environment_before_the_file(tmp_path):
         ("host = ''", "host is empty"),
         ("port = ", "config.toml"),
         ("data = '/x'", "unknown setting"),
+        ("network = 'host'", "network is 'host': it must be internet or none"),
+        ("network = false", "not a text"),
+        ("network_allow = 1", "not a list of texts"),
+        ("network_allow = ['a', 1]", "not a list of texts"),
+        ("network_allow = {a = 1}", "not a list of texts"),
+        ("share_client_config = 1", "not true or false"),
+        ("share_client_config = 'maybe'", "not true or false"),
     ],
 )
 def test_complaints(tmp_path, text, complaint):
     (tmp_path / "config.toml").write_text(text)
     with pytest.raises(ConfigError, match=complaint):
         Config.load(tmp_path, environ={})
+
+
+def test_lists_and_truths(tmp_path):
+    (tmp_path / "config.toml").write_text('network_allow = ["10.0.0.1", " a.example "]\nshare_client_config = true\n')
+    config = Config.load(tmp_path, environ={})
+    assert (config.network_allow, config.share_client_config) == (("10.0.0.1", "a.example"), True)
+    environ = {"BOXWOOD_NETWORK_ALLOW": "10.0.0.2, b.example,,", "BOXWOOD_SHARE_CLIENT_CONFIG": " Off"}
+    config = Config.load(tmp_path, environ=environ)
+    assert (config.network_allow, config.share_client_config) == (("10.0.0.2", "b.example"), False)
+    for yes in ("1", "true", "YES", "on"):
+        assert Config.load(tmp_path, environ={"BOXWOOD_SHARE_CLIENT_CONFIG": yes}).share_client_config is True
+    assert Config.load(tmp_path, environ=environ, network_allow=["c"]).network_allow == ("c",)
+    config = Config.load(tmp_path / "elsewhere", environ={"BOXWOOD_NETWORK": "none"})
+    assert (config.network, config.network_allow, config.share_client_config) == ("none", (), False)
 
 
 def test_the_environment_is_named_in_complaints(tmp_path):

@@ -15,7 +15,16 @@ from boxwood.client._async.session import AsyncSession
 from boxwood.client._async.transport import AsyncTransport
 from boxwood.client.errors import NotFound
 from boxwood.client.fields import VMFields
-from boxwood.client.models import Anything, Manifest, RunPage, RunRecord, SessionPage, SessionRecord, VMRecord
+from boxwood.client.models import (
+    Anything,
+    Manifest,
+    NetworkUsage,
+    RunPage,
+    RunRecord,
+    SessionPage,
+    SessionRecord,
+    VMRecord,
+)
 
 
 class AsyncVM(VMFields):
@@ -72,13 +81,14 @@ class AsyncVM(VMFields):
         vcpu: int | None = None,
         memory_mib: int | None = None,
         disk_mib: int | None = None,
+        network: str | None = None,
         command: str | Sequence[str] | None = None,
         idempotency_key: str | None = None,
     ) -> AsyncVM:
         """A new VM that has all that this one has; this one goes on. See `Boxwood.fork`."""
         call = calls.fork(
             self.id, name=name, description=description, public=public, vcpu=vcpu, memory_mib=memory_mib,
-            disk_mib=disk_mib, command=command, idempotency_key=idempotency_key,
+            disk_mib=disk_mib, network=network, command=command, idempotency_key=idempotency_key,
         )  # fmt: skip
         return AsyncVM(self._transport, await self._transport.call(call, VMRecord))
 
@@ -107,6 +117,10 @@ class AsyncVM(VMFields):
     async def manifest(self, path: str) -> Manifest:
         """The regular files below a directory, with sizes, modes and SHA-256; empty if there is no such directory."""
         return await self._transport.call(calls.sync_manifest(self.id, path), Manifest)
+
+    async def network(self) -> NetworkUsage:
+        """What this VM has of the network, what it moved over it, and what it was refused."""
+        return await self._transport.call(calls.get(calls.vm_path(self.id, "network")), NetworkUsage)
 
     async def session(self, *, env: Mapping[str, str] | None = None, cwd: str | None = None) -> AsyncSession:
         """A new session, with a shell of its own."""

@@ -47,6 +47,7 @@ class Boxwood:
         vcpu: int | None = None,
         memory_mib: int | None = None,
         disk_mib: int | None = None,
+        network: str | None = None,
         command: str | Sequence[str] | None = None,
         idempotency_key: str | None = None,
     ) -> VM:
@@ -56,6 +57,7 @@ class Boxwood:
         :param name: yours to choose, unique in your organisation.
         :param public: may others fork it?
         :param vcpu: cores; `memory_mib`, `disk_mib` in MiB; None: as the source.
+        :param network: "internet" or "none"; None: as the source, for a golden as the server is set.
         :param command: started in the background as soon as the VM is there.
         :param idempotency_key: the same key gives the same VM; without one, each call makes its own.
         :raises NotFound: no such source.
@@ -63,7 +65,8 @@ class Boxwood:
         """
         call = calls.fork(
             source.id if isinstance(source, VM) else source, name=name, description=description, public=public,
-            vcpu=vcpu, memory_mib=memory_mib, disk_mib=disk_mib, command=command, idempotency_key=idempotency_key,
+            vcpu=vcpu, memory_mib=memory_mib, disk_mib=disk_mib, network=network, command=command,
+            idempotency_key=idempotency_key,
         )  # fmt: skip
         return VM(self._transport, self._transport.call(call, VMRecord))
 

@@ -16,7 +16,16 @@ from boxwood.client._sync.session import Session
 from boxwood.client._sync.transport import Transport
 from boxwood.client.errors import NotFound
 from boxwood.client.fields import VMFields
-from boxwood.client.models import Anything, Manifest, RunPage, RunRecord, SessionPage, SessionRecord, VMRecord
+from boxwood.client.models import (
+    Anything,
+    Manifest,
+    NetworkUsage,
+    RunPage,
+    RunRecord,
+    SessionPage,
+    SessionRecord,
+    VMRecord,
+)
 
 
 class VM(VMFields):
@@ -73,13 +82,14 @@ class VM(VMFields):
         vcpu: int | None = None,
         memory_mib: int | None = None,
         disk_mib: int | None = None,
+        network: str | None = None,
         command: str | Sequence[str] | None = None,
         idempotency_key: str | None = None,
     ) -> VM:
         """A new VM that has all that this one has; this one goes on. See `Boxwood.fork`."""
         call = calls.fork(
             self.id, name=name, description=description, public=public, vcpu=vcpu, memory_mib=memory_mib,
-            disk_mib=disk_mib, command=command, idempotency_key=idempotency_key,
+            disk_mib=disk_mib, network=network, command=command, idempotency_key=idempotency_key,
         )  # fmt: skip
         return VM(self._transport, self._transport.call(call, VMRecord))
 
@@ -108,6 +118,10 @@ class VM(VMFields):
     def manifest(self, path: str) -> Manifest:
         """The regular files below a directory, with sizes, modes and SHA-256; empty if there is no such directory."""
         return self._transport.call(calls.sync_manifest(self.id, path), Manifest)
+
+    def network(self) -> NetworkUsage:
+        """What this VM has of the network, what it moved over it, and what it was refused."""
+        return self._transport.call(calls.get(calls.vm_path(self.id, "network")), NetworkUsage)
 
     def session(self, *, env: Mapping[str, str] | None = None, cwd: str | None = None) -> Session:
         """A new session, with a shell of its own."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from boxwood.dialects import arker_legacy
 from boxwood.server.exchange import Operation
-from boxwood.server.routes import files, keys, operator, refused, runs, service, sessions, vms
+from boxwood.server.routes import files, keys, network, operator, refused, runs, service, sessions, vms
 
 OPERATIONS: tuple[Operation, ...] = (
     *service.OPERATIONS,
@@ -12,6 +12,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *runs.OPERATIONS,
     *sessions.OPERATIONS,
     *files.OPERATIONS,
+    *network.OPERATIONS,
     *keys.OPERATIONS,
     *refused.OPERATIONS,
     *operator.OPERATIONS,

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from boxwood.core.errors import BadRequest, Unsupported
 from boxwood.core.model import VM, ForkRequest, Resources, VMFilter
 from boxwood.server.exchange import Exchange, Operation
+from boxwood.server.schema import network
 from boxwood.server.schema import vm as wire
 from boxwood.server.schema.common import UNSET
 
@@ -36,6 +37,7 @@ async def fork(exchange: Exchange) -> Response:
         description=body.description,
         public=bool(body.public),
         resources=_resources(body.resources, body),
+        network=network.asked(body.network, body.egress, old=exchange.agent.old),
         command=body.command,
     )
     made = await exchange.core.vms.fork(exchange.caller, request, exchange.idempotency_key)
@@ -66,6 +68,7 @@ async def get_vm(exchange: Exchange) -> Response:
 
 async def patch_vm(exchange: Exchange) -> Response:
     body = await exchange.body(wire.PatchVMBody)
+    network.refuse_change(body.network, old=exchange.agent.old)
     changes: dict[str, Any] = {}
     if body.description is not UNSET:
         changes["description"] = body.description

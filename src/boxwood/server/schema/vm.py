@@ -11,6 +11,7 @@ from msgspec import Meta
 from boxwood.core import model
 from boxwood.engine.api import CopyReport
 from boxwood.server.schema.common import UNSET, Answer, Page, Request, Seconds, Text1024, UnsetType
+from boxwood.server.schema.network import Asked, Changed, Egress, Network, network
 from boxwood.server.schema.session import Session, session
 
 REGION = "local"
@@ -68,8 +69,8 @@ class ForkBody(Request, frozen=True, kw_only=True):
     vcpu_count: Vcpu | None = None
     memory_mib: Mib | None = None
     disk_mib: Mib | None = None
-    network: Any = None
-    egress: Any = None
+    network: Asked = None
+    egress: Egress = None
     tunnel: Any = None
     max_memory_mib: Any = None
     memory_backend: Any = None
@@ -89,7 +90,7 @@ class ForkBody(Request, frozen=True, kw_only=True):
         "pool_name": None,
         **GPU,
     }
-    retired: ClassVar = RETIRED_SIZES | {"network", "egress", "tunnel"}
+    retired: ClassVar = RETIRED_SIZES | {"tunnel"}
 
 
 class PatchVMBody(Request, frozen=True, kw_only=True):
@@ -101,14 +102,13 @@ class PatchVMBody(Request, frozen=True, kw_only=True):
     policies: Any = None
     pool_id: Any = None
     pool_name: Any = None
-    network: Any = None
+    network: Changed = None
 
     later: ClassVar = {
         "ssh_public_keys": "public_ingress",
         "policies": "network_policy",
         "pool_id": None,
         "pool_name": None,
-        "network": "public_ingress",
     }
 
 
@@ -129,10 +129,6 @@ class Resources(Answer, frozen=True, kw_only=True):
     vcpu: int | None
     memory_mib: int | None
     disk_mib: int | None
-
-
-class Network(Answer, frozen=True, kw_only=True):
-    """Empty: there is no SSH yet."""
 
 
 class VM(Answer, frozen=True, kw_only=True):
@@ -170,9 +166,6 @@ class DeleteVMAnswer(Answer, frozen=True, kw_only=True):
     deleted: bool
 
 
-NO_NETWORK = Network()
-
-
 def vm(of: model.VM, *, flat_sizes: bool = False) -> VM:
     sizes = of.resources
     return VM(
@@ -186,7 +179,7 @@ def vm(of: model.VM, *, flat_sizes: bool = False) -> VM:
         state=of.state,  # type: ignore[arg-type]  # the core's states are the contract's
         sessions=[session(one) for one in of.sessions],
         resources=Resources(vcpu=sizes.vcpu, memory_mib=sizes.memory_mib, disk_mib=sizes.disk_mib),
-        network=NO_NETWORK,
+        network=network(of),
         root_source_vm_id=of.root_source_id,
         root_source_vm_name=of.root_source_name,
         last_active_at=of.last_active_at,

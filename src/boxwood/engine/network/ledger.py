@@ -1,0 +1,67 @@
+"""What each box has used of the network: counted by the kernel, gathered here, for the VM that the box is of."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from boxwood.engine.api import MOST_DENIALS, Denial, Usage
+from boxwood.engine.network.table import Count
+
+
+@dataclass(slots=True)
+class _Account:
+    vm: str = ""  # the box may have none yet
+    names_refused: int = 0
+    denials: deque[Denial] = field(default_factory=lambda: deque(maxlen=MOST_DENIALS))
+
+
+class Ledger:
+    """By addresses. `counted`: what the kernel has counted of each."""
+
+    def __init__(self, counted: Callable[[], dict[str, Count]]) -> None:
+        self._counted = counted
+        self._accounts: dict[str, _Account] = {}
+
+    def belongs(self, address: str, vm: str) -> None:
+        self._account(address).vm = vm
+
+    def denied(self, address: str, denial: Denial) -> None:
+        account = self._account(address)
+        account.denials.append(denial)
+        account.names_refused += denial.protocol == "dns"
+
+    def address_of(self, vm: str) -> str:
+        return next((address for address, account in self._accounts.items() if account.vm == vm), "")
+
+    def usage(self, addresses: Iterable[str]) -> dict[str, Usage]:
+        """Of the VMs that have these. NftError."""
+        counted = self._counted()
+        found = {}
+        for address in addresses:
+            account = self._accounts.get(address)
+            if account is not None and account.vm:
+                count = counted.get(address, Count())
+                found[account.vm] = Usage(
+                    count.sent, count.received, count.opened, count.refused + account.names_refused,
+                    tuple(account.denials),
+                )  # fmt: skip
+        return found
+
+    def close(self, addresses: Iterable[str]) -> None:
+        for address in addresses:
+            self._accounts.pop(address, None)
+
+    def _account(self, address: str) -> _Account:
+        return self._accounts.setdefault(address, _Account())
+
+
+def packed(usage: Usage) -> dict[str, Any]:
+    return asdict(usage)
+
+
+def unpacked(fields: dict[str, Any]) -> Usage:
+    denials = tuple(Denial(**denial) for denial in fields["denials"])
+    return Usage(fields["sent"], fields["received"], fields["connections"], fields["denied"], denials)

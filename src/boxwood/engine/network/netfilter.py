@@ -1,0 +1,88 @@
+"""What the router asks of netfilter beside its rules: to forget connections, and to be told of refused packets."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Iterator
+
+from boxwood.engine.api import Denial
+from boxwood.engine.network.netlink import Netlink, Overrun, attribute, attributes, nested
+
+_NETFILTER = 12  # the netlink protocol
+_CONNTRACK_DELETE = 1 << 8 | 2
+_LOG_PACKET, _LOG_CONFIG = 4 << 8, 4 << 8 | 1
+_TUPLE_ORIG, _TUPLE_IP, _IP_SRC = 1, 1, 1
+_FILTER, _FILTER_ORIG, _FILTER_IP_SRC = 25, 1, 1
+_CFG_CMD, _CFG_MODE, _BIND, _COPY_PACKET = 1, 2, b"\1", 2
+_PAYLOAD, _PREFIX = 9, 10
+_HEAD_BYTES = 64  # of each packet: addresses and ports
+_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
+_MOST_AT_ONCE = 256
+
+
+def _message(family: int, resource: int = 0) -> bytes:
+    return struct.pack("!BBH", family, 1 if family else 0, resource)
+
+
+class Connections:
+    """The host's table of connections."""
+
+    def __init__(self) -> None:
+        self._netlink = Netlink(_NETFILTER)
+
+    def forget(self, address: str) -> None:
+        """All that this address has opened. OSError."""
+        source = nested(_TUPLE_ORIG, nested(_TUPLE_IP, attribute(_IP_SRC, socket.inet_aton(address))))
+        which = nested(_FILTER, attribute(_FILTER_ORIG, struct.pack("=I", _FILTER_IP_SRC)))
+        try:
+            self._netlink.ask((_CONNTRACK_DELETE, 0, _message(socket.AF_INET) + source + which))
+        except FileNotFoundError:
+            pass  # there were none
+
+    def close(self) -> None:
+        self._netlink.close()
+
+
+class Refused:
+    """Packets that the table logs to a group: a socket to be read when it is readable."""
+
+    def __init__(self, group: int) -> None:
+        self._netlink = Netlink(_NETFILTER)
+        mode = struct.pack("!IBB", _HEAD_BYTES, _COPY_PACKET, 0)
+        self._netlink.ask((_LOG_CONFIG, 0, _message(0, group) + attribute(_CFG_CMD, _BIND)))
+        self._netlink.ask((_LOG_CONFIG, 0, _message(0, group) + attribute(_CFG_MODE, mode)))
+        self._netlink.sock.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._netlink.sock.fileno()
+
+    def read(self) -> Iterator[tuple[str, Denial]]:
+        """The address of a box, and what it tried. What there was no room for is not told, only counted."""
+        for _ in range(_MOST_AT_ONCE):
+            try:
+                messages = self._netlink.receive()
+            except BlockingIOError:
+                return
+            except Overrun:
+                continue
+            for kind, _, body in messages:
+                if kind == _LOG_PACKET and (found := _denial(dict(attributes(body[4:])))):
+                    yield found
+
+    def close(self) -> None:
+        self._netlink.close()
+
+
+def _denial(logged: dict[int, bytes]) -> tuple[str, Denial] | None:
+    packet, reason = logged.get(_PAYLOAD, b""), logged.get(_PREFIX, b"").rstrip(b"\0").decode(errors="replace")
+    if len(packet) < 20 or packet[0] >> 4 != 4:
+        return None
+    head, protocol = (packet[0] & 15) * 4, packet[9]
+    source, target = socket.inet_ntoa(packet[12:16]), socket.inet_ntoa(packet[16:20])
+    port = 0
+    if protocol in (6, 17) and len(packet) >= head + 4:
+        (port,) = struct.unpack_from("!H", packet, head + 2)
+    name = _PROTOCOLS.get(protocol, str(protocol))
+    return source, Denial(time.time(), name, target, port, "", reason)

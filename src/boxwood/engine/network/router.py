@@ -1,0 +1,309 @@
+"""The router: one process per zygote that gives boxes the internet, and nothing else, and says what they used.
+
+It owns the firewall (table.py), answers questions for names (resolver.py), hears of wires that come and go, and keeps
+the accounts (ledger.py). Wires are made by the boxes themselves, before they are anybody's (wire.py), so no fork waits
+for the router. An address is free again when its wire is gone and the host has forgotten its connections: the zygote is
+told then, and uses it no sooner.
+
+It has no secrets, and after its start no privilege but CAP_NET_ADMIN. When the zygote goes, it ends; the rules stay
+until the last wire is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import sys
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from boxwood.engine import kernel as k
+from boxwood.engine.api import Usage
+from boxwood.engine.network import forwarding, names, netlink, wire
+from boxwood.engine.network.desk import Desk
+from boxwood.engine.network.exceptions import Exceptions
+from boxwood.engine.network.ledger import Ledger
+from boxwood.engine.network.netfilter import Connections, Refused
+from boxwood.engine.network.resolver import Resolver
+from boxwood.engine.network.table import NftError, Table, tables
+from boxwood.engine.network.upstream import Upstream
+from boxwood.engine.uidrange import lock
+
+_REFRESH_SECONDS = 30.0
+_GATHERING = 0.01  # seconds in which wires that go are dealt with together
+_LAST_WIRES_SECONDS = 20.0
+_PACKET = 1 << 16
+log = logging.getLogger("boxwood.router")
+
+
+class Router:
+    def __init__(self, number: int, exceptions: Exceptions, upstream: Upstream, zygote: socket.socket) -> None:
+        self._number = number
+        self._group = wire.group_of(number)
+        self._exceptions = exceptions
+        self._zygote = zygote
+        self._table = Table(number)
+        self._ledger = Ledger(self._table.counted)
+        self._connections = Connections()
+        self._links = netlink.Netlink(0, netlink.LINK_EVENTS)
+        self._asking = netlink.Netlink()
+        self._denials = Refused(self._table.log_group)
+        self._resolver = Resolver(exceptions, upstream, self._ledger.denied)
+        self._desk = Desk(self._usage)
+        self._ended: set[str] = set()  # addresses whose boxes have ended
+        self._settling: asyncio.TimerHandle | None = None
+        self._over, self._empty = asyncio.Event(), asyncio.Event()
+        self._refreshing: asyncio.Task[None] | None = None
+        self.note = ""  # what is in the way
+
+    # --- its life
+
+    async def serve(self, sockets: tuple[socket.socket, socket.socket], mtu: int) -> None:
+        """Until the zygote is gone, and the last wire with it."""
+        loop = asyncio.get_running_loop()
+        self._links.sock.setblocking(False)
+        await self._refresh()
+        self._look()
+        loop.add_reader(self._links.sock.fileno(), self._on_links)
+        loop.add_reader(self._denials.fileno(), self._on_denials)
+        loop.add_reader(self._zygote.fileno(), self._on_zygote)
+        tasks = [loop.create_task(self._resolver.serve(*sockets)), loop.create_task(self._keep_fresh())]
+        await self._desk.open()
+        self._say({"ready": True, "mtu": mtu, "note": self.note})
+        over = loop.create_task(self._over.wait())
+        done, _ = await asyncio.wait((over, *tasks), return_when=asyncio.FIRST_COMPLETED)
+        for task in (over, *tasks):
+            task.cancel()
+        await asyncio.gather(over, *tasks, return_exceptions=True)
+        if over not in done:
+            raise RuntimeError("the router's work has stopped") from next(iter(done)).exception()
+        self._settle()
+        with contextlib.suppress(TimeoutError):
+            # Boxes die with the zygote; until they have, the rules hold.
+            await asyncio.wait_for(self._empty.wait(), _LAST_WIRES_SECONDS)
+        await self._desk.close()
+
+    async def _keep_fresh(self) -> None:
+        while True:
+            await asyncio.sleep(_REFRESH_SECONDS)
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        """What changes by itself: addresses of excepted names, and other firewalls."""
+        for name in self._exceptions.names:
+            try:
+                found = await asyncio.get_running_loop().getaddrinfo(name, 0, type=socket.SOCK_STREAM)
+            except OSError as error:
+                log.warning("%s is excepted but not known: %s", name, error)
+                continue
+            self._exceptions.set_addresses(name, sorted({str(entry[4][0]) for entry in found}))
+        try:
+            await asyncio.to_thread(self._table.allow, self._allowed())
+            self.note = await asyncio.to_thread(forwarding.pass_firewall)
+        except NftError as error:
+            log.warning("%s", error)
+
+    def _allowed(self) -> list[tuple[str, int, int]]:
+        found = []
+        looked_up = self._exceptions.looked_up()
+        for rule in self._exceptions.rules:
+            places = [str(rule.network)] if rule.network is not None else looked_up.get(rule.name, ())
+            found += [(place, rule.first_port, rule.last_port) for place in places if ":" not in place]
+        return found
+
+    # --- wires
+
+    def _current(self) -> list[netlink.Link]:
+        found = netlink.links(self._asking.ask(netlink.list_links()))
+        return [link for link in found if link.group == self._group]
+
+    def _look(self) -> None:
+        """The routes of wires that are there go with the gateway's address when a router is killed."""
+        for link in self._current():
+            address = wire.number_in(link.name)
+            with contextlib.suppress(OSError):  # it has gone meanwhile
+                self._asking.ask(netlink.add_route(link.index, address, wire.GATEWAY))
+
+    def _on_links(self) -> None:
+        try:
+            gone = [body for kind, _, body in self._links.receive() if kind == netlink.DELLINK]
+        except BlockingIOError:
+            return
+        except netlink.Overrun:
+            self._settle_soon()
+        else:
+            if any(netlink.parse_link(body).group == self._group for body in gone):
+                self._settle_soon()
+
+    def _settle_soon(self) -> None:
+        if self._settling is None:
+            self._settling = asyncio.get_running_loop().call_later(_GATHERING, self._settle)
+
+    def _settle(self) -> None:
+        """Close the accounts of boxes that have ended and whose wires are gone, and give their addresses back."""
+        self._settling = None
+        current = self._current()
+        if self._over.is_set() and not current:
+            self._empty.set()
+        free = sorted(self._ended - {wire.number_in(link.name) for link in current})
+        if not free:
+            return
+        self._on_denials()
+        for vm, usage in self._final(free).items():
+            self._desk.tell({"ended": vm, "usage": usage})
+        self._forget(free)
+        for address in free:
+            self._ended.discard(address)
+            self._say({"clean": address})
+
+    def _final(self, addresses: list[str]) -> dict[str, Usage]:
+        try:
+            return self._ledger.usage(addresses)
+        except NftError as error:
+            log.warning("%s", error)
+            return {}
+
+    def _forget(self, addresses: list[str]) -> None:
+        for address in addresses:
+            self._connections.forget(address)
+            self._resolver.forget(address)
+        self._ledger.close(addresses)
+        try:
+            self._table.forget(addresses)
+        except NftError as error:
+            log.warning("%s", error)
+
+    # --- what others say
+
+    def _on_zygote(self) -> None:
+        """`vm` has the box at `address`; the box at `ended` is no more."""
+        try:
+            packet = self._zygote.recv(_PACKET, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet = b""
+        if not packet:
+            asyncio.get_running_loop().remove_reader(self._zygote.fileno())
+            self._over.set()
+            return
+        said = json.loads(packet)
+        if "allow" in said:
+            self._exceptions.replace(Exceptions.parse(said["allow"]))
+            self._refreshing = asyncio.get_running_loop().create_task(self._refresh())
+        elif "vm" in said:
+            self._ledger.belongs(said["address"], said["vm"])
+        elif "ended" in said:
+            self._ended.add(said["ended"])
+            self._settle_soon()
+
+    def _say(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._zygote.send(json.dumps(message).encode(), socket.MSG_NOSIGNAL)
+
+    def _on_denials(self) -> None:
+        for address, denial in self._denials.read():
+            name = self._resolver.name_of(address, denial.address)
+            self._ledger.denied(address, replace(denial, name=name))
+
+    async def _usage(self, vm: str) -> Usage:
+        address = self._ledger.address_of(vm)
+        if not address:
+            return Usage()
+        self._on_denials()  # what was logged up to now
+        return (await asyncio.to_thread(self._ledger.usage, (address,))).get(vm, Usage())
+
+    # --- the end
+
+    def remove(self) -> None:
+        """Nothing of ours stays with the host."""
+        for address in sorted(self._ended):
+            self._connections.forget(address)
+        self._table.remove()
+
+
+def _drop_privileges() -> None:
+    k.limit_bounding_set(k.capability_mask("net_admin", "net_raw"), k.last_capability())
+    k.no_new_privileges()
+    k.set_capabilities(k.capability_mask("net_admin", "net_raw"))
+
+
+def _sweep(locks: Path, own: int) -> None:
+    """Tables of routers that were killed, with their zygotes."""
+    for number in tables():
+        if number != own:
+            held: list[int] = []
+            try:
+                held += [lock(locks / f"uids-{number}"), lock(locks / f"router-{number}")]
+                Table(number).remove()
+            except BlockingIOError:
+                pass  # one of them lives
+            finally:
+                for fd in held:
+                    os.close(fd)
+
+
+async def _take_over(locks: Path, number: int) -> int:
+    """Wait for the router before, whose zygote was killed: its boxes are dying, and it takes its rules down when they
+    have. A descriptor that keeps the next one waiting."""
+    async with asyncio.timeout(_LAST_WIRES_SECONDS + 5):
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                return lock(locks / f"router-{number}")
+            await asyncio.sleep(0.01)
+
+
+async def _run(options: argparse.Namespace, zygote: socket.socket) -> None:
+    exceptions = Exceptions.parse(json.loads(options.allow))
+    turn = await _take_over(options.locks, options.number)
+    forward = forwarding.Forwarding(options.locks / "forwarding")
+    try:
+        links = forwarding.uplinks()
+        _sweep(options.locks, options.number)
+        Table(options.number).put_up(links if forward.ours else ())
+        sockets = names.open_sockets(options.number)
+        router = Router(options.number, exceptions, Upstream(options.resolv), zygote)
+        _drop_privileges()
+        await router.serve(sockets, forwarding.mtu_of(links))
+        for sock in sockets:
+            sock.close()
+        router.remove()
+    finally:
+        if forward.close():
+            forwarding.unpass_firewall()
+        os.close(turn)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--locks", type=Path, required=True)
+    parser.add_argument("--number", type=int, required=True)
+    parser.add_argument("--allow", required=True, help="the operator's exceptions, as JSON")
+    parser.add_argument("--resolv", type=Path, required=True)
+    parser.add_argument("--zygote", type=int, required=True, help="descriptor of a socket")
+    options = parser.parse_args()
+    os.umask(0o077)
+    os.chdir(options.data)
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
+    zygote = socket.socket(fileno=options.zygote)
+    zygote.setblocking(True)
+    try:
+        asyncio.run(_run(options, zygote))
+    except Exception as error:
+        traceback.print_exc()
+        said = json.dumps({"error": (str(error) or type(error).__name__)[:1000]})
+        with contextlib.suppress(OSError):
+            zygote.send(said.encode(), socket.MSG_NOSIGNAL)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

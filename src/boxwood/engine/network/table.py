@@ -1,0 +1,204 @@
+"""The firewall of a router: one nftables table, whose rules never name a box.
+
+They know boxes by the group of their interfaces, so a fork changes nothing here. A packet is let out if it comes from
+the address that is routed to its interface, and goes to the internet or to where the operator allows; names are asked
+for at our resolver, whatever server a box wants to ask; nothing comes in but answers. The host itself, other boxes and
+every private network are refused, at once and with a word, so that nobody waits for a timeout.
+
+The table stays when its router dies: without it a box could reach the host. It is replaced by the next one, and removed
+when the last interface is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from boxwood.engine.network.addresses import PRIVATE_V4
+from boxwood.engine.network.exceptions import METADATA
+from boxwood.engine.network.wire import BOXES, group_of, resolver_of
+
+MOST_CONNECTIONS = 4096  # of a box at once: the host's table of connections is for all
+_NFT_SECONDS = 30
+_COUNTERS = {"sent": "bytes", "received": "bytes", "opened": "packets", "refused": "packets"}  # sets, and what counts
+
+
+class NftError(RuntimeError):
+    """nft is not there, or refused; the text says what it said."""
+
+
+def nft(script: str) -> None:
+    """Run a script of nft's, as one transaction. NftError."""
+    _run(("-f", "-"), script)
+
+
+def listed(*what: str) -> list[dict[str, Any]]:
+    """What `nft list` tells. NftError."""
+    found: list[dict[str, Any]] = json.loads(_run(("-j", "list", *what)))["nftables"]
+    return found
+
+
+def _run(arguments: tuple[str, ...], script: str = "") -> str:
+    try:
+        done = subprocess.run(
+            ["nft", *arguments], input=script, capture_output=True, text=True, timeout=_NFT_SECONDS,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise NftError("nft is not installed (the package nftables)") from None
+    except subprocess.TimeoutExpired:
+        raise NftError(f"nft did not answer within {_NFT_SECONDS} s") from None
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines() or [f"it ended with {done.returncode}"]
+        raise NftError(f"nft: {said[0][:500]}")
+    return done.stdout
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Of one box: bytes of packets, connections, and attempts that were refused."""
+
+    sent: int = 0
+    received: int = 0
+    opened: int = 0
+    refused: int = 0
+
+
+class Table:
+    """`router`: its number, unique on this host."""
+
+    def __init__(self, router: int) -> None:
+        self.name = f"boxwood_{router}"
+        self.log_group = 0xB000 + router
+        self._router = router
+
+    def put_up(self, guarded: Sequence[str] = ()) -> None:
+        """Make it, or replace the rules of the one that is there; what it has counted stays. `guarded`: interfaces
+        from which nothing is forwarded but what others have asked for by rules of their own. NftError."""
+        nft(self._script(guarded))
+
+    def allow(self, exceptions: Iterable[tuple[str, int, int]]) -> None:
+        """Let boxes reach these private places from now on: (address or CIDR, first port, last port). NftError."""
+        elements = ", ".join(f"{place} . {first}-{last}" for place, first, last in sorted(set(exceptions)))
+        script = f"flush set inet {self.name} allowed\n"
+        nft(script + (f"add element inet {self.name} allowed {{ {elements} }}\n" if elements else ""))
+
+    def counted(self) -> dict[str, Count]:
+        """By the addresses of boxes. NftError."""
+        found: dict[str, dict[str, int]] = {}
+        for item in listed("table", "inet", self.name):
+            if (unit := _COUNTERS.get(item.get("set", {}).get("name", ""))) is not None:
+                for element in item["set"].get("elem", ()):
+                    inner = element["elem"]
+                    found.setdefault(inner["val"], {})[item["set"]["name"]] = inner["counter"][unit]
+        return {address: Count(**counts) for address, counts in found.items()}
+
+    def forget(self, addresses: Iterable[str]) -> None:
+        """All that is known of these. NftError."""
+        gone = ", ".join(sorted(set(addresses)))
+        if gone:  # nft refuses to delete what is not there
+            names = (*_COUNTERS, "complaints", "busy")
+            changes = [
+                f"{change} element inet {self.name} {n} {{ {gone} }}" for n in names for change in ("add", "delete")
+            ]
+            nft("\n".join(changes) + "\n")
+
+    def remove(self) -> None:
+        nft(f"add table inet {self.name}\ndelete table inet {self.name}\n")
+
+    def _script(self, guarded: Sequence[str]) -> str:
+        boxes, resolver = group_of(self._router), group_of(self._router) + 1
+        closed = ", ".join(str(place.network_address) for place in METADATA if place.version == 4)
+        private = ", ".join(map(str, PRIVATE_V4))
+        names = ", ".join(f'"{name}"' for name in guarded)
+        guard = f"iifname {{ {names} }} ct state new ct status ! dnat drop" if guarded else ""
+        log = f"log group {self.log_group} snaplen 64 queue-threshold 1"
+        return f"""
+table inet {self.name} {{
+    set closed {{ type ipv4_addr; elements = {{ {closed} }}; }}
+    set private {{ type ipv4_addr; flags interval; auto-merge; elements = {{ {private} }}; }}
+    set allowed {{ type ipv4_addr . inet_service; flags interval; }}
+    set sent {{ type ipv4_addr; size 65536; flags dynamic; counter; }}
+    set received {{ type ipv4_addr; size 65536; flags dynamic; counter; }}
+    set opened {{ type ipv4_addr; size 65536; flags dynamic; counter; }}
+    set refused {{ type ipv4_addr; size 65536; flags dynamic; counter; }}
+    set complaints {{ type ipv4_addr; size 65536; flags dynamic; }}
+    set busy {{ type ipv4_addr; size 65536; flags dynamic; }}
+    chain arriving {{ type filter hook prerouting priority raw; policy accept; }}
+    chain asking {{ type nat hook prerouting priority dstnat; policy accept; }}
+    chain through {{ type filter hook forward priority filter; policy accept; }}
+    chain here {{ type filter hook input priority filter; policy accept; }}
+    chain leaving {{ type nat hook postrouting priority srcnat; policy accept; }}
+    chain out {{ }}
+    chain new {{ }}
+    chain flood {{ }}
+    chain denied {{ }}
+    chain refuse {{ }}
+}}
+flush table inet {self.name}
+table inet {self.name} {{
+    chain arriving {{
+        iifgroup {boxes} meta nfproto ipv6 drop
+        iifgroup {boxes} fib saddr . iif oif 0 drop
+        iifgroup {boxes} update @sent {{ ip saddr }}
+    }}
+    chain asking {{
+        iifgroup {boxes} meta l4proto {{ tcp, udp }} th dport 53 dnat ip to {resolver_of(self._router)}:53
+    }}
+    chain through {{
+        oifgroup {boxes} update @received {{ ip daddr }}
+        iifgroup {boxes} goto out
+        iifgroup {resolver} oifgroup {boxes} ct state established,related accept
+        iifgroup {resolver} drop
+        oifgroup {{ {boxes}, {resolver} }} ct state established,related accept
+        oifgroup {{ {boxes}, {resolver} }} drop
+        {guard}
+    }}
+    chain here {{
+        iifgroup {boxes} goto denied
+        iifgroup {resolver} drop
+    }}
+    chain out {{
+        ct state invalid drop
+        tcp flags syn tcp option maxseg size set rt mtu
+        ct state established,related accept
+        oifgroup {boxes} goto denied
+        add @busy {{ ip saddr ct count over {MOST_CONNECTIONS} }} goto flood
+        oifgroup {resolver} meta l4proto {{ tcp, udp }} th dport 53 accept
+        ip daddr @closed goto denied
+        meta l4proto {{ tcp, udp }} ip daddr . th dport @allowed goto new
+        ip daddr @private goto denied
+        meta l4proto {{ tcp, udp, icmp }} goto new
+        goto denied
+    }}
+    chain new {{
+        update @opened {{ ip saddr }} accept
+    }}
+    chain flood {{
+        update @complaints {{ ip saddr limit rate 10/second burst 20 packets }} {log} prefix "flood"
+        goto refuse
+    }}
+    chain denied {{
+        update @complaints {{ ip saddr limit rate 10/second burst 20 packets }} {log} prefix "private"
+        goto refuse
+    }}
+    chain refuse {{
+        update @refused {{ ip saddr }}
+        meta l4proto tcp reject with tcp reset
+        limit rate 1000/second burst 1000 packets reject with icmp admin-prohibited
+        drop
+    }}
+    chain leaving {{
+        ip saddr {BOXES} oifname != "bw*" masquerade
+    }}
+}}
+"""  # noqa: S608 (rules, not SQL: of numbers and addresses of our own)
+
+
+def tables() -> list[int]:
+    """The numbers of the routers whose tables there are. NftError."""
+    names = [item["table"]["name"] for item in listed("tables", "inet") if "table" in item]
+    return [int(name[8:]) for name in names if name.startswith("boxwood_") and name[8:].isdigit()]

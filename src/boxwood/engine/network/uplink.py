@@ -1,0 +1,178 @@
+"""The zygote's side of the network: starts the router, starts it again, and keeps addresses until they are free."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import selectors
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from boxwood.engine.network.wire import Wire, address_of
+from boxwood.engine.uidrange import Range
+
+_START_SECONDS = 30.0
+_END_SECONDS = 30.0
+_PAUSE = 1.0  # seconds until a router that ended is replaced
+_PACKET = 1 << 16
+_BEHIND = 1 << 20  # bytes of messages that a router may leave unread
+
+
+class Uplink:
+    """`free`: takes a range back whose address nobody knows any more."""
+
+    def __init__(
+        self, data: Path, locks: Path, selector: selectors.BaseSelector, free: Callable[[Range], None]
+    ) -> None:
+        self._data = data
+        self._locks = locks
+        self._selector = selector
+        self._free = free
+        self._number = 0
+        self._allow: list[str] = []
+        self._resolv_conf = ""
+        self._sock: socket.socket | None = None
+        self._pid = 0
+        self._mtu = 0  # known once the router is ready
+        self._started_at = 0.0
+        self._died = False
+        self._ending: dict[str, Range] = {}  # by addresses that the router has yet to give back
+        self._tenants: dict[str, str] = {}  # VMs by addresses
+        self.problem = "it has not been started"
+
+    # --- the router
+
+    def start(self, number: int, allow: list[str], resolv_conf: str) -> None:
+        """Begin: the router becomes ready in a moment. One that is there takes another list of exceptions."""
+        changed, self._number, self._allow = allow != self._allow, number, allow
+        self._resolv_conf = resolv_conf
+        if self._sock is None:
+            self._start()
+        elif changed:
+            self._say({"allow": allow})
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [
+            sys.executable, "-I", "-m", "boxwood.engine.network.router",
+            "--data", str(self._data), "--locks", str(self._locks), "--number", str(self._number),
+            "--allow", json.dumps(self._allow), "--resolv", self._resolv_conf, "--zygote", "3",
+        ]  # fmt: skip
+        try:
+            actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)]
+            self._pid = os.posix_spawn(sys.executable, command, {}, file_actions=actions)
+        finally:
+            theirs.close()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BEHIND)
+        self._sock, self._mtu, self.problem = ours, 0, "its router is starting"
+        self._started_at = time.monotonic()
+        self._selector.register(ours, selectors.EVENT_READ, self._on_message)
+
+    def _on_message(self) -> None:
+        assert self._sock is not None
+        try:
+            packet = self._sock.recv(_PACKET, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet = b""
+        if not packet:
+            self._lost()
+            return
+        said = json.loads(packet)
+        if "clean" in said:
+            if (range_ := self._ending.pop(said["clean"], None)) is not None:
+                self._free(range_)
+        elif "error" in said:
+            self.problem = said["error"]
+        elif "ready" in said:
+            self._mtu, self.problem = said["mtu"], said["note"]
+            self._died = False
+            for address, vm in self._tenants.items():
+                self._say({"vm": vm, "address": address})
+            for address in self._ending:
+                self._say({"ended": address})
+
+    def _lost(self) -> None:
+        assert self._sock is not None
+        self._selector.unregister(self._sock)
+        self._sock.close()
+        self._sock = None
+        os.waitpid(self._pid, 0)
+        if self._mtu:
+            self.problem, self._mtu, self._died = "its router has died, and is started again", 0, True
+
+    @property
+    def up(self) -> bool:
+        return bool(self._mtu)
+
+    @property
+    def starting(self) -> bool:
+        return self._sock is not None and not self._mtu
+
+    @property
+    def is_down(self) -> bool:
+        """Has it died while it worked? What could not be started at all is not tried again by itself: the reason will
+        be the same."""
+        return self._sock is None and self._died
+
+    def revive(self) -> None:
+        if time.monotonic() > self._started_at + _PAUSE:
+            self._start()
+
+    def wait(self) -> None:
+        """Until the router is ready, or has failed. It takes some 0.3 s once in a zygote's life."""
+        deadline = time.monotonic() + _START_SECONDS
+        while self._sock is not None and not self._mtu and (left := deadline - time.monotonic()) > 0:
+            select.select([self._sock], [], [], left)
+            self._on_message()
+
+    # --- boxes
+
+    def wire(self, range_: Range) -> Wire | None:
+        """For a box in this range, if there can be one now."""
+        return Wire(address_of(range_.number), self._number, self._mtu) if self._mtu else None
+
+    def belongs(self, address: str, vm: str) -> None:
+        self._tenants[address] = vm
+        self._say({"vm": vm, "address": address})
+
+    def ended(self, range_: Range, address: str) -> None:
+        """The box is no more. Its range comes back when its address is clean."""
+        self._tenants.pop(address, None)
+        self._ending[address] = range_
+        self._say({"ended": address})
+
+    def _say(self, message: dict[str, Any]) -> None:
+        """A router that does not listen is replaced: the next one is told all of it."""
+        if self._sock is None:
+            return
+        try:
+            self._sock.send(json.dumps(message).encode(), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            os.kill(self._pid, 9)
+        except OSError:
+            pass  # its end is about to be heard of
+
+    def close(self) -> None:
+        """End the router and wait for it: it takes everything down. One that has died left it all: another one does."""
+        if self.is_down:
+            self._start()
+        if self._sock is not None:
+            self._selector.unregister(self._sock)
+            self._sock.shutdown(socket.SHUT_WR)
+            select.select([self._sock], [], [], _END_SECONDS)  # what it still says, or its end
+            while self._sock.recv(_PACKET):
+                pass
+            self._sock.close()
+            self._sock = None
+            os.waitpid(self._pid, 0)
+        for range_ in self._ending.values():
+            self._free(range_)
+        self._ending.clear()
+        self._mtu, self.problem = 0, "it has ended"

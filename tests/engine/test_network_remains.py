@@ -1,0 +1,61 @@
+"""What boxes with networks leave behind: nothing, however they end. Alone in its file: no other engine runs meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+import guard
+from boxfixtures import Runner
+from boxwood.engine.host import HostEngine
+from internet import OTHER_PUBLIC, PUBLIC, Internet
+from netfixtures import router_of, tried
+
+pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.timeout(120)]
+
+
+@pytest.fixture
+def before() -> list[str]:
+    return guard.in_network()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_500_come_and_go(before: list[str], own: HostEngine, golden: str) -> None:
+    async def one() -> str:
+        runner = Runner(own, golden)
+        await runner.boot()
+        address = runner.box.address
+        await runner.box.kill()
+        return address
+
+    addresses: list[str] = []
+    for _ in range(25):
+        at_once = await asyncio.gather(*(one() for _ in range(20)))
+        assert len(set(at_once)) == 20 and all(at_once)
+        addresses += at_once
+    assert len(addresses) == 500
+    await own.shutdown()
+    assert guard.in_network() == before
+
+
+@pytest.mark.slow
+async def test_nothing_remains_after_a_kill(
+    before: list[str], own: HostEngine, golden: str, data: Path, world: Internet
+) -> None:
+    runners = [Runner(own, golden) for _ in range(6)]
+    await asyncio.gather(*(runner.boot() for runner in runners))
+    await tried(runners[0], [("tcp", "4", PUBLIC, 80)])
+    os.kill(router_of(data), signal.SIGKILL)
+    os.kill(json.loads((data / "zygote.json").read_text())["pid"], signal.SIGKILL)
+    await asyncio.gather(*(runner.box.gone for runner in runners))
+    again = Runner(own, golden)
+    await again.boot()
+    assert (await tried(again, [("tcp", "4", OTHER_PUBLIC, 80)]))[0].endswith("hello")
+    await own.shutdown()
+    assert guard.in_network() == before

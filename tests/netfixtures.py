@@ -1,0 +1,102 @@
+"""Fixtures and words of the tests of boxes' networks. The internet is internet.py's."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from boxfixtures import Runner
+from boxwood.engine.api import Usage
+from boxwood.engine.host import HostEngine
+from internet import EXCEPTED, Internet, internet
+
+CONNECT = """
+import socket, sys, errno
+def tried(kind, family, address, port):
+    with socket.socket(family, kind) as s:
+        s.settimeout(2)
+        try:
+            s.connect((address, port))
+            s.send(b'hello')
+            return s.recv(99).decode()
+        except OSError as e:
+            return errno.errorcode.get(e.errno, type(e).__name__)
+"""
+REFUSED = {"ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH", "EACCES"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Internet]:
+    with internet(tmp_path_factory.mktemp("internet")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def accounts() -> list[tuple[str, Usage]]:
+    return []
+
+
+@asynccontextmanager
+async def started(
+    world: Internet, data: Path, images: Path, accounts: list[tuple[str, Usage]]
+) -> AsyncIterator[HostEngine]:
+    engine = HostEngine(data, images, network_allow=[f"{EXCEPTED}:8080"], resolv_conf=world.resolv_conf)
+    engine.account(lambda vm, usage: accounts.append((vm, usage)))
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.shutdown()
+
+
+@pytest.fixture
+async def own(
+    world: Internet, data: Path, images: Path, accounts: list[tuple[str, Usage]]
+) -> AsyncIterator[HostEngine]:
+    async with started(world, data, images, accounts) as engine:
+        yield engine
+
+
+@pytest.fixture
+async def own_vm(own: HostEngine, golden: str) -> Runner:
+    runner = Runner(own, golden)
+    await runner.boot()
+    return runner
+
+
+async def python(runner: Runner, text: str) -> str:
+    said = await runner.run("python3 -c " + _quoted(CONNECT + text))
+    assert said.code == 0, said.err.decode()
+    return said.text
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+async def tried(runner: Runner, attempts: list[tuple[str, str, str, int]]) -> list[str]:
+    """Each (tcp|udp, 4|6, address, port) from inside: what was answered, or the name of the error."""
+    kinds = {"tcp": "socket.SOCK_STREAM", "udp": "socket.SOCK_DGRAM", "4": "socket.AF_INET", "6": "socket.AF_INET6"}
+    lines = [f"print(tried({kinds[k]}, {kinds[f]}, {a!r}, {p}))" for k, f, a, p in attempts]
+    return (await python(runner, "\n".join(lines))).splitlines()
+
+
+def visits(world: Internet) -> list[tuple[str, str, int]]:
+    return [(visit["kind"], visit["to"], visit["port"]) for visit in world.seen()]
+
+
+def router_of(data: Path) -> int:
+    return next(
+        int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _isrouter_of(entry, data)
+    )
+
+
+def _isrouter_of(entry: Path, data: Path) -> bool:
+    with contextlib.suppress(OSError):
+        words = (entry / "cmdline").read_bytes().decode().split("\0")
+        return "boxwood.engine.network.router" in words and str(data) in words
+    return False
