@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from boxfixtures import Runner
-from boxwood.engine.api import Denial, Usage
+from boxwood.core.ids import new_id
+from boxwood.engine.api import Denial, SessionSpec, Usage
 from boxwood.engine.host import HostEngine
 from boxwood.engine.network.table import MOST_CONNECTIONS
 from boxwood.engine.network.wire import GATEWAY
@@ -392,15 +393,24 @@ async def test_a_new_server_brings_new_exceptions(
     own_vm: Runner, own: HostEngine, data: Path, images: Path, world: Internet
 ) -> None:
     assert set(await tried(own_vm, [("tcp", "4", "172.16.7.7", 80)])) <= REFUSED
+    hold = f"s = socket.create_connection(({EXCEPTED!r}, 8080), 5)\nwhile s.send(b'x') and s.recv(99): pass"
+    kept = asyncio.create_task(python(own_vm, hold))
+    while not any(f"src={own_vm.box.address} dst={EXCEPTED}" in line for line in _connections()):
+        await asyncio.sleep(0.01)
+    kept.cancel()  # nobody here waits for it any more; there it goes on
     await own.close()
     again = HostEngine(data, images, network_allow=["172.16.0.0/12:80"], resolv_conf=world.resolv_conf)
     (box,) = await again.start()
     assert box.address == own_vm.box.address
     own_vm.box, own_vm.engine = box, again
     box.listen(own_vm)
+    own_vm.session = new_id()  # in the other one somebody still talks
+    await box.open_session(SessionSpec(own_vm.session))
     async with asyncio.timeout(10):
         while not (await tried(own_vm, [("tcp", "4", "172.16.7.7", 80)]))[0].endswith("hello"):
             pass
     assert set(await tried(own_vm, [("tcp", "4", EXCEPTED, 8080), ("tcp", "4", "172.16.7.7", 8080)])) <= REFUSED
+    while any(f"src={own_vm.box.address} dst={EXCEPTED}" in line for line in _connections()):
+        await asyncio.sleep(0.01)  # what was open is ended
     await again.close()
     await own.start()

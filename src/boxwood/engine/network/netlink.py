@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 NEWLINK, DELLINK, GETLINK, NEWADDR, NEWROUTE, NEWNEIGH = 16, 17, 18, 20, 24, 28
 LINK_EVENTS = 1  # multicast group, as a bit mask
-_REQUEST, _ACK, _DUMP, _REPLACE, _EXCL, _CREATE = 1, 4, 0x300, 0x100, 0x200, 0x400
+_REQUEST, _ACK, DUMP, _REPLACE, _EXCL, _CREATE = 1, 4, 0x300, 0x100, 0x200, 0x400
 _ERROR, _DONE, _OVERRUN = 2, 3, 4
-_NESTED = 0x8000
+NESTED = 0x8000
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_AF_SPEC = 1, 3, 4, 18, 26
 _IFLA_GROUP, _IFLA_NET_NS_FD, _IFLA_TX_QUEUES, _IFLA_RX_QUEUES = 27, 28, 31, 32
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
@@ -40,7 +40,7 @@ def attribute(kind: int, value: bytes) -> bytes:
 
 
 def nested(kind: int, *attributes: bytes) -> bytes:
-    return attribute(kind | _NESTED, b"".join(attributes))
+    return attribute(kind | NESTED, b"".join(attributes))
 
 
 def number(kind: int, value: int) -> bytes:
@@ -153,7 +153,7 @@ def add_veth(name: str, group: int, mac: bytes, mtu: int, peer: str, peer_mac: b
         number(_IFLA_NET_NS_FD, namespace), _queues(),
     )  # fmt: skip
     info = nested(
-        _IFLA_LINKINFO, attribute(_INFO_KIND, b"veth"), nested(_INFO_DATA, attribute(_VETH_PEER | _NESTED, inside))
+        _IFLA_LINKINFO, attribute(_INFO_KIND, b"veth"), nested(_INFO_DATA, attribute(_VETH_PEER | NESTED, inside))
     )
     ours = (
         text(_IFLA_IFNAME, name), attribute(_IFLA_ADDRESS, mac), number(_IFLA_MTU, mtu), number(_IFLA_GROUP, group),
@@ -167,7 +167,7 @@ def find_link(name: str) -> Request:
 
 
 def list_links() -> Request:
-    return GETLINK, _DUMP, _interface()
+    return GETLINK, DUMP, _interface()
 
 
 def delete_link(name: str) -> Request:

@@ -217,7 +217,7 @@ class Resolver:
         task.add_done_callback(partial(self._disconnected, asker))
 
     def _disconnected(self, asker: _Asker, task: asyncio.Task[None]) -> None:
-        asker.connections.pop(task).transport.abort()
+        _abort(asker.connections.pop(task))
         self._connections -= 1
 
     async def _converse(self, asker: _Asker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -351,7 +351,7 @@ async def _drained(writer: asyncio.StreamWriter) -> None:
         async with asyncio.timeout(_IDLE_SECONDS):
             await writer.drain()
     except OSError:
-        writer.transport.abort()
+        _abort(writer)
 
 
 async def _closed(writer: asyncio.StreamWriter) -> None:
@@ -361,4 +361,11 @@ async def _closed(writer: asyncio.StreamWriter) -> None:
         async with asyncio.timeout(_IDLE_SECONDS):
             await writer.wait_closed()
     except OSError:
+        pass
+
+
+def _abort(writer: asyncio.StreamWriter) -> None:
+    try:
+        writer.transport.abort()
+    except AttributeError:  # CPython 3.11: it was closed, and has just sent the last of what it had
         pass

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import ipaddress
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ from typing import Any
 from boxwood.engine import kernel as k
 from boxwood.engine.api import Usage
 from boxwood.engine.network import forwarding, names, netlink, wire
+from boxwood.engine.network.addresses import is_public
 from boxwood.engine.network.desk import Desk
 from boxwood.engine.network.exceptions import Exceptions
 from boxwood.engine.network.ledger import Ledger
@@ -109,6 +111,19 @@ class Router:
             self.note = await asyncio.to_thread(forwarding.pass_firewall)
         except NftError as error:
             log.warning("%s", error)
+
+    async def _go_by_others(self) -> None:
+        """There are other exceptions: what is open to where nobody may go any more is ended."""
+        await self._refresh()
+        self._connections.judge(self._is_open)
+
+    def _is_open(self, box: str, address: str, port: int) -> bool:
+        found = ipaddress.ip_address(address)
+        if is_public(found) or found in ipaddress.ip_network(wire.RESOLVERS):
+            return True
+        return any(
+            first <= port <= last and found in ipaddress.ip_network(place) for place, first, last in self._allowed()
+        )
 
     def _allowed(self) -> list[tuple[str, int, int]]:
         found = []
@@ -197,7 +212,7 @@ class Router:
         said = json.loads(packet)
         if "allow" in said:
             self._exceptions.replace(Exceptions.parse(said["allow"]))
-            self._refreshing = asyncio.get_running_loop().create_task(self._refresh())
+            self._refreshing = asyncio.get_running_loop().create_task(self._go_by_others())
         elif "vm" in said:
             self._ledger.belongs(said["address"], said["vm"])
         elif "ended" in said:
