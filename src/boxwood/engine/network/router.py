@@ -40,7 +40,7 @@ from boxwood.engine.uidrange import lock
 
 _REFRESH_SECONDS = 30.0
 _GATHERING = 0.01  # seconds in which wires that go are dealt with together
-_LAST_WIRES_SECONDS = 20.0
+_LAST_WIRES_SECONDS = 10.0
 _PACKET = 1 << 16
 log = logging.getLogger("boxwood.router")
 
@@ -268,7 +268,7 @@ def _sweep(locks: Path, own: int) -> None:
 async def _take_over(locks: Path, number: int) -> int:
     """Wait for the router before, whose zygote was killed: its boxes are dying, and it takes its rules down when they
     have. A descriptor that keeps the next one waiting."""
-    async with asyncio.timeout(_LAST_WIRES_SECONDS + 5):
+    async with asyncio.timeout(_LAST_WIRES_SECONDS + 2):
         while True:
             with contextlib.suppress(BlockingIOError):
                 return lock(locks / f"router-{number}")

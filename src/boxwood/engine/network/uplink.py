@@ -6,6 +6,7 @@ import json
 import os
 import select
 import selectors
+import signal
 import socket
 import sys
 import time
@@ -16,8 +17,8 @@ from typing import Any
 from boxwood.engine.network.wire import Wire, address_of
 from boxwood.engine.uidrange import Range
 
-_START_SECONDS = 30.0
-_END_SECONDS = 30.0
+_START_SECONDS = 20.0  # less than a server waits for an answer
+_END_SECONDS = 20.0
 _PAUSE = 1.0  # seconds until a router that ended is replaced
 _PACKET = 1 << 16
 _BEHIND = 1 << 20  # bytes of messages that a router may leave unread
@@ -57,6 +58,7 @@ class Uplink:
             self._say({"allow": allow})
 
     def _start(self) -> None:
+        self._started_at = time.monotonic()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [
             sys.executable, "-I", "-m", "boxwood.engine.network.router",
@@ -66,11 +68,14 @@ class Uplink:
         try:
             actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)]
             self._pid = os.posix_spawn(sys.executable, command, {}, file_actions=actions)
+        except OSError as error:
+            ours.close()
+            self.problem = f"its router cannot be started: {error.strerror}"
+            return
         finally:
             theirs.close()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BEHIND)
         self._sock, self._mtu, self.problem = ours, 0, "its router is starting"
-        self._started_at = time.monotonic()
         self._selector.register(ours, selectors.EVENT_READ, self._on_message)
 
     def _on_message(self) -> None:
@@ -128,8 +133,10 @@ class Uplink:
     def wait(self) -> None:
         """Until the router is ready, or has failed. It takes some 0.3 s once in a zygote's life."""
         deadline = time.monotonic() + _START_SECONDS
-        while self._sock is not None and not self._mtu and (left := deadline - time.monotonic()) > 0:
-            select.select([self._sock], [], [], left)
+        while self._sock is not None and not self._mtu:
+            if not select.select([self._sock], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                os.kill(self._pid, signal.SIGKILL)
+                self.problem = f"its router was not ready within {_START_SECONDS:g} s"
             self._on_message()
 
     # --- boxes
@@ -155,7 +162,7 @@ class Uplink:
         try:
             self._sock.send(json.dumps(message).encode(), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
         except BlockingIOError:
-            os.kill(self._pid, 9)
+            os.kill(self._pid, signal.SIGKILL)
         except OSError:
             pass  # its end is about to be heard of
 
@@ -163,15 +170,13 @@ class Uplink:
         """End the router and wait for it: it takes everything down. One that has died left it all: another one does."""
         if self.is_down:
             self._start()
-        if self._sock is not None:
-            self._selector.unregister(self._sock)
-            self._sock.shutdown(socket.SHUT_WR)
-            select.select([self._sock], [], [], _END_SECONDS)  # what it still says, or its end
-            while self._sock.recv(_PACKET):
-                pass
-            self._sock.close()
-            self._sock = None
-            os.waitpid(self._pid, 0)
+        if (sock := self._sock) is not None:
+            sock.shutdown(socket.SHUT_WR)
+            deadline = time.monotonic() + _END_SECONDS
+            while self._sock is sock:
+                if not select.select([sock], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                    os.kill(self._pid, signal.SIGKILL)  # what it leaves, the next one takes down
+                self._on_message()
         for range_ in self._ending.values():
             self._free(range_)
         self._ending.clear()
