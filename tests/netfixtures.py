@@ -44,7 +44,9 @@ def accounts() -> list[tuple[str, Usage]]:
 async def started(
     world: Internet, data: Path, images: Path, accounts: list[tuple[str, Usage]]
 ) -> AsyncIterator[HostEngine]:
-    engine = HostEngine(data, images, network_allow=[f"{EXCEPTED}:8080"], resolv_conf=world.resolv_conf)
+    engine = HostEngine(
+        data, images, network_allow=[f"{EXCEPTED}:8080", f"{EXCEPTED}:8000-8090"], resolv_conf=world.resolv_conf
+    )
     engine.account(lambda vm, usage: accounts.append((vm, usage)))
     await engine.start()
     try:

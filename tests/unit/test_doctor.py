@@ -15,7 +15,7 @@ from boxwood.engine import kernel as k
 from boxwood.engine.api import EngineUnavailable
 from boxwood.engine.doctor import Check
 
-STATED = {"disk limit", "network of VMs"}  # what no host has in this version
+STATED = {"disk limit"}  # what no host has in this version
 
 
 def test_missing_is_what_boxes_cannot_do_without() -> None:

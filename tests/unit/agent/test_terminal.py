@@ -10,6 +10,25 @@ import pytest
 PYTHON = f"{sys.executable} -q"
 
 
+LIKE_APT = """
+import select, subprocess, sys, termios, tty
+saved = termios.tcgetattr(0)
+tty.setraw(0)
+child = subprocess.Popen(["sleep", "0.6"], stdin=subprocess.DEVNULL)
+while child.poll() is None:
+    select.select([0], [], [], WAIT)
+termios.tcsetattr(0, termios.TCSAFLUSH, saved)
+print("installed")
+"""
+
+
+@pytest.mark.parametrize("wait", ["0.5", "0.01"])
+def test_who_looks_at_the_terminal_while_a_child_works_keeps_it(s, wait):
+    """apt does so for dpkg. Without its terminal it fails, at the end."""
+    s.run(f"{sys.executable} -c '{LIKE_APT.replace('WAIT', wait)}'", out=b"installed\n")
+    s.run(f"({sys.executable} -c '{LIKE_APT.replace('WAIT', wait)}' 2>&1) | cat", out=b"installed\n")
+
+
 def test_readers_get_end_of_file(s):
     s.run("cat")
     s.run("read x", 1)

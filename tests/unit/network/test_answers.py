@@ -223,6 +223,12 @@ def test_an_alias_does_not_lead_to_a_name_of_the_operator(target):
             judge("a.example", rdtype, f"a.example. 60 CNAME {target}", f"{target} 60 {rdtype} {data}")
 
 
+def test_an_alias_may_lead_to_any_other_name():
+    target = "1.0.0.0.A.2.ip6.arpa."
+    told = judge("a.example", "PTR", f"a.example. 60 CNAME {target}", f"{target} 60 PTR host.example.")
+    assert len(told.answer) == 2
+
+
 def test_of_authority_the_start_is_told_and_of_the_rest_nothing():
     question = ask(use_edns=0)
     message = said(

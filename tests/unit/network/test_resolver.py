@@ -380,6 +380,16 @@ async def test_answers_that_cost_much_count_more(world, monkeypatch):
     assert (await box.ask("localhost")).rcode() == dns.rcode.REFUSED
 
 
+async def test_debts_are_bounded(world, monkeypatch):
+    monkeypatch.setattr(module, "_BURST", 2)
+    world.server.add("large.example", "MX", *(f"large.example. 60 MX 1 mail{n}.example." for n in range(60)))
+    box = world.box()
+    await box.ask("large.example", "MX")
+    world.clock.now += 1 / 32  # three questions: two for the debt
+    assert (await box.ask("localhost")).rcode() == dns.rcode.NOERROR
+    assert (await box.ask("localhost")).rcode() == dns.rcode.REFUSED
+
+
 async def test_garbage_counts_as_well(world, monkeypatch):
     monkeypatch.setattr(module, "_BURST", 3)
     box = world.box()

@@ -11,7 +11,7 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-from boxwood.engine.agent.procs import Killing, Vigil
+from boxwood.engine.agent.procs import Killing, Vigil, stat
 from boxwood.engine.agent.run import Command, Run
 from boxwood.engine.agent.shell import Shell
 from boxwood.engine.agent.terminal import Waiter
@@ -179,12 +179,15 @@ class Job:
                 source.catch_up()
         seen = (waiters, run.size)
         steady, self._seen = seen == self._seen, seen
-        self._looks = min(self._looks, 1)
+        reads, endless = any(waiter.reads for waiter in waiters), all(waiter.endless for waiter in waiters)
+        alone = not reads and _is_all(waiters, members)
+        if not steady:
+            self._looks = min(self._looks, 1)
         if self._prompts and any(last not in (b"", b"\n") for last in run.last):
             if steady:
                 self._told = set(waiters)
                 self._detach(None, "prompt")
-        elif steady or (not self._fed and any(waiter.reads for waiter in waiters)):
+        elif (steady or (not self._fed and reads)) and (reads or alone or (endless and terminal.has_lines)):
             self._told = set(waiters)
             terminal.end_of_file()
 
@@ -278,3 +281,14 @@ class Job:
         self._vigil.close()
         self._let_go()
         self._detach(137, "killed")
+
+
+def _is_all(waiters: list[Waiter], members: list[int]) -> bool:
+    """Is there nobody else in the job but those who wait for these? Who polls may look at the terminal while a child
+    of his works, and have set it up for the child: apt does, for dpkg."""
+    those = {waiter.pid for waiter in waiters}
+    for pid in list(those):
+        while (found := stat(pid)) is not None and found.ppid in members and found.ppid not in those:
+            pid = found.ppid
+            those.add(pid)
+    return those.issuperset(members)

@@ -15,7 +15,7 @@ import struct
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from boxwood.engine.agent.loop import IN, OUT, Loop
@@ -41,6 +41,15 @@ _CALLS = {
 }.get(platform.machine(), {})  # fmt: skip
 
 
+# Of those that poll: which argument is the longest time, and whether it is a number or the address of one.
+_TIMEOUTS = {
+    "x86_64": {
+        7: (3, True), 271: (3, False), 23: (5, False), 270: (5, False), 232: (4, True), 281: (4, True), 441: (4, False),
+    },
+    "aarch64": {73: (3, False), 72: (5, False), 22: (4, True), 441: (4, False)},
+}.get(platform.machine(), {})  # fmt: skip
+
+
 def unread(fd: int) -> int:
     """How many bytes lie unread in a pipe or a terminal."""
     return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
@@ -49,9 +58,11 @@ def unread(fd: int) -> int:
 class Waiter(NamedTuple):
     """A thread that waits for input, and how often it has gone to sleep so far: a new wait is a new value."""
 
+    pid: int
     thread: int
     sleeps: int
     call: str
+    endless: bool  # nothing else, as far as the call says, will wake it
 
     @property
     def reads(self) -> bool:
@@ -116,6 +127,11 @@ class Terminal:
             return
         self._feeding.append(_VEOF)
         self._flush()
+
+    @property
+    def has_lines(self) -> bool:
+        """Is it as it was, rather than in a mode that a program has chosen?"""
+        return bool(termios.tcgetattr(self._slave)[3] & termios.ICANON)
 
     @property
     def taken(self) -> bool:
@@ -202,7 +218,7 @@ class Terminal:
             there = self._in_poll(pid, first, second)
         else:
             there = self._in_select(pid, first, second)
-        return Waiter(thread, sleeps, call) if there else None
+        return Waiter(pid, thread, sleeps, call, _is_endless(words)) if there else None
 
     def _is_ours(self, pid: int, fd: int) -> bool:
         try:
@@ -226,6 +242,14 @@ class Terminal:
         lines = read_proc(f"/proc/{pid}/fdinfo/{fd & 0xFFFFFFFF}", 1 << 14).splitlines()
         words = [words for line in lines if (words := line.split())[:1] == [b"tfd:"] and len(words) > 3]
         return any(int(w[3], 16) & IN and self._is_ours(pid, int(w[1])) for w in words[:_MOST_POLLED])
+
+
+def _is_endless(words: Sequence[bytes]) -> bool:
+    place, number = _TIMEOUTS.get(int(words[0]), (0, False))
+    if not place:
+        return True
+    value = int(words[place], 16)
+    return bool(value & 0x80000000) if number else not value
 
 
 def _sane(attributes: list[Any]) -> list[Any]:

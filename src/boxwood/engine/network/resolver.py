@@ -71,8 +71,8 @@ class Resolver:
             await self._accept(tcp)
         finally:
             loop.remove_reader(udp.fileno())
-            work = [task for asker in self._askers.values() for task in asker.close()]
-            await asyncio.gather(*work, return_exceptions=True)
+            ending = [task for asker in self._askers.values() for task in asker.close()]
+            await asyncio.gather(*ending, return_exceptions=True)
 
     def name_of(self, box: str, address: str) -> str:
         """The name for which this box was last given this address, valid or not; empty if none is kept."""
@@ -125,8 +125,8 @@ class Resolver:
             return False
         return len(asker.outstanding) < _MOST_OUTSTANDING and self._outstanding < _MOST_OUTSTANDING_IN_ALL
 
-    def _start(self, asker: _Asker, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
+    def _start(self, asker: _Asker, answering: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(answering)
         asker.outstanding.add(task)
         self._outstanding += 1
 
@@ -207,8 +207,8 @@ class Resolver:
             reader, writer = await asyncio.open_connection(sock=sock, limit=MOST_ASKED)
         except BaseException as error:
             sock.close()
-            if isinstance(error, OSError):
-                return
+            if isinstance(error, Exception):
+                return  # it has gone: the next one is waiting
             raise
         asker = self._asker(address)
         task = asyncio.create_task(self._converse(asker, reader, writer))

@@ -21,6 +21,7 @@ from boxwood.engine.network.addresses import PRIVATE_V4
 from boxwood.engine.network.exceptions import METADATA
 from boxwood.engine.network.wire import BOXES, group_of, resolver_of
 
+QUESTIONS = 400  # of a box in a second: more would crowd out others' before the resolver sees them
 MOST_CONNECTIONS = 4096  # of a box at once: the host's table of connections is for all
 _NFT_SECONDS = 30
 _COUNTERS = {"sent": "bytes", "received": "bytes", "opened": "packets", "refused": "packets"}  # sets, and what counts
@@ -82,9 +83,9 @@ class Table:
 
     def allow(self, exceptions: Iterable[tuple[str, int, int]]) -> None:
         """Let boxes reach these private places from now on: (address or CIDR, first port, last port). NftError."""
-        elements = ", ".join(f"{place} . {first}-{last}" for place, first, last in sorted(set(exceptions)))
-        script = f"flush set inet {self.name} allowed\n"
-        nft(script + (f"add element inet {self.name} allowed {{ {elements} }}\n" if elements else ""))
+        rule = f"add rule inet {self.name} allowed"  # rules, not a set: entries may overlap
+        rules = (f"{rule} ip daddr {place} th dport {first}-{last} goto new\n" for place, first, last in exceptions)
+        nft(f"flush chain inet {self.name} allowed\n" + "".join(rules))
 
     def counted(self) -> dict[str, Count]:
         """By the addresses of boxes. NftError."""
@@ -100,7 +101,7 @@ class Table:
         """All that is known of these. NftError."""
         gone = ", ".join(sorted(set(addresses)))
         if gone:  # nft refuses to delete what is not there
-            names = (*_COUNTERS, "complaints", "busy")
+            names = (*_COUNTERS, "complaints", "asking", "busy")
             changes = [
                 f"{change} element inet {self.name} {n} {{ {gone} }}" for n in names for change in ("add", "delete")
             ]
@@ -115,12 +116,13 @@ class Table:
         private = ", ".join(map(str, PRIVATE_V4))
         names = ", ".join(f'"{name}"' for name in guarded)
         guard = f"iifname {{ {names} }} ct state new ct status ! dnat drop" if guarded else ""
+        limit = f"limit rate over {QUESTIONS}/second burst {QUESTIONS} packets"
         log = f"log group {self.log_group} snaplen 64 queue-threshold 1"
         return f"""
 table inet {self.name} {{
     set closed {{ type ipv4_addr; elements = {{ {closed} }}; }}
     set private {{ type ipv4_addr; flags interval; auto-merge; elements = {{ {private} }}; }}
-    set allowed {{ type ipv4_addr . inet_service; flags interval; }}
+    set asking {{ type ipv4_addr; size 65536; flags dynamic; }}
     set sent {{ type ipv4_addr; size 65536; flags dynamic; counter; }}
     set received {{ type ipv4_addr; size 65536; flags dynamic; counter; }}
     set opened {{ type ipv4_addr; size 65536; flags dynamic; counter; }}
@@ -128,11 +130,12 @@ table inet {self.name} {{
     set complaints {{ type ipv4_addr; size 65536; flags dynamic; }}
     set busy {{ type ipv4_addr; size 65536; flags dynamic; }}
     chain arriving {{ type filter hook prerouting priority raw; policy accept; }}
-    chain asking {{ type nat hook prerouting priority dstnat; policy accept; }}
+    chain names {{ type nat hook prerouting priority dstnat; policy accept; }}
     chain through {{ type filter hook forward priority filter; policy accept; }}
     chain here {{ type filter hook input priority filter; policy accept; }}
     chain leaving {{ type nat hook postrouting priority srcnat; policy accept; }}
     chain out {{ }}
+    chain allowed {{ }}
     chain new {{ }}
     chain flood {{ }}
     chain denied {{ }}
@@ -144,8 +147,9 @@ table inet {self.name} {{
         iifgroup {boxes} meta nfproto ipv6 drop
         iifgroup {boxes} fib saddr . iif oif 0 drop
         iifgroup {boxes} update @sent {{ ip saddr }}
+        iifgroup {boxes} udp dport 53 update @asking {{ ip saddr {limit} }} drop
     }}
-    chain asking {{
+    chain names {{
         iifgroup {boxes} meta l4proto {{ tcp, udp }} th dport 53 dnat ip to {resolver_of(self._router)}:53
     }}
     chain through {{
@@ -169,7 +173,7 @@ table inet {self.name} {{
         add @busy {{ ip saddr ct count over {MOST_CONNECTIONS} }} goto flood
         oifgroup {resolver} meta l4proto {{ tcp, udp }} th dport 53 accept
         ip daddr @closed goto denied
-        meta l4proto {{ tcp, udp }} ip daddr . th dport @allowed goto new
+        meta l4proto {{ tcp, udp }} jump allowed
         ip daddr @private goto denied
         meta l4proto {{ tcp, udp, icmp }} goto new
         goto denied
