@@ -70,6 +70,8 @@ CALLS = {
     "socket packet": ("41, 17, 3, 768", {EPERM, 97}),
     "socket raw": ("41, 2, 3, 1", {EPERM}),
     "socket vsock": ("41, 40, 1, 0", {EPERM, 97}),
+    "socket uevent": ("41, 16, 3, 15", {EPERM}),
+    "socket nflog": ("41, 16, 3, 12", {EPERM}),
     "socket alg": ("41, 38, 5, 0", {EPERM, 97}),
     "ptrace 1": ("101, 16, 1, 0, 0", {EPERM}),
     "process_vm_readv 1": ("310, 1, IOV, 1, REMOTE, 1, 0", {EPERM}),

@@ -332,6 +332,25 @@ async def test_a_router_that_dies_is_replaced(own_vm: Runner, data: Path, world:
     assert set(await tried(own_vm, [("tcp", "4", "10.99.0.1", 80)])) <= REFUSED
 
 
+async def test_a_box_made_meanwhile_has_a_network_too(
+    own_vm: Runner, own: HostEngine, golden: str, data: Path, accounts: list[tuple[str, Usage]]
+) -> None:
+    """And the account of one that ends meanwhile is not lost."""
+    await tried(own_vm, [("tcp", "4", PUBLIC, 80)])
+    vm_id = own_vm.box.vm_id
+    os.kill(router_of(data), signal.SIGKILL)
+    await own_vm.box.kill()
+    for _ in range(3):
+        other = Runner(own, golden)
+        await other.boot()
+        assert other.box.address
+        assert (await tried(other, [("tcp", "4", PUBLIC, 80)]))[0].endswith("hello")
+    async with asyncio.timeout(10):
+        while vm_id not in dict(accounts):
+            await asyncio.sleep(0.01)
+    assert dict(accounts)[vm_id].connections == 1
+
+
 async def test_while_no_router_lives_the_rules_hold(own_vm: Runner, data: Path, world: Internet) -> None:
     world.seen()
     pid = router_of(data)
@@ -414,3 +433,21 @@ async def test_a_new_server_brings_new_exceptions(
         await asyncio.sleep(0.01)  # what was open is ended
     await again.close()
     await own.start()
+
+
+async def test_a_firewall_that_is_flushed_is_put_up_again(own_vm: Runner, data: Path, world: Internet) -> None:
+    """`nft flush ruleset` begins most configurations of nftables: reloading one removes our table too."""
+    await tried(own_vm, [("tcp", "4", PUBLIC, 80)])
+    words = Path(f"/proc/{router_of(data)}/cmdline").read_bytes().decode().split("\0")
+    table = ["table", "inet", f"boxwood_{words[words.index('--number') + 1]}"]
+    before = subprocess.run(["nft", "list", *table], capture_output=True, text=True, check=True).stdout
+    assert f"ip daddr {EXCEPTED} " in before
+    subprocess.run(["nft", "delete", *table], check=True)
+    async with asyncio.timeout(10):
+        while (
+            f"ip daddr {EXCEPTED} "
+            not in subprocess.run(["nft", "list", *table], capture_output=True, text=True).stdout
+        ):
+            await asyncio.sleep(0.01)
+    said = await tried(own_vm, [("tcp", "4", "10.99.0.1", 80), ("tcp", "4", EXCEPTED, 8080), ("tcp", "4", PUBLIC, 80)])
+    assert said[0] in REFUSED and said[1].endswith("hello") and said[2].endswith("hello")

@@ -8,6 +8,7 @@ enters the box's user namespace, after which no mount works, and lets go of ever
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -99,7 +100,8 @@ def prepare(ground: Ground, step: Step) -> Plug:
     _set_up_network()
     plug.pings = os.open("proc/sys/net/ipv4/ping_group_range", os.O_WRONLY | os.O_CLOEXEC)
     step.name = "network"
-    plug.settle(ground.wire)
+    with contextlib.suppress(OSError):  # `become` tries again, when it is needed and the failure can be told
+        plug.settle(ground.wire)
     step.name = "mounts"
     _go_last()
     _mask()

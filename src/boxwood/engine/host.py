@@ -163,6 +163,9 @@ class HostEngine:
         await self._connect()
         untouched = not (self._data / "layers" / checked(spec.stack.top)).exists()
         box = self._ready.take(spec) if untouched else None
+        if box is not None and spec.network and not box.address and self._router.there:
+            await self._discard([box])  # it was made when there was no network
+            box = None
         if box is None or not await self._give_top(box, spec.stack.top):
             return await self._boot(spec)
         fits = box.hostname == spec.hostname and box.limits == spec.limits

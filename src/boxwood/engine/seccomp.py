@@ -79,6 +79,7 @@ NEWEST = max(NEW.values())
 NAMESPACES = 0x7E020000
 NEWTIME = 0x80
 FAMILIES = {"AF_UNIX": 1, "AF_INET": 2, "AF_INET6": 10, "AF_NETLINK": 16}
+NETLINK_PROTOCOLS = (0, 4)  # NETLINK_ROUTE, NETLINK_SOCK_DIAG
 # PER_LINUX, PER_LINUX32, UNAME26 with both, no address randomisation (debuggers, sanitizers), and the question "which?"
 PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
 INJECTING_IOCTLS = {"TIOCSTI": 0x5412, "TIOCLINUX": 0x541C}
@@ -133,7 +134,11 @@ def _add_conditional(sc: ModuleType, filter_: object) -> None:
     allow("clone", 0, NAMESPACES, 0)
     allow("unshare", 0, NAMESPACES | NEWTIME, 0)
     for family in FAMILIES.values():
-        allow("socket", 0, _INT, family)
+        if family != FAMILIES["AF_NETLINK"]:
+            allow("socket", 0, _INT, family)
+    for protocol in NETLINK_PROTOCOLS:  # others tell of the host: its devices come and go by NETLINK_KOBJECT_UEVENT
+        family = sc.Arg(0, sc.MASKED_EQ, _INT, FAMILIES["AF_NETLINK"])
+        _add(sc, filter_, sc.ALLOW, "socket", family, sc.Arg(2, sc.MASKED_EQ, _INT, protocol))
     for persona in PERSONALITIES:
         allow("personality", 0, _INT, persona)
     # One's own limits, or only reading: root in a box has the agent's uid and could starve it.

@@ -21,8 +21,8 @@ from boxwood.engine import kernel as k
 
 SIZE = 65536
 FIRST = 0x80000000  # above everything that useradd, subuid and systemd hand out
-_CHUNK = 1024  # ranges per lock file
-_CHUNKS = (0xFFFE0000 - FIRST) // (SIZE * _CHUNK)
+CHUNK = 1024  # ranges per lock file
+_CHUNKS = (0xFFFE0000 - FIRST) // (SIZE * CHUNK)
 _PR_SET_KEEPCAPS = 8
 
 NODES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
@@ -87,8 +87,8 @@ class Ranges:
     def _next_base(self) -> int:
         base = next(self._bases, None)
         if base is None:
-            start = FIRST + self._lock_chunk() * _CHUNK * SIZE
-            self._bases = iter(range(start, start + _CHUNK * SIZE, SIZE))
+            start = FIRST + self._lock_chunk() * CHUNK * SIZE
+            self._bases = iter(range(start, start + CHUNK * SIZE, SIZE))
             base = next(self._bases)
         return base
 

@@ -260,7 +260,7 @@ class Zygote:
         if self._wired:
             self._uplink.wait()
         live = self._spares[0] if self._spares else self._prepare()  # the one that has had most time
-        wire = self._uplink.wire(live.range) if self._wired else None
+        wire = (live.wire or self._uplink.wire(live.range)) if self._wired else None
         plan = {"layers": layers, "top": top, "hostname": hostname, "wire": wire and wire.fields()}
         limits = Limits(**request["limits"])
         self._cgroups.limit(live.group, limits, live.limits)

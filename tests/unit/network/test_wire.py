@@ -32,14 +32,14 @@ def test_routers_share_no_group() -> None:
 def test_a_name_tells_its_address_and_is_never_the_same() -> None:
     names = {wire.name_of("198.18.129.7") for _ in range(50)}
     assert len(names) == 50 and all(len(name) < 16 for name in names)
-    assert {wire.number_in(name) for name in names} == {"198.18.129.7"}
+    assert {wire.address_in(name) for name in names} == {"198.18.129.7"}
 
 
 @pytest.mark.parametrize(
     "name", ["eth0", "bw", "bwdns0", "bwzzzz12345678", "bw0001", "docker0", "", "bw00011234567890"]
 )
 def test_a_stranger_s_name_tells_none(name: str) -> None:
-    assert wire.number_in(name) == ""
+    assert wire.address_in(name) == ""
 
 
 def test_a_plan_s_wire_is_the_one_that_was_sent() -> None:

@@ -136,16 +136,19 @@ class Visitor:
 
     async def _visit(self) -> None:
         while not self._over:
-            directory = os.open(self._data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:  # a data directory's name may be longer than an address
-                path = f"/proc/self/fd/{directory}/{_NAME}"
-                reader, writer = await asyncio.open_unix_connection(path, limit=_LINE)
+            try:
+                reader, writer = await self._connect()
             except OSError:
                 await asyncio.sleep(_AGAIN)
-                continue
-            finally:
-                os.close(directory)
-            await self._read(reader, writer)
+            else:
+                await self._read(reader, writer)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        directory = os.open(self._data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:  # a data directory's name may be longer than an address
+            return await asyncio.open_unix_connection(f"/proc/self/fd/{directory}/{_NAME}", limit=_LINE)
+        finally:
+            os.close(directory)
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writer = writer

@@ -7,8 +7,10 @@ router finds it.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import socket
 import subprocess
 from pathlib import Path
 
@@ -35,7 +37,11 @@ class Forwarding:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _SWITCH.read_text().strip() == "0":
-                os.pwrite(self._fd, b"on\n", 0)  # before it is: else a crash would leave it so
+                names = " ".join(
+                    name for _, name in socket.if_nameindex() if name != "lo" and not name.startswith("bw")
+                )
+                os.ftruncate(self._fd, 0)
+                os.pwrite(self._fd, f"on {names}\n".encode(), 0)  # before it is: else a crash would leave it so
                 _SWITCH.write_text("1")
         except BlockingIOError:
             pass  # others are there
@@ -43,9 +49,20 @@ class Forwarding:
         return _SWITCH.read_text().strip() != "0"
 
     @property
-    def ours(self) -> bool:
-        """Was it us who turned it on?"""
-        return os.pread(self._fd, 8, 0).startswith(b"on")
+    def guarded(self) -> list[str]:
+        """The interfaces that there were when we turned it on: nothing that came over them was forwarded before, and
+        so nothing is. None if it was on already."""
+        word, *names = os.pread(self._fd, 1 << 16, 0).decode().split() or [""]
+        return names if word == "on" else []
+
+    @property
+    def _is_ours(self) -> bool:
+        """Did we turn it on, and nobody rely on it since? A container engine that came later finds it on, and does not
+        say that it needs it: but it has made interfaces."""
+        if not os.pread(self._fd, 8, 0).startswith(b"on"):
+            return False
+        known = {"lo", *self.guarded}
+        return all(name in known or name.startswith("bw") for _, name in socket.if_nameindex())
 
     def close(self) -> bool:
         """Put it back, if nobody else needs it. True: this was the last router of the host."""
@@ -54,7 +71,7 @@ class Forwarding:
         except BlockingIOError:
             return False
         else:
-            if self.ours:
+            if self._is_ours:
                 _SWITCH.write_text("0")
                 os.ftruncate(self._fd, 0)
             return True
@@ -65,13 +82,17 @@ class Forwarding:
 def uplinks() -> list[str]:
     """The interfaces that default routes lead over."""
     lines = Path("/proc/net/route").read_text().splitlines()[1:]
-    return sorted({fields[0] for line in lines if (fields := line.split())[1] == "00000000" == fields[7]})
+    found = (fields for line in lines if (fields := line.split())[1] == "00000000" == fields[7])
+    return sorted({fields[0] for fields in found if fields[0] != "*"})  # which stands for "unreachable"
 
 
 def mtu_of(interfaces: list[str]) -> int:
     """The smallest of theirs, at most Ethernet's."""
-    found = [int(Path(f"/sys/class/net/{name}/mtu").read_text()) for name in interfaces]
-    return max(1280, min([1500, *found]))
+    found = [1500]
+    for name in interfaces:
+        with contextlib.suppress(OSError):  # it has gone
+            found.append(int(Path(f"/sys/class/net/{name}/mtu").read_text()))
+    return max(1280, min(found))
 
 
 def pass_firewall() -> str:

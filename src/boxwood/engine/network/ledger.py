@@ -28,6 +28,9 @@ class Ledger:
     def belongs(self, address: str, vm: str) -> None:
         self._account(address).vm = vm
 
+    def knows(self, address: str) -> bool:
+        return address in self._accounts
+
     def denied(self, address: str, denial: Denial) -> None:
         account = self._account(address)
         account.denials.append(denial)
@@ -39,15 +42,14 @@ class Ledger:
     def usage(self, addresses: Iterable[str]) -> dict[str, Usage]:
         """Of the VMs that have these. NftError."""
         counted = self._counted()
-        found = {}
+        found: dict[str, Usage] = {}
         for address in addresses:
             account = self._accounts.get(address)
             if account is not None and account.vm:
                 count = counted.get(address, Count())
-                found[account.vm] = Usage(
-                    count.sent, count.received, count.opened, count.refused + account.names_refused,
-                    tuple(account.denials),
-                )  # fmt: skip
+                refused = count.refused + account.names_refused
+                usage = Usage(count.sent, count.received, count.opened, refused, tuple(account.denials))
+                found[account.vm] = found.get(account.vm, Usage()) + usage
         return found
 
     def close(self, addresses: Iterable[str]) -> None:

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
 
 from boxwood.engine.api import Denial
-from boxwood.engine.network.netlink import DUMP, NESTED, Netlink, Overrun, attribute, attributes, nested
-from boxwood.engine.network.wire import BOXES
+from boxwood.engine.network.netlink import DUMP, NESTED, Netlink, Overrun, attribute, attributes
 
 _NETFILTER = 12  # the netlink protocol
 _CONNTRACK_GET, _CONNTRACK_DELETE = 1 << 8 | 1, 1 << 8 | 2
 _LOG_PACKET, _LOG_CONFIG = 4 << 8, 4 << 8 | 1
 _TUPLE_ORIG, _TUPLE_IP, _TUPLE_PROTO, _IP_SRC, _IP_DST, _PROTO_DST_PORT = 1, 1, 2, 1, 2, 3
-_FILTER, _FILTER_ORIG, _FILTER_IP_SRC = 25, 1, 1
 _CFG_CMD, _CFG_MODE, _BIND, _COPY_PACKET = 1, 2, b"\1", 2
 _PAYLOAD, _PREFIX = 9, 10
+_TABLE_EVENTS, _DELETED_TABLE, _TABLE_NAME = 7, 10 << 8 | 2, 1
 _HEAD_BYTES = 64  # of each packet: addresses and ports
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
 _MOST_AT_ONCE = 256
-_BOXES = ipaddress.IPv4Network(BOXES)
 
 
 def _message(family: int, resource: int = 0) -> bytes:
@@ -36,38 +33,58 @@ class Connections:
     def __init__(self) -> None:
         self._netlink = Netlink(_NETFILTER)
 
-    def forget(self, address: str) -> None:
-        """All that this address has opened. OSError."""
-        source = nested(_TUPLE_ORIG, nested(_TUPLE_IP, attribute(_IP_SRC, socket.inet_aton(address))))
-        which = nested(_FILTER, attribute(_FILTER_ORIG, struct.pack("=I", _FILTER_IP_SRC)))
-        try:
-            self._netlink.ask((_CONNTRACK_DELETE, 0, _message(socket.AF_INET) + source + which))
-        except FileNotFoundError:
-            pass  # there were none
-
-    def judge(self, stays: Callable[[str, str, int], bool]) -> None:
-        """End those of boxes that do not stay: from (a box), to, port. OSError."""
+    def end(self, ends: Callable[[str, str, int], bool]) -> None:
+        """End those that are to: from, to, port. Each by all that it is known by: kernels before 6.11 know no other
+        way. OSError: the kernel does not tell them."""
         dump = self._netlink.ask((_CONNTRACK_GET, DUMP, _message(socket.AF_INET)))
         for _, body in dump:
             raw = dict(attributes(body[4:])).get(_TUPLE_ORIG, b"")
-            source, target, port = _tuple(raw)
-            if source in _BOXES and not stays(str(source), target, port):
-                delete = _CONNTRACK_DELETE, 0, _message(socket.AF_INET) + attribute(_TUPLE_ORIG | NESTED, raw)
-                with contextlib.suppress(FileNotFoundError):  # it has ended meanwhile
-                    self._netlink.ask(delete)
+            if ends(*_tuple(raw)):
+                with contextlib.suppress(OSError):  # it has ended meanwhile
+                    delete = _message(socket.AF_INET) + attribute(_TUPLE_ORIG | NESTED, raw)
+                    self._netlink.ask((_CONNTRACK_DELETE, 0, delete))
 
     def close(self) -> None:
         self._netlink.close()
 
 
-def _tuple(raw: bytes) -> tuple[ipaddress.IPv4Address, str, int]:
+def _tuple(raw: bytes) -> tuple[str, str, int]:
     """Of a connection's first packet: from, to, and the port it went to (0 where there is none)."""
     parts = dict(attributes(raw))
     addresses, protocol = dict(attributes(parts.get(_TUPLE_IP, b""))), dict(attributes(parts.get(_TUPLE_PROTO, b"")))
     nowhere = bytes(4)
     port = int.from_bytes(protocol.get(_PROTO_DST_PORT, b""), "big")
     source, target = addresses.get(_IP_SRC, nowhere), addresses.get(_IP_DST, nowhere)
-    return ipaddress.IPv4Address(source), socket.inet_ntoa(target), port
+    return socket.inet_ntoa(source), socket.inet_ntoa(target), port
+
+
+class Removals:
+    """Tables of nftables that somebody removes: a socket to be read when it is readable."""
+
+    def __init__(self) -> None:
+        self._netlink = Netlink(_NETFILTER, 1 << (_TABLE_EVENTS - 1))
+        self._netlink.sock.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._netlink.sock.fileno()
+
+    def read(self) -> set[str]:
+        """Their names; every name, as it were ("*"), if there was more to tell than room."""
+        found: set[str] = set()
+        try:
+            while True:
+                for kind, _, body in self._netlink.receive():
+                    if kind == _DELETED_TABLE:
+                        found.add(
+                            dict(attributes(body[4:])).get(_TABLE_NAME, b"").rstrip(b"\0").decode(errors="replace")
+                        )
+        except BlockingIOError:
+            return found
+        except Overrun:
+            return {"*"}
+
+    def close(self) -> None:
+        self._netlink.close()
 
 
 class Refused:

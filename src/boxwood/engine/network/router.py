@@ -5,8 +5,8 @@ the accounts (ledger.py). Wires are made by the boxes themselves, before they ar
 for the router. An address is free again when its wire is gone and the host has forgotten its connections: the zygote is
 told then, and uses it no sooner.
 
-It has no secrets, and after its start no privilege but CAP_NET_ADMIN. When the zygote goes, it ends; the rules stay
-until the last wire is gone.
+It has no secrets, and after its start no privileges but CAP_NET_ADMIN and CAP_NET_RAW; its uid is still root's. When
+the zygote goes, it ends; the rules stay until the last wire is gone.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import os
 import socket
 import sys
 import traceback
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,52 +33,59 @@ from boxwood.engine.network.addresses import is_public
 from boxwood.engine.network.desk import Desk
 from boxwood.engine.network.exceptions import Exceptions
 from boxwood.engine.network.ledger import Ledger
-from boxwood.engine.network.netfilter import Connections, Refused
+from boxwood.engine.network.netfilter import Connections, Refused, Removals
 from boxwood.engine.network.resolver import Resolver
 from boxwood.engine.network.table import NftError, Table, tables
 from boxwood.engine.network.upstream import Upstream
-from boxwood.engine.uidrange import lock
+from boxwood.engine.uidrange import CHUNK, lock
 
 _REFRESH_SECONDS = 30.0
 _GATHERING = 0.01  # seconds in which wires that go are dealt with together
 _LAST_WIRES_SECONDS = 10.0
 _PACKET = 1 << 16
+_NAMES_PORT = 53  # whatever server was meant, ours was asked
 log = logging.getLogger("boxwood.router")
 
 
 class Router:
-    def __init__(self, number: int, exceptions: Exceptions, upstream: Upstream, zygote: socket.socket) -> None:
+    def __init__(
+        self, number: int, exceptions: Exceptions, upstream: Upstream, zygote: socket.socket, guarded: Sequence[str]
+    ) -> None:
         self._number = number
         self._group = wire.group_of(number)
         self._exceptions = exceptions
         self._zygote = zygote
+        self._guarded = guarded
         self._table = Table(number)
         self._ledger = Ledger(self._table.counted)
         self._connections = Connections()
         self._links = netlink.Netlink(0, netlink.LINK_EVENTS)
         self._asking = netlink.Netlink()
         self._denials = Refused(self._table.log_group)
+        self._removals = Removals()
         self._resolver = Resolver(exceptions, upstream, self._ledger.denied)
         self._desk = Desk(self._usage)
         self._ended: set[str] = set()  # addresses whose boxes have ended
         self._settling: asyncio.TimerHandle | None = None
+        self._one_at_a_time = asyncio.Lock()  # of what changes the table, or goes by it
         self._over, self._empty = asyncio.Event(), asyncio.Event()
-        self._refreshing: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self.note = ""  # what is in the way
 
     # --- its life
 
-    async def serve(self, sockets: tuple[socket.socket, socket.socket], mtu: int) -> None:
-        """Until the zygote is gone, and the last wire with it."""
+    async def serve(self, sockets: tuple[socket.socket, socket.socket], mtu: int) -> bool:
+        """Until the zygote is gone, and the last wire with it. False: there still is one."""
         loop = asyncio.get_running_loop()
         self._links.sock.setblocking(False)
-        await self._refresh()
         self._look()
+        loop.add_reader(self._removals.fileno(), self._on_removals)
         loop.add_reader(self._links.sock.fileno(), self._on_links)
         loop.add_reader(self._denials.fileno(), self._on_denials)
         loop.add_reader(self._zygote.fileno(), self._on_zygote)
         tasks = [loop.create_task(self._resolver.serve(*sockets)), loop.create_task(self._keep_fresh())]
         await self._desk.open()
+        self.note = await asyncio.to_thread(forwarding.pass_firewall)
         self._say({"ready": True, "mtu": mtu, "note": self.note})
         over = loop.create_task(self._over.wait())
         done, _ = await asyncio.wait((over, *tasks), return_when=asyncio.FIRST_COMPLETED)
@@ -86,16 +94,23 @@ class Router:
         await asyncio.gather(over, *tasks, return_exceptions=True)
         if over not in done:
             raise RuntimeError("the router's work has stopped") from next(iter(done)).exception()
-        self._settle()
+        self._settle_soon()
         with contextlib.suppress(TimeoutError):
             # Boxes die with the zygote; until they have, the rules hold.
             await asyncio.wait_for(self._empty.wait(), _LAST_WIRES_SECONDS)
         await self._desk.close()
+        loop.remove_reader(self._removals.fileno())
+        return not self._current()
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _keep_fresh(self) -> None:
         while True:
-            await asyncio.sleep(_REFRESH_SECONDS)
             await self._refresh()
+            await asyncio.sleep(_REFRESH_SECONDS)
 
     async def _refresh(self) -> None:
         """What changes by itself: addresses of excepted names, and other firewalls."""
@@ -107,7 +122,8 @@ class Router:
                 continue
             self._exceptions.set_addresses(name, sorted({str(entry[4][0]) for entry in found}))
         try:
-            await asyncio.to_thread(self._table.allow, self._allowed())
+            async with self._one_at_a_time:
+                await asyncio.to_thread(self._table.allow, self._allowed())
             self.note = await asyncio.to_thread(forwarding.pass_firewall)
         except NftError as error:
             log.warning("%s", error)
@@ -115,13 +131,26 @@ class Router:
     async def _go_by_others(self) -> None:
         """There are other exceptions: what is open to where nobody may go any more is ended."""
         await self._refresh()
-        self._connections.judge(self._is_open)
+        self._connections.end(self._is_closed)
 
-    def _is_open(self, box: str, address: str, port: int) -> bool:
+    def _on_removals(self) -> None:
+        """Somebody has removed the table, with all others most likely: boxes reach whatever the host does, until it is
+        there again."""
+        if not {self._table.name, "*"}.isdisjoint(self._removals.read()):
+            log.warning("the table %s was removed by somebody: it is put up again", self._table.name)
+            try:
+                self._table.put_up(self._guarded)
+                self._table.allow(self._allowed())
+            except NftError as error:
+                log.error("%s", error)
+            self._connections.end(self._is_closed)
+
+    def _is_closed(self, box: str, address: str, port: int) -> bool:
+        """May this box of ours not go there?"""
         found = ipaddress.ip_address(address)
-        if is_public(found) or found in ipaddress.ip_network(wire.RESOLVERS):
-            return True
-        return any(
+        if not self._ledger.knows(box) or is_public(found) or port == _NAMES_PORT:
+            return False
+        return not any(
             first <= port <= last and found in ipaddress.ip_network(place) for place, first, last in self._allowed()
         )
 
@@ -136,13 +165,12 @@ class Router:
     # --- wires
 
     def _current(self) -> list[netlink.Link]:
-        found = netlink.links(self._asking.ask(netlink.list_links()))
-        return [link for link in found if link.group == self._group]
+        return links_of(self._number)
 
     def _look(self) -> None:
         """The routes of wires that are there go with the gateway's address when a router is killed."""
         for link in self._current():
-            address = wire.number_in(link.name)
+            address = wire.address_in(link.name)
             with contextlib.suppress(OSError):  # it has gone meanwhile
                 self._asking.ask(netlink.add_route(link.index, address, wire.GATEWAY))
 
@@ -159,41 +187,37 @@ class Router:
 
     def _settle_soon(self) -> None:
         if self._settling is None:
-            self._settling = asyncio.get_running_loop().call_later(_GATHERING, self._settle)
+            self._settling = asyncio.get_running_loop().call_later(_GATHERING, lambda: self._begin(self._settle()))
 
-    def _settle(self) -> None:
+    async def _settle(self) -> None:
         """Close the accounts of boxes that have ended and whose wires are gone, and give their addresses back."""
         self._settling = None
+        async with self._one_at_a_time:
+            await self._settle_now()
+
+    async def _settle_now(self) -> None:
         current = self._current()
         if self._over.is_set() and not current:
             self._empty.set()
-        free = sorted(self._ended - {wire.number_in(link.name) for link in current})
+        free = sorted(self._ended - {wire.address_in(link.name) for link in current})
         if not free:
             return
         self._on_denials()
-        for vm, usage in self._final(free).items():
+        try:
+            final = await asyncio.to_thread(self._ledger.usage, free)
+            await asyncio.to_thread(self._table.forget, free)
+        except NftError as error:
+            log.warning("%s", error)
+            final = {}
+        self._ledger.close(free)
+        for vm, usage in final.items():
             self._desk.tell({"ended": vm, "usage": usage})
-        self._forget(free)
+        gone = set(free)
+        self._connections.end(lambda source, target, port: source in gone)
         for address in free:
+            self._resolver.forget(address)
             self._ended.discard(address)
             self._say({"clean": address})
-
-    def _final(self, addresses: list[str]) -> dict[str, Usage]:
-        try:
-            return self._ledger.usage(addresses)
-        except NftError as error:
-            log.warning("%s", error)
-            return {}
-
-    def _forget(self, addresses: list[str]) -> None:
-        for address in addresses:
-            self._connections.forget(address)
-            self._resolver.forget(address)
-        self._ledger.close(addresses)
-        try:
-            self._table.forget(addresses)
-        except NftError as error:
-            log.warning("%s", error)
 
     # --- what others say
 
@@ -212,10 +236,12 @@ class Router:
         said = json.loads(packet)
         if "allow" in said:
             self._exceptions.replace(Exceptions.parse(said["allow"]))
-            self._refreshing = asyncio.get_running_loop().create_task(self._go_by_others())
+            self._begin(self._go_by_others())
         elif "vm" in said:
             self._ledger.belongs(said["address"], said["vm"])
         elif "ended" in said:
+            if said["of"]:  # whoever was told of it at the time may have died
+                self._ledger.belongs(said["ended"], said["of"])
             self._ended.add(said["ended"])
             self._settle_soon()
 
@@ -239,8 +265,7 @@ class Router:
 
     def remove(self) -> None:
         """Nothing of ours stays with the host."""
-        for address in sorted(self._ended):
-            self._connections.forget(address)
+        self._connections.end(lambda source, target, port: self._ledger.knows(source))
         self._table.remove()
 
 
@@ -253,16 +278,36 @@ def _drop_privileges() -> None:
 def _sweep(locks: Path, own: int) -> None:
     """Tables of routers that were killed, with their zygotes."""
     for number in tables():
-        if number != own:
+        if number != own and not links_of(number):
             held: list[int] = []
             try:
-                held += [lock(locks / f"uids-{number}"), lock(locks / f"router-{number}")]
+                held.append(lock(locks / f"uids-{number}"))
+                held.append(lock(locks / f"router-{number}"))
                 Table(number).remove()
             except BlockingIOError:
                 pass  # one of them lives
             finally:
                 for fd in held:
                     os.close(fd)
+
+
+def _begin_anew(number: int) -> None:
+    """A router and its zygote were killed: neither counts nor connections of theirs are the next boxes'."""
+    Table(number).remove()
+    own = {wire.address_of(uids) for uids in range(number * CHUNK, (number + 1) * CHUNK)}
+    connections = Connections()
+    connections.end(lambda source, target, port: source in own)
+    connections.close()
+
+
+def links_of(number: int) -> list[netlink.Link]:
+    """The host's ends of the wires of a router's boxes."""
+    asking = netlink.Netlink()
+    try:
+        found = netlink.links(asking.ask(netlink.list_links()))
+    finally:
+        asking.close()
+    return [link for link in found if link.group == wire.group_of(number)]
 
 
 async def _take_over(locks: Path, number: int) -> int:
@@ -282,14 +327,17 @@ async def _run(options: argparse.Namespace, zygote: socket.socket) -> None:
     try:
         links = forwarding.uplinks()
         _sweep(options.locks, options.number)
-        Table(options.number).put_up(links if forward.ours else ())
+        if options.fresh:
+            _begin_anew(options.number)
+        Table(options.number).put_up(forward.guarded)
         sockets = names.open_sockets(options.number)
-        router = Router(options.number, exceptions, Upstream(options.resolv), zygote)
+        router = Router(options.number, exceptions, Upstream(options.resolv), zygote, forward.guarded)
         _drop_privileges()
-        await router.serve(sockets, forwarding.mtu_of(links))
+        alone = await router.serve(sockets, forwarding.mtu_of(links))
         for sock in sockets:
             sock.close()
-        router.remove()
+        if alone:
+            router.remove()
     finally:
         if forward.close():
             forwarding.unpass_firewall()
@@ -302,6 +350,7 @@ def main() -> None:
     parser.add_argument("--locks", type=Path, required=True)
     parser.add_argument("--number", type=int, required=True)
     parser.add_argument("--allow", required=True, help="the operator's exceptions, as JSON")
+    parser.add_argument("--fresh", action="store_true", help="the zygote is new: what was there is nobody's")
     parser.add_argument("--resolv", type=Path, required=True)
     parser.add_argument("--zygote", type=int, required=True, help="descriptor of a socket")
     options = parser.parse_args()

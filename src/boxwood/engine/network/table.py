@@ -6,7 +6,8 @@ for at our resolver, whatever server a box wants to ask; nothing comes in but an
 every private network are refused, at once and with a word, so that nobody waits for a timeout.
 
 The table stays when its router dies: without it a box could reach the host. It is replaced by the next one, and removed
-when the last interface is gone.
+when the last interface is gone. If somebody else removes it (`nft flush ruleset` does), the router puts it up again at
+once, and ends what was opened meanwhile to where nobody may go.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from boxwood.engine.network.addresses import PRIVATE_V4
 from boxwood.engine.network.exceptions import METADATA
-from boxwood.engine.network.wire import BOXES, group_of, resolver_of
+from boxwood.engine.network.wire import BOXES, POOL, group_of, resolver_of
 
 QUESTIONS = 400  # of a box in a second: more would crowd out others' before the resolver sees them
 MOST_CONNECTIONS = 4096  # of a box at once: the host's table of connections is for all
@@ -78,7 +79,7 @@ class Table:
 
     def put_up(self, guarded: Sequence[str] = ()) -> None:
         """Make it, or replace the rules of the one that is there; what it has counted stays. `guarded`: interfaces
-        from which nothing is forwarded but what others have asked for by rules of their own. NftError."""
+        from which nothing is forwarded but what somebody's rules have translated. NftError."""
         nft(self._script(guarded))
 
     def allow(self, exceptions: Iterable[tuple[str, int, int]]) -> None:
@@ -130,7 +131,7 @@ table inet {self.name} {{
     set complaints {{ type ipv4_addr; size 65536; flags dynamic; }}
     set busy {{ type ipv4_addr; size 65536; flags dynamic; }}
     chain arriving {{ type filter hook prerouting priority raw; policy accept; }}
-    chain names {{ type nat hook prerouting priority dstnat; policy accept; }}
+    chain names {{ type nat hook prerouting priority dstnat - 1; policy accept; }}
     chain through {{ type filter hook forward priority filter; policy accept; }}
     chain here {{ type filter hook input priority filter; policy accept; }}
     chain leaving {{ type nat hook postrouting priority srcnat; policy accept; }}
@@ -155,9 +156,11 @@ table inet {self.name} {{
     chain through {{
         oifgroup {boxes} update @received {{ ip daddr }}
         iifgroup {boxes} goto out
-        iifgroup {resolver} oifgroup {boxes} ct state established,related accept
+        iifgroup {resolver} oifgroup {boxes} ct state established accept
         iifgroup {resolver} drop
-        oifgroup {{ {boxes}, {resolver} }} ct state established,related accept
+        ip daddr {POOL} oifname != "bw*" drop
+        oifgroup {{ {boxes}, {resolver} }} ct state established accept
+        oifgroup {{ {boxes}, {resolver} }} ct state related meta l4proto icmp accept
         oifgroup {{ {boxes}, {resolver} }} drop
         {guard}
     }}
@@ -168,7 +171,8 @@ table inet {self.name} {{
     chain out {{
         ct state invalid drop
         tcp flags syn tcp option maxseg size set rt mtu
-        ct state established,related accept
+        ct state established accept
+        ct state related meta l4proto icmp accept
         oifgroup {boxes} goto denied
         add @busy {{ ip saddr ct count over {MOST_CONNECTIONS} }} goto flood
         oifgroup {resolver} meta l4proto {{ tcp, udp }} th dport 53 accept

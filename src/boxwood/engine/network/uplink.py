@@ -19,9 +19,10 @@ from boxwood.engine.uidrange import Range
 
 _START_SECONDS = 20.0  # less than a server waits for an answer
 _END_SECONDS = 20.0
-_PAUSE = 1.0  # seconds until a router that ended is replaced
+_PAUSE, _LONGEST_PAUSE = 1.0, 300.0  # seconds until a router that ended is replaced
 _PACKET = 1 << 16
-_BEHIND = 1 << 20  # bytes of messages that a router may leave unread
+_SO_SNDBUFFORCE = 32
+_BEHIND = 16 << 20  # bytes of messages that a router may leave unread
 
 
 class Uplink:
@@ -34,7 +35,7 @@ class Uplink:
         self._locks = locks
         self._selector = selector
         self._free = free
-        self._number = 0
+        self._number = -1  # not known yet
         self._allow: list[str] = []
         self._resolv_conf = ""
         self._sock: socket.socket | None = None
@@ -42,7 +43,11 @@ class Uplink:
         self._mtu = 0  # known once the router is ready
         self._started_at = 0.0
         self._died = False
-        self._ending: dict[str, Range] = {}  # by addresses that the router has yet to give back
+        self._is_fresh = True  # no router of ours has worked yet
+        self._failures = 0  # in a row
+        self._ending: dict[
+            str, tuple[Range, str]
+        ] = {}  # and their VMs, by addresses that the router has yet to give back
         self._tenants: dict[str, str] = {}  # VMs by addresses
         self.problem = "it has not been started"
 
@@ -58,25 +63,28 @@ class Uplink:
             self._say({"allow": allow})
 
     def _start(self) -> None:
+        """Whatever fails is no reason for the zygote to die, and all boxes with it."""
         self._started_at = time.monotonic()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                self._pid = self._spawn(theirs)
+            ours.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BEHIND)
+            self._selector.register(ours, selectors.EVENT_READ, self._on_message)
+        except OSError as error:
+            self.problem = f"its router cannot be started: {error.strerror}"
+            self._failures += 1
+            return
+        self._sock, self._mtu, self.problem = ours, 0, "its router is starting"
+
+    def _spawn(self, sock: socket.socket) -> int:
         command = [
             sys.executable, "-I", "-m", "boxwood.engine.network.router",
             "--data", str(self._data), "--locks", str(self._locks), "--number", str(self._number),
+            *(["--fresh"] if self._is_fresh else []),
             "--allow", json.dumps(self._allow), "--resolv", self._resolv_conf, "--zygote", "3",
         ]  # fmt: skip
-        try:
-            actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)]
-            self._pid = os.posix_spawn(sys.executable, command, {}, file_actions=actions)
-        except OSError as error:
-            ours.close()
-            self.problem = f"its router cannot be started: {error.strerror}"
-            return
-        finally:
-            theirs.close()
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BEHIND)
-        self._sock, self._mtu, self.problem = ours, 0, "its router is starting"
-        self._selector.register(ours, selectors.EVENT_READ, self._on_message)
+        return os.posix_spawn(sys.executable, command, {}, file_actions=[(os.POSIX_SPAWN_DUP2, sock.fileno(), 3)])
 
     def _on_message(self) -> None:
         assert self._sock is not None
@@ -89,19 +97,25 @@ class Uplink:
         if not packet:
             self._lost()
             return
-        said = json.loads(packet)
+        try:
+            self._hear(json.loads(packet))
+        except (ValueError, KeyError, TypeError):
+            os.kill(self._pid, signal.SIGKILL)  # it is not itself
+
+    def _hear(self, said: dict[str, Any]) -> None:
         if "clean" in said:
-            if (range_ := self._ending.pop(said["clean"], None)) is not None:
-                self._free(range_)
+            if (found := self._ending.pop(said["clean"], None)) is not None:
+                self._free(found[0])
         elif "error" in said:
             self.problem = said["error"]
         elif "ready" in said:
             self._mtu, self.problem = said["mtu"], said["note"]
-            self._died = False
+            self._died = self._is_fresh = False
+            self._failures = 0
             for address, vm in self._tenants.items():
                 self._say({"vm": vm, "address": address})
-            for address in self._ending:
-                self._say({"ended": address})
+            for address, (_, vm) in self._ending.items():
+                self._say({"ended": address, "of": vm})
 
     def _lost(self) -> None:
         assert self._sock is not None
@@ -111,6 +125,8 @@ class Uplink:
         os.waitpid(self._pid, 0)
         if self._mtu:
             self.problem, self._mtu, self._died = "its router has died, and is started again", 0, True
+        else:
+            self._failures, self._died = self._failures + 1, False
 
     @property
     def up(self) -> bool:
@@ -122,19 +138,21 @@ class Uplink:
 
     @property
     def is_down(self) -> bool:
-        """Has it died while it worked? What could not be started at all is not tried again by itself: the reason will
-        be the same."""
-        return self._sock is None and self._died
+        return self._sock is None and self._number >= 0
 
     def revive(self) -> None:
-        if time.monotonic() > self._started_at + _PAUSE:
+        """Start another router, if it is time: after one that has worked soon, after failures later and later."""
+        if time.monotonic() > self._started_at + min(_PAUSE * 2**self._failures, _LONGEST_PAUSE):
             self._start()
 
     def wait(self) -> None:
-        """Until the router is ready, or has failed. It takes some 0.3 s once in a zygote's life."""
+        """Until the router is ready, or has failed. It takes some 0.3 s, once in a zygote's life and when a router has
+        died at its work."""
+        if self._died and self._sock is None:
+            self._start()
         deadline = time.monotonic() + _START_SECONDS
         while self._sock is not None and not self._mtu:
-            if not select.select([self._sock], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            if not _readable(self._sock, deadline - time.monotonic()):
                 os.kill(self._pid, signal.SIGKILL)
                 self.problem = f"its router was not ready within {_START_SECONDS:g} s"
             self._on_message()
@@ -151,9 +169,9 @@ class Uplink:
 
     def ended(self, range_: Range, address: str) -> None:
         """The box is no more. Its range comes back when its address is clean."""
-        self._tenants.pop(address, None)
-        self._ending[address] = range_
-        self._say({"ended": address})
+        vm = self._tenants.pop(address, "")
+        self._ending[address] = range_, vm
+        self._say({"ended": address, "of": vm})
 
     def _say(self, message: dict[str, Any]) -> None:
         """A router that does not listen is replaced: the next one is told all of it."""
@@ -168,16 +186,24 @@ class Uplink:
 
     def close(self) -> None:
         """End the router and wait for it: it takes everything down. One that has died left it all: another one does."""
-        if self.is_down:
+        if self.is_down and self._died:
             self._start()
         if (sock := self._sock) is not None:
             sock.shutdown(socket.SHUT_WR)
             deadline = time.monotonic() + _END_SECONDS
             while self._sock is sock:
-                if not select.select([sock], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                if not _readable(sock, deadline - time.monotonic()):
                     os.kill(self._pid, signal.SIGKILL)  # what it leaves, the next one takes down
+                    deadline += _END_SECONDS
                 self._on_message()
-        for range_ in self._ending.values():
+        for range_, _ in self._ending.values():
             self._free(range_)
         self._ending.clear()
         self._mtu, self.problem = 0, "it has ended"
+
+
+def _readable(sock: socket.socket, seconds: float) -> bool:
+    """Within this time. Not select.select: a zygote may have more descriptors than that takes."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(max(0.0, seconds) * 1e3))

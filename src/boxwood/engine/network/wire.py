@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from boxwood.engine.network import netlink
 
 GATEWAY = "169.254.1.1"  # and what answers to names, as boxes see it (see images/names.py)
-BOXES, RESOLVERS = "198.18.0.0/16", "198.19.0.0/16"
+POOL, BOXES, RESOLVERS = "198.18.0.0/15", "198.18.0.0/16", "198.19.0.0/16"
 _FIRST_BOX, _FIRST_RESOLVER = 198 << 24 | 18 << 16, 198 << 24 | 19 << 16
 _PER_ROW = 254  # no address ends in 0 or 255: some programs take it for a network or for everybody
 _GROUPS = 0x0B570000
@@ -47,7 +47,7 @@ def prefix_of(address: str) -> str:
     return "bw" + socket.inet_aton(address)[2:].hex()
 
 
-def number_in(name: str) -> str:
+def address_in(name: str) -> str:
     """The address that an interface of this name belongs to; empty if it is not one of ours."""
     if not name.startswith("bw") or len(name) != 14:
         return ""
@@ -83,13 +83,25 @@ class Plug:
         if wire is not None and not self._name:
             self._plug(wire)
         elif wire is None and self._name:
-            self._host.ask(netlink.delete_link(self._name))
-            self._name = ""
+            self._remove()
 
     def close(self) -> None:
         self._host.close()
 
+    def _remove(self) -> None:
+        self._host.ask(netlink.delete_link(self._name))
+        self._name = ""
+
     def _plug(self, wire: Wire) -> None:
+        """Wholly, or not at all."""
+        try:
+            self._join(wire)
+        except OSError:
+            if self._name:
+                self._remove()
+            raise
+
+    def _join(self, wire: Wire) -> None:
         name = name_of(wire.address)
         mac = b"\x02\x62" + socket.inet_aton(wire.address)
         here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
