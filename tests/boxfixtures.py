@@ -36,7 +36,7 @@ def data(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 async def engine(data: Path, images: Path) -> AsyncIterator[HostEngine]:
-    engine = HostEngine(data, images)
+    engine = HostEngine(data, images, network=False)
     assert not await engine.start()
     try:
         yield engine
@@ -45,7 +45,7 @@ async def engine(data: Path, images: Path) -> AsyncIterator[HostEngine]:
 
 
 class Runner:
-    """A box with one session, and a way to run commands in it."""
+    """A box with one session, and a way to run commands in it. No network, unless it is asked for."""
 
     def __init__(self, engine: HostEngine, golden: str) -> None:
         self.engine = engine
@@ -59,7 +59,7 @@ class Runner:
         layers: tuple[str, ...] = (),
         top: str | None = None,
         limits: Limits = Limits(),
-        network: bool = True,
+        network: bool = False,
     ) -> Box:
         stack = Stack((*layers, self.golden), top or new_id(), frozenset({self.golden}))
         self.stack = stack

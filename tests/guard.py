@@ -195,6 +195,23 @@ def networks() -> list[str]:
     return [] if any(_data_directories()) else in_network()
 
 
+def of_router(number: int) -> list[str]:
+    """Of these what one router and its boxes have put there."""
+    from boxwood.engine.network.wire import address_of
+    from boxwood.engine.uidrange import CHUNK
+
+    addresses = [address_of(uids) for uids in range(number * CHUNK, (number + 1) * CHUNK)]
+    interfaces = {f"interface bw{socket.inet_aton(address)[2:].hex()}" for address in addresses}
+    connections = {f"src={address}" for address in addresses}
+    return [
+        found
+        for found in in_network()
+        if found[:16] in interfaces
+        or found in (f"interface bwdns{number}", f"table inet boxwood_{number}")
+        or not connections.isdisjoint(found.split())
+    ]
+
+
 def in_network() -> list[str]:
     found = [f"interface {name}" for _, name in socket.if_nameindex() if name.startswith("bw")]
     if shutil.which("nft", path="/usr/sbin:/usr/bin"):

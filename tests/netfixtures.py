@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from boxfixtures import Runner
-from boxwood.engine.api import Usage
+from boxwood.engine.api import Box, Limits, Usage
 from boxwood.engine.host import HostEngine
 from internet import EXCEPTED, Internet, internet
 
@@ -26,6 +26,17 @@ def tried(kind, family, address, port):
         except OSError as e:
             return errno.errorcode.get(e.errno, type(e).__name__)
 """
+
+
+class Wired(Runner):
+    """With a network."""
+
+    async def boot(
+        self, layers: tuple[str, ...] = (), top: str | None = None, limits: Limits = Limits(), network: bool = True
+    ) -> Box:
+        return await super().boot(layers, top, limits, network)
+
+
 REFUSED = {"ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH", "EACCES"}
 
 
@@ -65,7 +76,7 @@ async def own(
 
 @pytest.fixture
 async def own_vm(own: HostEngine, golden: str) -> Runner:
-    runner = Runner(own, golden)
+    runner = Wired(own, golden)
     await runner.boot()
     return runner
 
@@ -102,3 +113,8 @@ def _isrouter_of(entry: Path, data: Path) -> bool:
         words = (entry / "cmdline").read_bytes().decode().split("\0")
         return "boxwood.engine.network.router" in words and str(data) in words
     return False
+
+
+def number_of(data: Path) -> int:
+    words = Path(f"/proc/{router_of(data)}/cmdline").read_bytes().decode().split("\0")
+    return int(words[words.index("--number") + 1])

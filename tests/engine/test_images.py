@@ -155,7 +155,7 @@ def own_images(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 async def own_engine(data: Path, own_images: Path) -> AsyncIterator[HostEngine]:
     own_images.mkdir(mode=0o700)
-    engine = HostEngine(data, own_images)
+    engine = HostEngine(data, own_images, network=False)
     await engine.start()
     yield engine
     await engine.shutdown()

@@ -22,7 +22,7 @@ from boxwood.engine.host import HostEngine
 from boxwood.engine.network.table import MOST_CONNECTIONS
 from boxwood.engine.network.wire import GATEWAY
 from internet import EXCEPTED, OTHER_PUBLIC, PRIVATE, PUBLIC, Internet, spoofed
-from netfixtures import REFUSED, python, router_of, started, tried, visits
+from netfixtures import REFUSED, Wired, number_of, python, router_of, started, tried, visits
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.timeout(120)]
 
@@ -44,7 +44,7 @@ def net(shared: HostEngine, world: Internet) -> HostEngine:
 
 @pytest.fixture
 async def vm(net: HostEngine, golden: str) -> AsyncIterator[Runner]:
-    runner = Runner(net, golden)
+    runner = Wired(net, golden)
     await runner.boot()
     yield runner
     await runner.box.kill()
@@ -85,7 +85,7 @@ print(n)
 
 
 async def test_a_box_has_an_address_and_a_name_of_its_own(vm: Runner, net: HostEngine, golden: str) -> None:
-    other = Runner(net, golden)
+    other = Wired(net, golden)
     await other.boot()
     assert vm.box.address != other.box.address
     inside = (await vm.run("hostname -I 2>/dev/null || ip -4 -o addr show eth0; cat /proc/net/route")).text
@@ -125,9 +125,9 @@ async def test_the_host_is_refused(vm: Runner, world: Internet) -> None:
         udp.setblocking(False)
         hosts = ["192.0.2.129", GATEWAY, "127.0.0.1", "0.0.0.0", *_own_addresses()]
         port, udp_port = server.getsockname()[1], udp.getsockname()[1]
-        attempts = [("tcp", "4", address, port) for address in hosts]
-        attempts += [("udp", "4", address, udp_port) for address in hosts]
-        assert set(await tried(vm, attempts)) <= REFUSED
+        assert set(await tried(vm, [("tcp", "4", address, port) for address in hosts])) <= REFUSED
+        send = f"for a in {hosts!r}: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', (a, {udp_port}))"
+        await python(vm, send)
         with pytest.raises(BlockingIOError):
             server.accept()
         with pytest.raises(BlockingIOError):
@@ -140,7 +140,7 @@ def _own_addresses() -> list[str]:
 
 
 async def test_other_boxes_are_refused(vm: Runner, net: HostEngine, golden: str) -> None:
-    other = Runner(net, golden)
+    other = Wired(net, golden)
     await other.boot()
     served = asyncio.create_task(
         python(other, "s=socket.create_server(('', 7777)); s.settimeout(3)\ntry: s.accept(); print('came')\n"
@@ -178,7 +178,7 @@ async def test_packets_with_another_s_address_go_nowhere(
     raw = await vm.run("python3 -c 'import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 255)'")
     packet = await vm.run("python3 -c 'import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW)'")
     assert raw.code and packet.code
-    other = Runner(net, golden)
+    other = Wired(net, golden)
     await other.boot()
     send = "import socket,sys;s=socket.socket(socket.AF_INET,socket.SOCK_RAW,255);" + "".join(
         f"s.sendto({spoofed(source, PUBLIC, 4433)!r},({PUBLIC!r},0));"
@@ -295,7 +295,7 @@ def _connections() -> list[str]:
 
 async def test_a_box_without_network_has_its_loopback(net: HostEngine, golden: str, world: Internet) -> None:
     for _ in range(6):  # prepared ones, which have a wire, and others
-        runner = Runner(net, golden)
+        runner = Wired(net, golden)
         await runner.boot(network=False)
         assert runner.box.address == ""
         assert [
@@ -303,7 +303,7 @@ async def test_a_box_without_network_has_its_loopback(net: HostEngine, golden: s
         ] == ["lo"]
         assert set(await tried(runner, [("tcp", "4", PUBLIC, 80), ("udp", "4", PUBLIC, 53)])) <= REFUSED
         assert (await runner.run("python3 -c 'import socket; socket.create_server((\"127.0.0.1\", 0))'")).code == 0
-    runner = Runner(net, golden)
+    runner = Wired(net, golden)
     await runner.boot()
     assert (await tried(runner, [("tcp", "4", PUBLIC, 80)]))[0].endswith("hello")
     assert [to for _, to, _ in visits(world)] == [PUBLIC]
@@ -341,7 +341,7 @@ async def test_a_box_made_meanwhile_has_a_network_too(
     os.kill(router_of(data), signal.SIGKILL)
     await own_vm.box.kill()
     for _ in range(3):
-        other = Runner(own, golden)
+        other = Wired(own, golden)
         await other.boot()
         assert other.box.address
         assert (await tried(other, [("tcp", "4", PUBLIC, 80)]))[0].endswith("hello")
@@ -382,7 +382,7 @@ for port in range(2000, 8000):
     usage = await _usage(vm, lambda usage: bool(usage.denials))
     assert usage.connections <= MOST_CONNECTIONS + 1 and usage.denied >= 6000 - usage.connections - 1
     assert {denial.reason for denial in usage.denials} == {"flood"}
-    other = Runner(net, golden)
+    other = Wired(net, golden)
     await other.boot()
     assert (await tried(other, [("tcp", "4", PUBLIC, 80)]))[0].endswith("hello")
 
@@ -392,7 +392,7 @@ async def test_two_on_one_host(vm: Runner, golden: str, tmp_path: Path, images: 
     second = HostEngine(tmp_path / "second", images, resolv_conf=world.resolv_conf)
     await second.start()
     try:
-        other = Runner(second, golden)
+        other = Wired(second, golden)
         await other.boot()
         assert other.box.address != vm.box.address
         said = await tried(
@@ -438,8 +438,7 @@ async def test_a_new_server_brings_new_exceptions(
 async def test_a_firewall_that_is_flushed_is_put_up_again(own_vm: Runner, data: Path, world: Internet) -> None:
     """`nft flush ruleset` begins most configurations of nftables: reloading one removes our table too."""
     await tried(own_vm, [("tcp", "4", PUBLIC, 80)])
-    words = Path(f"/proc/{router_of(data)}/cmdline").read_bytes().decode().split("\0")
-    table = ["table", "inet", f"boxwood_{words[words.index('--number') + 1]}"]
+    table = ["table", "inet", f"boxwood_{number_of(data)}"]
     before = subprocess.run(["nft", "list", *table], capture_output=True, text=True, check=True).stdout
     assert f"ip daddr {EXCEPTED} " in before
     subprocess.run(["nft", "delete", *table], check=True)

@@ -22,7 +22,7 @@ async def main(data, images, golden):
     await engine.start()
     try:
         runner = Runner(engine, golden)
-        await runner.boot()
+        await runner.boot(network=True)
         links = (await runner.run("cut -d: -f1 /proc/net/dev | tail -n +3")).text.split()
         usage = await engine.usage(runner.box.vm_id)
         found = {name: (active, why) async for name, active, why in engine.features()}

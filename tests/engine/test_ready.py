@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.timeout(120)]
 @pytest.fixture
 async def busy(data: Path, images: Path) -> AsyncIterator[HostEngine]:
     """An engine that makes two boxes ahead."""
-    engine = HostEngine(data, images, 2)
+    engine = HostEngine(data, images, 2, network=False)
     await engine.start()
     try:
         yield engine
@@ -42,7 +42,7 @@ async def fill(engine: HostEngine, count: int = 2) -> set[HostBox]:
 async def booted(engine: HostEngine, golden: str, name: str, limits: Limits = Limits()) -> Runner:
     runner = Runner(engine, golden)
     runner.stack = Stack((golden,), new_id(), frozenset({golden}))
-    runner.box = await engine.boot(BoxSpec(new_id(), runner.stack, name, limits))
+    runner.box = await engine.boot(BoxSpec(new_id(), runner.stack, name, limits, network=False))
     runner.box.listen(runner)
     await runner.box.open_session(SessionSpec(runner.session))
     return runner
@@ -130,7 +130,7 @@ async def test_another_server_puts_them_down(busy: HostEngine, golden: str, data
     for box in busy._boxes.values():
         box.let_go()
     busy._zygote.close()
-    again = HostEngine(data, images)
+    again = HostEngine(data, images, network=False)
     try:
         adopted = await again.start()
         assert [box.vm_id for box in adopted] == [runner.box.vm_id]

@@ -81,7 +81,7 @@ async def test_a_connection_that_is_lost_strands_no_vm(runner: Runner, golden: s
 
 
 async def test_whoever_is_late_starts_no_other_zygote(data: Path, images: Path) -> None:
-    engine = HostEngine(data, images)
+    engine = HostEngine(data, images, network=False)
     await engine.start()
     end = asyncio.ensure_future(engine.shutdown())
     late = asyncio.gather(*(_late(engine) for _ in range(5)), return_exceptions=True)

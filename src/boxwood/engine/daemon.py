@@ -27,6 +27,7 @@ _ANSWER_SECONDS = 30.0
 class Outside:
     """What boxes may reach beside the internet, and the file that names the servers they ask for names through ours."""
 
+    wanted: bool = True  # at once, rather than when a box first wants it
     allow: tuple[str, ...] = ()
     resolv_conf: Path = Path("/etc/resolv.conf")
 
@@ -70,7 +71,9 @@ class Zygote:
         program = os.memfd_create("seccomp", os.MFD_CLOEXEC)
         try:
             os.write(program, seccomp)
-            outside = {"allow": self._outside.allow, "resolv": str(self._outside.resolv_conf)}
+            outside = {
+                "network": self._outside.wanted, "allow": self._outside.allow, "resolv": str(self._outside.resolv_conf),
+            }  # fmt: skip
             await self.ask("configure", {"instance": instance(self._data), **outside}, (program,))
         finally:
             os.close(program)

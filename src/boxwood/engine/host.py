@@ -32,17 +32,20 @@ log = logging.getLogger(__name__)
 
 class HostEngine:
     """`data`: the data directory; `images`: where image layers lie, shared by all data directories of the host;
-    `ready`: how many boxes are booted ahead of demand; `network_allow`: what they may reach beside the internet, see
-    engine/network/exceptions.py; `resolv_conf`: where the servers are named that their questions for names go to."""
+    `ready`: how many boxes are booted ahead of demand; `network`: boxes will want one (else what it takes is started
+    when the first does); `network_allow`: what they may reach beside the internet, see engine/network/exceptions.py;
+    `resolv_conf`: where the servers are named that their questions for names go to."""
 
     def __init__(
         self, data: Path, images: Path, ready: int = 0, *,
-        network_allow: Sequence[str] = (), resolv_conf: Path = Path("/etc/resolv.conf"),
+        network: bool = True, network_allow: Sequence[str] = (), resolv_conf: Path = Path("/etc/resolv.conf"),
     ) -> None:  # fmt: skip
         self._data = data
         self._images = images
         self._boxes: dict[str, HostBox] = {}
-        self._zygote = Zygote(data, images, self._on_death, self._on_lost, Outside(tuple(network_allow), resolv_conf))
+        self._zygote = Zygote(
+            data, images, self._on_death, self._on_lost, Outside(network, tuple(network_allow), resolv_conf)
+        )
         self._account: Callable[[str, Usage], None] = lambda vm, usage: None
         self._router = Visitor(data, lambda vm, usage: self._account(vm, usage))
         self._seccomp = b""

@@ -79,7 +79,7 @@ NEWEST = max(NEW.values())
 NAMESPACES = 0x7E020000
 NEWTIME = 0x80
 FAMILIES = {"AF_UNIX": 1, "AF_INET": 2, "AF_INET6": 10, "AF_NETLINK": 16}
-NETLINK_PROTOCOLS = (0, 4)  # NETLINK_ROUTE, NETLINK_SOCK_DIAG
+NETLINK_PROTOCOLS = (0, 4, 9)  # ROUTE, SOCK_DIAG, AUDIT (answers that there is none, which PAM wants to hear)
 # PER_LINUX, PER_LINUX32, UNAME26 with both, no address randomisation (debuggers, sanitizers), and the question "which?"
 PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
 INJECTING_IOCTLS = {"TIOCSTI": 0x5412, "TIOCLINUX": 0x541C}

@@ -237,11 +237,14 @@ class Zygote:
             self._cgroups = Cgroups.find(checked(instance))
             self._cgroups.sweep()
         allow = [str(entry) for entry in request["allow"]]
-        self._uplink.start(self._ranges.chunk, allow, str(request["resolv"]))
+        self._wired = bool(request["network"])
+        self._uplink.configure(self._ranges.chunk, allow, str(request["resolv"]), at_once=self._wired)
         return {"ok": True, "pid": os.getpid()}
 
     def _network(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """Can boxes have one, and if not, why; what is in the way of those that have."""
+        if not self._uplink.is_wanted:
+            return {"active": True, "why": "its router is started when a VM first wants it"}
         self._uplink.wait()
         return {"active": self._uplink.up, "why": self._uplink.problem}
 

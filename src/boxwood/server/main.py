@@ -55,7 +55,13 @@ def serve(config: Config) -> None:
 async def _serve(config: Config) -> None:
     with _bound(config) as listener:
         _allow_descriptors()
-        engine = HostEngine(config.data, config.images, config.ready_boxes, network_allow=_exceptions(config))
+        engine = HostEngine(
+            config.data,
+            config.images,
+            config.ready_boxes,
+            network=config.network != "none",
+            network_allow=_exceptions(config),
+        )
         core = await Core.open(config, engine)
         down = False
 

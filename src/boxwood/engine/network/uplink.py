@@ -35,7 +35,7 @@ class Uplink:
         self._locks = locks
         self._selector = selector
         self._free = free
-        self._number = -1  # not known yet
+        self._number = 0
         self._allow: list[str] = []
         self._resolv_conf = ""
         self._sock: socket.socket | None = None
@@ -43,6 +43,7 @@ class Uplink:
         self._mtu = 0  # known once the router is ready
         self._started_at = 0.0
         self._died = False
+        self.is_wanted = False
         self._is_fresh = True  # no router of ours has worked yet
         self._failures = 0  # in a row
         self._ending: dict[
@@ -53,12 +54,15 @@ class Uplink:
 
     # --- the router
 
-    def start(self, number: int, allow: list[str], resolv_conf: str) -> None:
-        """Begin: the router becomes ready in a moment. One that is there takes another list of exceptions."""
+    def configure(self, number: int, allow: list[str], resolv_conf: str, *, at_once: bool) -> None:
+        """`at_once`: the router is started now, and is ready in a moment; else when a box first wants a wire. One that
+        is there takes another list of exceptions."""
         changed, self._number, self._allow = allow != self._allow, number, allow
         self._resolv_conf = resolv_conf
+        self.is_wanted = self.is_wanted or at_once
         if self._sock is None:
-            self._start()
+            if self.is_wanted:
+                self._start()
         elif changed:
             self._say({"allow": allow})
 
@@ -138,7 +142,7 @@ class Uplink:
 
     @property
     def is_down(self) -> bool:
-        return self._sock is None and self._number >= 0
+        return self._sock is None and self.is_wanted
 
     def revive(self) -> None:
         """Start another router, if it is time: after one that has worked soon, after failures later and later."""
@@ -148,7 +152,8 @@ class Uplink:
     def wait(self) -> None:
         """Until the router is ready, or has failed. It takes some 0.3 s, once in a zygote's life and when a router has
         died at its work."""
-        if self._died and self._sock is None:
+        if self._sock is None and (self._died or not self.is_wanted):
+            self.is_wanted = True
             self._start()
         deadline = time.monotonic() + _START_SECONDS
         while self._sock is not None and not self._mtu:
