@@ -68,6 +68,13 @@ async def test_a_state_goes_on_in_another_box(runner: Runner) -> None:
     assert (await runner.run('echo "$?"; f "$x"; pwd; echo $E')).text == "5\nf a b\n/usr\ne\n"
 
 
+async def test_beside_the_session_all_is_as_the_last_run_left_it(runner: Runner) -> None:
+    """Its answer comes before its state has been read."""
+    for number in range(25):
+        await runner.run(f"mkdir -p /tmp/{number}; cd /tmp/{number}; export N={number}")
+        assert (await runner.run("echo $PWD $N", env={})).text == f"/tmp/{number} {number}\n"
+
+
 async def test_beside_the_session(runner: Runner) -> None:
     await runner.run("cd /usr; export E=e")
     await runner.box.settle()

@@ -23,6 +23,7 @@ def test_directory(s, work):
     s.office.settle()
     s.run("pwd", cwd="/tmp/", out=b"/tmp\n")
     s.run("pwd", out=b"/usr\n")
+    s.office.settle()
     for missing, number in ("/no/such", errno.ENOENT), ("/etc/passwd", errno.ENOTDIR):
         refused = s.start("pwd", cwd=missing)
         assert refused.started.errno == number and missing in refused.started.text

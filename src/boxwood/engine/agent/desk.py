@@ -176,8 +176,8 @@ class Desk:
         self._runs[rid] = run
         try:
             if beside:
-                self._run_beside(session, command, run, header)
-                reply()
+                oneshot = self._beside(session, command, run, header)
+                session.when_saved(lambda: self._begin_beside(oneshot, run, reply))
             else:
                 session.start(command, run, lambda error: self._started(rid, reply, error))
         except BaseException:
@@ -191,18 +191,32 @@ class Desk:
             self._runs.pop(rid, None)
             _refuse(reply, error)
 
-    def _run_beside(self, session: Session, command: Command, run: Run, header: dict[str, Any]) -> None:
-        changes = _environment(header.get("env"))
-        cwd = os.path.join(session.directory(), _path(header.get("cwd")))
-        cwd = cwd.rstrip(b"/") or b"/"
+    def _beside(self, session: Session, command: Command, run: Run, header: dict[str, Any]) -> Callable[[], OneShot]:
+        """What makes a run with an environment, a directory or a user of its own, once the session's are known."""
+        changes, path = _environment(header.get("env")), _path(header.get("cwd"))
         user = header.get("user") or None
         if user is not None and (not isinstance(user, str) or "\0" in user):
             raise ValueError("user must be a text")
-        self._oneshots[run.rid] = OneShot(
-            self._common, session.sid, command, run, session.environment(), changes, cwd, user, self._oneshot_ended
-        )
+
+        def make() -> OneShot:
+            cwd = os.path.join(session.directory(), path).rstrip(b"/") or b"/"
+            environment = session.environment()
+            return OneShot(
+                self._common, session.sid, command, run, environment, changes, cwd, user, self._oneshot_ended
+            )
+
+        return make
+
+    def _begin_beside(self, make: Callable[[], OneShot], run: Run, reply: Reply) -> None:
+        try:
+            self._oneshots[run.rid] = make()
+        except OSError as error:
+            self._runs.pop(run.rid, None)
+            _refuse(reply, error)
+            return
         if run.end is not None:
             del self._oneshots[run.rid]
+        reply()
 
     def _oneshot_ended(self, oneshot: OneShot) -> None:
         self._oneshots = {rid: o for rid, o in self._oneshots.items() if o is not oneshot}

@@ -93,6 +93,7 @@ class Session:
             place.terminal.on_output, place.terminal.is_full = self._on_terminal, self._is_full
         self._learner = Learner(common.loop, self._learned)
         self._functions = Functions(self.folder, state.functions if state is not None else {})
+        self._afterwards: list[Callable[[], None]] = []  # when what the last run has changed is known
         self._closed: Callable[[], None] | None = None
         self._closing_vigil: Vigil | None = None
         self._ended = False
@@ -116,6 +117,20 @@ class Session:
 
     def directory(self) -> bytes:
         return (self.state.sections[b"cwd"] if self.state is not None else self._cwd) or b"/"
+
+    def when_saved(self, work: Callable[[], None]) -> None:
+        """Call `work` when `environment` and `directory` are as the last run has left them: its answer comes before. At
+        once, while another run goes on."""
+        if self.job is not None or self._settled or self._closed is not None or self._shell is None:
+            work()
+        else:
+            self._afterwards.append(work)
+            self._shell.hurry()
+
+    def _do_afterwards(self) -> None:
+        works, self._afterwards = self._afterwards, []
+        for work in works:
+            work()
 
     @property
     def terminal(self) -> Terminal:
@@ -183,6 +198,7 @@ class Session:
         if self._closed is not None:
             raise OSError(errno.EALREADY, "the session is being closed")
         self._closed = done
+        self._do_afterwards()
         self._learner.close()
         if self._watchdog is not None:
             self._watchdog.cancel()
@@ -462,6 +478,8 @@ class Session:
                 self._poisoned = False
                 self.leave()
                 self._shell.kill()
+        if self._settled:
+            self._do_afterwards()
         self._go()
         if self.quiet:
             self.on_quiet()
