@@ -7,7 +7,7 @@
 .PHONY: help setup demo check format test test-full bench clean
 MAKEFLAGS += --no-print-directory
 bin := .venv/bin
-tested := tests/unit tests/api tests/engine tests/attack tests/conformance tests/chaos
+tested := tests/unit tests/api tests/faces tests/engine tests/attack tests/conformance tests/chaos
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile

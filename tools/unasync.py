@@ -1,4 +1,4 @@
-"""Makes the blocking SDK, src/boxwood/client/_sync, from the awaitable one, src/boxwood/client/_async.
+"""Makes the blocking SDK, src/boxwood/client/_sync, from the awaitable one, src/boxwood/client/_async; faces likewise.
 
 python tools/unasync.py            write it
 python tools/unasync.py --check    exit 1, naming the files, if it is not current
@@ -11,10 +11,11 @@ import re
 import sys
 from pathlib import Path
 
-CLIENT = Path(__file__).resolve().parent.parent / "src" / "boxwood" / "client"
+BOXWOOD = Path(__file__).resolve().parent.parent / "src" / "boxwood"
 NOTE = "# Made from ../_async/{name} by tools/unasync.py: change that one.\n"
 
-HAND_WRITTEN = {"connection.py"}  # where the two forms really differ
+# Each with the modules where the two forms really differ.
+HAND_WRITTEN = {BOXWOOD / "client": {"connection.py"}, BOXWOOD / "faces/agentkernel": {"forms.py"}}
 RULES = [
     (r"\[(\w+) async for \1 in (.+)\]", r"list(\2)"),
     (r"\bawait\s+", ""),
@@ -24,9 +25,11 @@ RULES = [
     (r"\baclose\b", "close"),
     (r"\bfrom asyncio import Semaphore\b", "from threading import Semaphore"),
     (r"\bfrom asyncio import sleep\b", "from time import sleep"),
-    (r"\bboxwood\.client\._async\b", "boxwood.client._sync"),
+    (r"\bboxwood\.(client|faces\.agentkernel)\._async\b", r"boxwood.\1._sync"),
     (r"The awaitable SDK, and the source from which tools/unasync\.py makes the blocking one in \.\./_sync\.",
      "The blocking SDK."),
+    (r"The awaitable client, and the source from which tools/unasync\.py makes the blocking one in \.\./_sync\.",
+     "The blocking client."),
 ]  # fmt: skip
 
 
@@ -42,16 +45,22 @@ def blocking(source: str, name: str) -> str:
 def generated() -> dict[Path, str]:
     """Every file of the blocking SDK and what has to be in it."""
     return {
-        CLIENT / "_sync" / path.name: blocking(path.read_text("utf-8"), path.name)
-        for path in sorted((CLIENT / "_async").glob("*.py"))
-        if path.name not in HAND_WRITTEN
+        home / "_sync" / path.name: blocking(path.read_text("utf-8"), path.name)
+        for home, by_hand in HAND_WRITTEN.items()
+        for path in sorted((home / "_async").glob("*.py"))
+        if path.name not in by_hand
     }
 
 
 def outdated() -> list[Path]:
     """Files that are missing, differ, or have no source."""
     wanted = generated()
-    found = (path for path in (CLIENT / "_sync").glob("*.py") if path.name not in HAND_WRITTEN)
+    found = (
+        path
+        for home, by_hand in HAND_WRITTEN.items()
+        for path in (home / "_sync").glob("*.py")
+        if path.name not in by_hand
+    )
     there = {path: path.read_text("utf-8") for path in found}
     return sorted(path for path in {*wanted, *there} if wanted.get(path) != there.get(path))
 
@@ -62,7 +71,8 @@ def main() -> None:
     if parser.parse_args().check:
         stale = outdated()
         sys.exit("not current, run tools/unasync.py: " + ", ".join(map(str, stale)) if stale else 0)
-    (CLIENT / "_sync").mkdir(exist_ok=True)
+    for home in HAND_WRITTEN:
+        (home / "_sync").mkdir(exist_ok=True)
     wanted = generated()
     for path in outdated():
         if path in wanted:

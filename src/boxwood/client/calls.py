@@ -139,9 +139,10 @@ def sync_manifest(vm: str, path: str) -> Call:
 
 
 def sync_write(vm: str, path: str, size: int, upload_id: str, start: int, data: bytes) -> Call:
+    """The upload id makes a chunk that comes twice one chunk."""
     entry = {"path": path, "size": size, "upload_id": upload_id, "start": start, "end": start + len(data)}
     entry["content"] = b64encode(data).decode("ascii")
-    return Call("POST", vm_path(vm, "sync"), {"op": "write", "writes": [entry]})
+    return Call("POST", vm_path(vm, "sync"), {"op": "write", "writes": [entry]}, replay_safe=True)
 
 
 def update_vm(vm: str, changes: Mapping[str, Any]) -> Call:

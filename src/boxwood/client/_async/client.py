@@ -24,17 +24,17 @@ class AsyncBoxwood:
     :param url: where the server is; else BOXWOOD_URL; else the local server.
     :param api_key: else BOXWOOD_API_KEY, where that belongs to the url; else the local server's own.
     :param timeout: seconds without an answer after which a request fails; waiting for commands is not counted.
-    :param retries: how often a request that may be repeated is repeated.
+    :param retries: how often a request that may be repeated is repeated; or a `Retry`, with its pauses too.
     :raises ConnectionFailed: no server is named and none runs here; `boxwood up` starts one.
     :raises Unauthorized: no key belongs to the url.
     """
 
     def __init__(
-        self, url: str | None = None, api_key: str | None = None, *, timeout: float = 60.0, retries: int = 3
+        self, url: str | None = None, api_key: str | None = None, *, timeout: float = 60.0, retries: int | Retry = 3
     ) -> None:
         target = discovery.find(url, api_key)
         self.url = target.url
-        self._transport = AsyncTransport(target, timeout, Retry(retries))
+        self._transport = AsyncTransport(target, timeout, Retry(retries) if isinstance(retries, int) else retries)
 
     async def fork(
         self,
