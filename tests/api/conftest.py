@@ -13,8 +13,10 @@ import pytest
 import contract
 from boxwood.core.config import Config
 from boxwood.core.core import Core
+from boxwood.core.model import Caller
 from boxwood.images import host
 from boxwood.server.app import App
+from boxwood.store import keys as key_rows
 from fakes import fake_engine
 
 
@@ -88,3 +90,61 @@ def either(api: Api, request: pytest.FixtureRequest) -> Api:
     """The same, under one prefix and under the other."""
     api.prefix = request.param
     return api
+
+
+@dataclass
+class AgentKernel:
+    """The same server, as a client of agentkernel's speaks to it. Every answer is held against its envelope."""
+
+    api: Api
+    key: str
+
+    async def __call__(self, method: str, path: str, body: Any = None, **more: Any) -> httpx2.Response:
+        headers = {"authorization": f"Bearer {self.key}", **more.pop("headers", {})}
+        if body is not None:
+            more["json"] = body
+        response = await self.api.http.request(method, path, headers=headers, **more)
+        if response.headers["content-type"] == "application/json":
+            shown = response.json()
+            assert shown["success"] is (response.status_code < 300)
+            if shown["success"]:
+                assert set(shown) == {"success", "data"} and shown["data"] is not None
+            else:
+                assert isinstance(shown["error"], str) and shown["error"]
+                assert set(shown) in ({"success", "error"}, {"success", "error", "exit_code", "output"})
+        return response
+
+    async def ok(self, method: str, path: str, body: Any = None, status: int = 200, **more: Any) -> Any:
+        response = await self(method, path, body, **more)
+        assert response.status_code == status, response.text
+        return response.json()["data"]
+
+    async def refused(self, status: int, text: str, method: str, path: str, body: Any = None, **more: Any) -> Any:
+        """The error's text holds `text`."""
+        response = await self(method, path, body, **more)
+        assert response.status_code == status, response.text
+        assert text in response.json()["error"]
+        return response.json()
+
+    async def create(self, name: str = "box", **members: Any) -> Any:
+        return await self.ok("POST", "/sandboxes", {"name": name, **members}, 201)
+
+    async def exec(self, name: str, *argv: str, **members: Any) -> str:
+        done = await self.ok("POST", f"/sandboxes/{name}/exec", {"command": list(argv), **members})
+        assert set(done) == {"output"}
+        return str(done["output"])
+
+
+@pytest.fixture
+def ak(api: Api) -> AgentKernel:
+    return AgentKernel(api, api.key)
+
+
+@pytest.fixture
+async def stranger(api: Api) -> AgentKernel:
+    """A client with the key of another organisation."""
+    core = api.app.core
+    await core._database.write(lambda connection: key_rows.insert_org(connection, "OTHER", "other", 0))
+    made = await core.keys.create(Caller("OTHER", "other", "", "admin"))
+    assert made.key is not None
+    return AgentKernel(api, made.key)

@@ -168,9 +168,8 @@ async def test_exceptions_reach_the_engine(ground, monkeypatch):
     config = replace(config, network_allow=("10.0.0.1:443", "mirror.example"))
     async with running((config, machine)):
         pass
-    assert given == [
-        ((config.data, config.images, config.ready_boxes), {"network_allow": ("10.0.0.1:443", "mirror.example")})
-    ]
+    settings = {"network": True, "network_allow": ("10.0.0.1:443", "mirror.example")}
+    assert given == [((config.data, config.images, config.ready_boxes), settings)]
 
 
 async def test_a_host_that_cannot_run_boxes(ground):

@@ -40,8 +40,22 @@ class Access:
             raise Forbidden("this VM is not yours: a public VM can be looked at and forked, nothing else")
         return row
 
+    def named(self, caller: Caller, name: str) -> VMRow:
+        """The caller's own of this name, and no public one that has it too. NotFound."""
+        row = vm_rows.by_name(self._database.near, caller.org_id, name) if name.isascii() else None
+        if row is None:
+            raise _no_vm(name)
+        return row
+
     def usable(self, caller: Caller, vm: str) -> VMRow:
-        """To be run in, read and written. NotFound, Forbidden, InvalidState."""
+        """To be run in, read and written. NotFound, Forbidden, InvalidState (immutable, stopped)."""
+        row = self.mutable(caller, vm)
+        if row.stopped:
+            raise InvalidState("vm", "running", "the VM has been stopped: start it", row.id)
+        return row
+
+    def mutable(self, caller: Caller, vm: str) -> VMRow:
+        """To be changed. NotFound, Forbidden, InvalidState."""
         row = self.own(caller, vm)
         if row.immutable:
             raise InvalidState("vm", "mutable", "the VM is immutable: fork it and use the fork", row.id)
@@ -98,8 +112,11 @@ class Access:
             created_at=clock.shown(row.created_at),
             last_active_at=clock.shown_or_none(row.last_active_at),
             depth=row.depth,
-            sessions=tuple(self.session(session) for session in sessions),
+            sessions=tuple(self.session(session) for session in sessions if session.idx < session_rows.BESIDE),
             copied=copied,
+            expires_at=clock.shown_or_none(row.expires_at),
+            stopped=bool(row.stopped),
+            labels=json.loads(row.labels) if row.labels else {},
         )
 
     def session(self, row: SessionRow) -> Session:

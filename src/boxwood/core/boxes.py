@@ -18,7 +18,7 @@ from typing import Protocol
 
 from boxwood.core import clock
 from boxwood.core.config import Config
-from boxwood.core.errors import Conflict, CoreError, Internal, NotFound, Unavailable
+from boxwood.core.errors import Conflict, CoreError, Internal, InvalidState, NotFound, Unavailable
 from boxwood.core.tasks import Tasks
 from boxwood.engine.api import (
     Box,
@@ -147,7 +147,7 @@ class Boxes:
 
     async def enter(self, vm_id: str) -> Slot:
         """Begin a short use of a VM's box, booting it if need be: its `box` is there until it dies by itself.
-        NotFound, Unavailable, Internal."""
+        NotFound, InvalidState (stopped), Unavailable, Internal."""
         slot = self.slot(vm_id)
         while slot.box is None or slot.lock.locked():
             await self._tasks.finish(self._have_box(slot))
@@ -227,6 +227,8 @@ class Boxes:
         row = vm_rows.by_id(near, vm_id)
         if row is None:
             raise NotFound("vm", f"there is no VM {vm_id}")
+        if row.stopped:
+            raise InvalidState("vm", "running", "the VM has been stopped: start it", vm_id)
         layers, images = layer_rows.chain(near, row.base)
         slot.marked_at = asyncio.get_running_loop().time()
         mark = partial(vm_rows.boot, vm_id=vm_id, base=row.base, at=clock.now())
@@ -374,13 +376,13 @@ class Boxes:
     # Start and end of the server
 
     async def adopt(self, boxes: Sequence[Box]) -> dict[str, Slot]:
-        """Take over the boxes that an earlier server left; those that belong to no VM are put down."""
+        """Take over the boxes that an earlier server left; those of no VM, or of a stopped one, are put down."""
         near = self._database.near
         adopted: dict[str, Slot] = {}
         for box in boxes:
             row = vm_rows.by_id(near, box.vm_id)
-            if row is None or row.box_base is None or box.vm_id in adopted or box.gone.done():
-                log.warning("a box of no VM (%s) is put down", box.vm_id)
+            if row is None or row.box_base is None or row.stopped or box.vm_id in adopted or box.gone.done():
+                log.warning("a box of no VM, or of a stopped one (%s), is put down", box.vm_id)
                 await box.kill()
                 continue
             slot = adopted[box.vm_id] = self.slot(box.vm_id)

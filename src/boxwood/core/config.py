@@ -9,12 +9,21 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 MIB = 1 << 20
 NETWORKS = ("internet", "none")  # what a VM can have
+DIALECTS = ("agentkernel",)  # other systems' protocols that can be switched off
+
+# What other systems' names of images stand for where nothing else is said: the image of this host.
+IMAGE_NAMES = {
+    "alpine:3.20": "arkuntu",
+    "alpine:3.24": "arkuntu",
+    "python:3.12-alpine": "arkuntu",
+    "python:3.12-slim": "arkuntu",
+}
 
 
 class ConfigError(ValueError):
@@ -42,6 +51,8 @@ class Config:
     network: str = "internet"  # of a VM that was not told otherwise; or "none"
     network_allow: tuple[str, ...] = ()  # private addresses and names that VMs may reach all the same
     share_client_config: bool = False  # the host image has the host's pip, npm and apt settings and its certificates
+    dialects: tuple[str, ...] = DIALECTS  # which of them are spoken
+    image_names: Mapping[str, str] = field(default_factory=lambda: dict(IMAGE_NAMES))  # goldens by images' names
 
     @classmethod
     def load(cls, data: Path | str | None = None, *, environ: Mapping[str, str] | None = None, **given: Any) -> Config:
@@ -50,7 +61,7 @@ class Config:
         place = Path(data or environ.get("BOXWOOD_DATA") or default_data()).expanduser().absolute()
         values: dict[str, Any] = {"data": place}
         origins: dict[str, str] = {}
-        known = {field.name: field for field in fields(cls) if field.name != "data"}
+        known = {one.name: one for one in fields(cls) if one.name != "data"}
         file = place / "config.toml"
         for name, value in _read_file(file).items():
             if name not in known:
@@ -75,6 +86,8 @@ class Config:
             raise ConfigError("host is empty: give an address to listen on, such as 127.0.0.1")
         if self.network not in NETWORKS:
             raise ConfigError(f"network is {self.network!r}: it must be {' or '.join(NETWORKS)}")
+        if unknown := set(self.dialects) - set(DIALECTS):
+            raise ConfigError(f"dialects names {sorted(unknown)[0]!r}: known are {', '.join(DIALECTS)}, or none")
 
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
@@ -133,6 +146,20 @@ def _texts(value: str | list[Any] | tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(entry.strip() for entry in entries if entry.strip())
 
 
+def _names(value: str | dict[str, Any]) -> dict[str, str]:
+    """Over the defaults; a name that stands for nothing is none. ValueError."""
+    pairs = dict(_pair(entry) for entry in _texts(value)) if isinstance(value, str) else value
+    if not all(isinstance(stands_for, str) for stands_for in pairs.values()):
+        raise ValueError
+    return {name: stands_for for name, stands_for in {**IMAGE_NAMES, **pairs}.items() if stands_for}
+
+
+def _pair(entry: str) -> tuple[str, str]:
+    """ValueError."""
+    name, stands_for = entry.split("=")
+    return name.strip(), stands_for.strip()
+
+
 # What a setting of each type must be, the types of what may stand for it, and how it is made of that.
 _KINDS: dict[str, tuple[str, tuple[type, ...], Callable[[Any], Any]]] = {
     "Path": ("a path", (str, Path), lambda value: Path(value).expanduser().absolute()),
@@ -141,4 +168,5 @@ _KINDS: dict[str, tuple[str, tuple[type, ...], Callable[[Any], Any]]] = {
     "str": ("a text", (str,), str),
     "bool": ("true or false", (bool, str), _truth),
     "tuple[str, ...]": ("a list of texts", (str, list, tuple), _texts),
+    "Mapping[str, str]": ("a table of texts", (str, dict), _names),
 }

@@ -112,6 +112,7 @@ class Core:
             await self.engine.close()
             raise
         self.layers.start()
+        self.vms.expiry.start()
         self._tasks.start(self._sweep_often())
 
     async def _sweep(self) -> None:

@@ -65,6 +65,10 @@ class Lanes:
         lane = self._lanes.get(session_id)
         return None if lane is None else lane.current
 
+    def free(self, session_id: str) -> bool:
+        """Would a run in this session begin at once?"""
+        return session_id not in self._lanes
+
     def pending(self, vm_id: str) -> list[LiveRun]:
         """Oldest first."""
         runs = (run for run in self._live.values() if run.vm_id == vm_id and run.state == "pending")
@@ -73,7 +77,14 @@ class Lanes:
     # Beginning
 
     def make(
-        self, run_id: str, vm_id: str, vm_name: str | None, session_id: str, command: str, options: Options
+        self,
+        run_id: str,
+        vm_id: str,
+        vm_name: str | None,
+        session_id: str,
+        command: str,
+        options: Options,
+        tag: str | None = None,
     ) -> LiveRun:
         """A run that is nowhere yet."""
         return LiveRun(
@@ -83,6 +94,7 @@ class Lanes:
             command,
             options,
             vm_name=vm_name,
+            tag=tag,
             spool=self._spool,
             bound=self._config.output_bytes,
             ended=self._over,
@@ -271,7 +283,7 @@ class Lanes:
                 raise Unavailable("a run of the session has not ended yet", not_started=False)
 
     def end_vm(self, vm_id: str) -> None:
-        """The VM is being deleted: whatever ends from now on ends as cancelled, and nothing more begins."""
+        """The VM is being deleted or stopped: whatever ends from now on ends as cancelled, and nothing more begins."""
         self._end_as_cancelled([run for run in self._live.values() if run.vm_id == vm_id])
 
     def _end_as_cancelled(self, runs: list[LiveRun]) -> None:
@@ -324,7 +336,7 @@ class Lanes:
     def _remake(self, row: RunRow) -> LiveRun:
         vm = vm_rows.by_id(self._database.near, row.vm_id)
         name = None if vm is None else vm.name
-        run = self.make(row.id, row.vm_id, name, row.session_id, row.command, Options.read(row.options))
+        run = self.make(row.id, row.vm_id, name, row.session_id, row.command, Options.read(row.options), row.tag)
         run.started_at, run.state = row.started_at, "running"
         for stream in run.streams.values():
             stream.reopen()

@@ -41,6 +41,8 @@ class Options:
     @classmethod
     def of(cls, request: RunRequest) -> Options:
         env = None if request.env is None else dict(request.env)
+        if request.beside and env is None:
+            env = {}  # what makes the box run it beside the session's shell
         return cls(request.timeout or None, request.stdin, env, request.cwd, request.user, request.prompt)
 
     def text(self) -> str | None:
@@ -76,6 +78,7 @@ class LiveRun:
         vm_name: str | None,
         spool: Path,
         bound: int,
+        tag: str | None,
         ended: Callable[[LiveRun], None],
         flooded: Callable[[LiveRun], None],
     ) -> None:
@@ -85,6 +88,7 @@ class LiveRun:
         self.session_id = session_id
         self.command = command
         self.options = options
+        self.tag = tag
         self.state = "pending"
         self.exit_code: int | None = None
         self.fail_reason: str | None = None
@@ -106,6 +110,7 @@ class LiveRun:
         self._flooded = flooded
         self._spooling: asyncio.Task[None] | None = None
         self._waiters: set[asyncio.Future[None]] = set()
+        self._readers: set[asyncio.Future[None]] = set()  # who wait for more output
 
     @property
     def over(self) -> bool:
@@ -133,6 +138,8 @@ class LiveRun:
         if kept is None or self.over:
             return
         kept.add(offset, data)
+        if self._readers:
+            self._wake_readers()
         if kept.held > FLOOD_BYTES:
             self._flooded(self)
         elif self._spooling is None and kept.held > _allowed(kept):
@@ -221,6 +228,26 @@ class LiveRun:
     def wake(self) -> None:
         for waiter in self._waiters:
             _wake(waiter)
+        self._wake_readers()
+
+    def _wake_readers(self) -> None:
+        for reader in self._readers:
+            _wake(reader)
+
+    async def more(self, out_at: int, err_at: int, seconds: float) -> None:
+        """Until there is output behind these offsets, or the end is on record, or the time is up."""
+        out, err = self.streams[1], self.streams[2]
+        if out.kept > out_at or err.kept > err_at or self.recorded or self.failure is not None or seconds <= 0:
+            return
+        loop = asyncio.get_running_loop()
+        reader: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_later(seconds, _wake, reader)
+        self._readers.add(reader)
+        try:
+            await reader
+        finally:
+            timer.cancel()
+            self._readers.discard(reader)
 
     # Shapes
 
@@ -243,6 +270,7 @@ class LiveRun:
             out_bytes=out.kept,
             err_bytes=err.kept,
             truncated=out.dropped + err.dropped,
+            tag=self.tag,
         )
 
     async def shown(self) -> Run:
@@ -262,6 +290,7 @@ class LiveRun:
             stdout=await out.read() if out.spooled else out.memory(),
             stderr=await err.read() if err.spooled else err.memory(),
             truncated=out.dropped + err.dropped,
+            tag=self.tag,
         )
 
 

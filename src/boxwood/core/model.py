@@ -70,6 +70,9 @@ class VM:
     depth: int  # sealed layers under the top
     sessions: tuple[Session, ...] = ()
     copied: CopyReport | None = None  # of a fork just made from a VM with running processes
+    expires_at: datetime | None = None  # when it is deleted by itself
+    stopped: bool = False  # nothing boots it until it is started
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,8 @@ class ForkRequest:
     resources: Resources = Resources()
     network: str | None = None  # internet | none; None: as the source
     command: str | None = None  # started as a background run in the default session
+    ttl: float | None = None  # seconds until it is deleted by itself; None: never
+    labels: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,11 @@ class VMFilter:
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """`wait`: seconds to wait for the end inline; None = as long as the core allows."""
+    """`wait`: seconds to wait for the end inline; None = as long as the core allows.
+
+    `beside`: in no session of the caller's, in a shell of its own, never behind another run. `tag`: told again with
+    the run.
+    """
 
     command: str
     session_id: str | None = None
@@ -121,6 +130,8 @@ class RunRequest:
     cwd: str | None = None
     user: str | None = None
     stdin: bytes | None = None
+    beside: bool = False
+    tag: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +152,22 @@ class Run:
     stdout: bytes = b""
     stderr: bytes = b""
     truncated: int = 0
+    tag: str | None = None
 
     @property
     def ended(self) -> bool:
         return self.state in ("completed", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a run has put out since the offsets that were asked for, and these offsets now. `ended`: this is all."""
+
+    stdout: bytes
+    stderr: bytes
+    out_at: int
+    err_at: int
+    ended: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +176,7 @@ class RunFilter:
     started_after: datetime | None = None
     started_before: datetime | None = None
     completed_after: datetime | None = None
+    tag: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,14 @@ from boxwood.core.errors import (
     InvalidState,
     NotFound,
     PayloadTooLarge,
+    Unavailable,
     Unrecoverable,
 )
 from boxwood.core.idempotency import Claim, Idempotency
 from boxwood.core.ids import is_id, new_id
 from boxwood.core.lanes import Lanes
 from boxwood.core.liverun import LiveRun, Options
-from boxwood.core.model import Caller, Page, Run, RunFilter, RunRequest
+from boxwood.core.model import Caller, Output, Page, Run, RunFilter, RunRequest
 from boxwood.core.refusals import of_engine
 from boxwood.core.sessions import Sessions
 from boxwood.core.signing import Signer
@@ -39,6 +40,8 @@ from boxwood.store.vms import VMRow
 
 COMMAND_BYTES = 4 << 20
 STDIN_BYTES = 8 << 20
+FOR_EVER = 1e9  # seconds
+PIECE_BYTES = 64 << 10  # of each stream in an answer of `output`
 STATES = ("pending", "running", "completed", "failed", "cancelled")
 log = logging.getLogger(__name__)
 
@@ -84,7 +87,7 @@ class Runs:
         with self._idempotency.claim(f"run:{caller.org_id}:{row.id}", idempotency_key, request) as claim:
             if claim is not None and claim.made is not None:
                 return await self.wait(caller, row.id, claim.made, request.wait)
-            session = await self._session(row, request.session_id, request.session_index)
+            session = await self._session(row, request)
             run = self._accept(row, session, request, claim)
             if claim is not None:
                 await self._inserted(run)
@@ -92,16 +95,21 @@ class Runs:
 
     async def start_in(self, row: VMRow, command: str) -> None:
         """A background run in the default session of a VM that has just been made."""
-        session = await self._session(row, None, None)
-        await self._inserted(self._accept(row, session, RunRequest(command), None))
+        request = RunRequest(command)
+        session = await self._session(row, request)
+        await self._inserted(self._accept(row, session, request, None))
 
-    async def _session(self, row: VMRow, session_id: str | None, index: int | None) -> SessionRow:
-        if session_id is not None:
-            return self._sessions.known(row, session_id)
-        return await self._sessions.at(row, index or 0)
+    async def _session(self, row: VMRow, request: RunRequest) -> SessionRow:
+        if request.beside:
+            return await self._sessions.beside(row)
+        if request.session_id is not None:
+            return self._sessions.known(row, request.session_id)
+        return await self._sessions.at(row, request.session_index or 0)
 
     def _accept(self, row: VMRow, session: SessionRow, request: RunRequest, claim: Claim | None) -> LiveRun:
-        run = self._lanes.make(new_id(), row.id, row.name, session.id, request.command, Options.of(request))
+        run = self._lanes.make(
+            new_id(), row.id, row.name, session.id, request.command, Options.of(request), request.tag
+        )
         self._lanes.enqueue(run)
         if request.queueing_timeout and run.state == "pending":
             self._lanes.give_up_after(run, request.queueing_timeout)
@@ -173,6 +181,33 @@ class Runs:
         if stored is None:
             raise _no_run()
         return await self._shown(stored, row.name)
+
+    async def ended(self, caller: Caller, vm: str, run_id: str) -> Run:
+        """`get`, once the run has ended, however long that takes. NotFound, Unavailable (the server is stopping)."""
+        row = self._access.own(caller, vm)
+        run = self._lanes.find(row.id, run_id)
+        if run is not None:
+            await run.wait(FOR_EVER)
+        found = await self.get(caller, row.id, run_id)
+        if not found.ended:
+            raise Unavailable("the server is stopping; the run goes on", not_started=False)
+        return found
+
+    async def output(self, caller: Caller, vm: str, run_id: str, out_at: int, err_at: int, seconds: float) -> Output:
+        """What has come since these offsets, as soon as there is any or the run has ended; nothing after `seconds`.
+        To be asked again with the offsets of the answer, until it is `ended`. NotFound, Unrecoverable."""
+        row = self._access.own(caller, vm)
+        run = self._lanes.find(row.id, run_id)
+        if run is None:
+            shown = await self.get(caller, row.id, run_id)
+            out, err = shown.stdout[out_at:], shown.stderr[err_at:]
+            return Output(out, err, out_at + len(out), err_at + len(err), ended=True)
+        await run.more(out_at, err_at, seconds)
+        over = run.recorded or run.failure is not None
+        kept = run.streams[1], run.streams[2]
+        out, err = await kept[0].since(out_at, PIECE_BYTES), await kept[1].since(err_at, PIECE_BYTES)
+        out_at, err_at = out_at + len(out), err_at + len(err)
+        return Output(out, err, out_at, err_at, ended=over and (out_at, err_at) == (kept[0].kept, kept[1].kept))
 
     async def _shown(self, row: RunRow, vm_name: str | None) -> Run:
         spool = self._spool / row.vm_id
@@ -270,6 +305,9 @@ def _conditions(vm_id: str, where: RunFilter) -> tuple[list[str], dict[str, Any]
             raise BadRequest(f"state: one of {', '.join(STATES)}", [("state", f"one of {', '.join(STATES)}")])
         conditions.append("state = :state")
         params["state"] = where.state
+    if where.tag is not None:
+        conditions.append("tag = :tag")
+        params["tag"] = where.tag
     for column, sign, at in (
         ("started_at", ">=", where.started_after),
         ("started_at", "<=", where.started_before),
@@ -298,6 +336,7 @@ def _run(row: RunRow, vm_name: str | None, out: bytes, err: bytes) -> Run:
         stdout=out,
         stderr=err,
         truncated=row.truncated,
+        tag=row.tag,
     )
 
 

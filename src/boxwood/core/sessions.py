@@ -62,6 +62,14 @@ class Sessions:
             raise Unavailable("the session is being deleted: try again", not_started=True)
         return row
 
+    async def beside(self, vm: VMRow) -> SessionRow:
+        """A place for a run that is to wait for no other one. Whoever uses it does so before he awaits anything."""
+        while True:
+            for row in rows.of_vm(self._database.near, vm.id, rows.BESIDE - 1):
+                if row.id not in self._closing and self._lanes.free(row.id):
+                    return row
+            await self._made(vm, None, None, "", beside=True)
+
     def known(self, vm: VMRow, session_id: str) -> SessionRow:
         """The row of a session that is there and stays. NotFound."""
         row = rows.by_id(self._database.near, vm.id, session_id) if is_id(session_id) else None
@@ -69,14 +77,16 @@ class Sessions:
             raise _no_session()
         return row
 
-    async def _made(self, vm: VMRow, index: int | None, env: dict[str, str] | None, cwd: str) -> SessionRow:
+    async def _made(
+        self, vm: VMRow, index: int | None, env: dict[str, str] | None, cwd: str, *, beside: bool = False
+    ) -> SessionRow:
         def make(connection: sqlite3.Connection) -> SessionRow:
             if index is not None and (found := rows.by_index(connection, vm.id, index)) is not None:
                 return found
             if rows.count(connection, vm.id) >= SESSIONS:
                 raise ResourceBusy("session", f"the VM has {SESSIONS} sessions already: delete some")
-            at = rows.next_index(connection, vm.id) if index is None else index
-            if at >= 1 << 32:
+            at = rows.next_index(connection, vm.id, beside=beside) if index is None else index
+            if at >= rows.BESIDE and not beside:
                 raise ResourceBusy("session", "no higher index is left: delete the session with the highest one")
             row = SessionRow(new_id(), vm.id, at, cwd, rows.env_text(env), None, clock.now(), None)
             try:
@@ -108,7 +118,8 @@ class Sessions:
         scope = f"sessions:{row.id}"
         position = self._signer.position(scope, cursor)
         found = rows.of_vm(self._database.near, row.id, -1 if position is None else int(position))
-        items = [self._access.session(session) for session in found if session.id not in self._closing]
+        mine = [session for session in found if session.id not in self._closing and session.idx < rows.BESIDE]
+        items = [self._access.session(session) for session in mine]
         chosen = [item for item in items if state in (None, item.state)]
         page = tuple(chosen[:limit])
         return Page(page, self._signer.cursor(scope, str(page[-1].index)) if len(chosen) > limit else None)

@@ -7,9 +7,11 @@ are the same NotFound.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -26,6 +28,7 @@ from boxwood.core.errors import (
     NotFound,
     ResourceBusy,
 )
+from boxwood.core.expiry import Expiry
 from boxwood.core.goldens import Goldens
 from boxwood.core.idempotency import Claim, Idempotency
 from boxwood.core.ids import new_id
@@ -48,6 +51,7 @@ from boxwood.store.sessions import SessionRow
 from boxwood.store.vms import VMRow
 
 Conditions = tuple[list[str], dict[str, Any]]
+SETTLE_SECONDS = 5.0  # for a box to save its shells before it is put down
 MEMORY_MIB = 64  # the least that a box is of use with
 MIB = 1 << 20
 
@@ -98,6 +102,7 @@ class VMs:
         self._signer = signer
         self._config = config
         self._tasks = tasks
+        self.expiry = Expiry(database, tasks, self._expire)
 
     # Forking
 
@@ -114,6 +119,8 @@ class VMs:
             name=None if request.name is None else words.name(request.name),
             description=words.description(request.description),
             network=words.network(request.network),
+            ttl=words.seconds("ttl", request.ttl),
+            labels=words.labels(request.labels),
         )
         _check_resources(request.resources)
         if request.command is not None:
@@ -140,6 +147,8 @@ class VMs:
                 plan = await self._plan(slot)
                 row, sessions = await self._make(caller, request, claim, source, plan)
         self._layers.grown(row.base, row.depth)
+        if row.expires_at is not None:
+            self.expiry.changed()
         if request.command is not None:
             await self._runs.start_in(row, request.command)
         return self._access.vm(row, sessions, plan.report)
@@ -211,6 +220,8 @@ class VMs:
                 origin=None,
                 created_at=at,
                 last_active_at=None,
+                expires_at=None if request.ttl is None else at + int(request.ttl * 1e6),
+                labels=None if request.labels is None else json.dumps(request.labels),
                 depth=depth,
             )
             _insert(connection, row)
@@ -235,6 +246,10 @@ class VMs:
     async def get(self, caller: Caller, vm: str) -> VM:
         """A VM of the caller's or a public one, with its sessions. NotFound."""
         return self._shown(self._access.seen(caller, vm))
+
+    async def named(self, caller: Caller, name: str) -> VM:
+        """The caller's own VM of this name, whatever is public under it. NotFound."""
+        return self._shown(self._access.named(caller, name))
 
     def _shown(self, row: VMRow) -> VM:
         return self._access.vm(row, session_rows.of_vm(self._database.near, row.id))
@@ -325,7 +340,7 @@ class VMs:
         row = self._access.own(caller, vm)
         if row.immutable and not isinstance(immutable, Unset):
             return self._shown(row)
-        row = self._access.usable(caller, vm)
+        row = self._access.mutable(caller, vm)
         if values:
             await self._tasks.finish(self._update(row, values))
         return self._shown(self._access.own(caller, row.id))
@@ -342,17 +357,88 @@ class VMs:
         if not await self._tasks.finish(self._boxes.park(row.id)):
             raise ResourceBusy("vm", "something runs in the VM: wait for its end", retry_after=1)
 
+    async def stop(self, caller: Caller, vm: str) -> None:
+        """End what runs (as cancelled) and put the box down; nothing boots the VM until `start`. Its files and its
+        sessions stay. NotFound, Forbidden, InvalidState (immutable)."""
+        row = self._access.mutable(caller, vm)
+        await self._tasks.finish(self._stop(row.id))
+
+    async def _stop(self, vm_id: str) -> None:
+        slot = self._boxes.slot(vm_id)
+        async with slot.lock:
+            await self._change_held(slot, {"stopped": True})
+            self._lanes.end_vm(vm_id)
+            if slot.box is not None:
+                try:
+                    async with asyncio.timeout(SETTLE_SECONDS):
+                        await slot.box.settle()  # its shells are saved
+                except (EngineError, TimeoutError):
+                    pass  # then as they were saved last
+            await self._boxes.put_down(slot, "the VM was stopped")
+
+    async def start(self, caller: Caller, vm: str) -> None:
+        """Boot the VM, also if it has been stopped. NotFound, Forbidden, InvalidState (immutable), Unavailable."""
+        row = self._access.own(caller, vm)
+        if row.stopped:
+            await self._tasks.finish(self._unstop(row.id))
+        row = self._access.usable(caller, row.id)
+        self._boxes.leave(await self._boxes.enter(row.id))
+
+    async def _unstop(self, vm_id: str) -> None:
+        slot = self._boxes.slot(vm_id)
+        async with slot.lock:
+            await self._change_held(slot, {"stopped": False})
+
+    async def extend(self, caller: Caller, vm: str, seconds: float) -> VM:
+        """Let the VM live so much longer than it would; one without an end has `seconds` from now on.
+        BadRequest, NotFound, Forbidden."""
+        words.seconds("seconds", seconds)
+        row = self._access.own(caller, vm)
+        return self._shown(await self._tasks.finish(self._extend(row.id, int(seconds * 1e6))))
+
+    async def _extend(self, vm_id: str, microseconds: int) -> VMRow:
+        slot = self._boxes.slot(vm_id)
+        async with slot.lock:  # it is extended or it expires, not both
+            row = rows.by_id(self._database.near, vm_id)
+            now = clock.now()
+            ends = now if row is None or row.expires_at is None else max(now, row.expires_at)
+            await self._change_held(slot, {"expires_at": ends + microseconds})
+            extended = rows.by_id(self._database.near, vm_id)
+        self.expiry.changed()
+        assert extended is not None  # what deletes it waits for the lock
+        return extended
+
+    async def _change_held(self, slot: Slot, values: dict[str, Any]) -> None:
+        """With the slot's lock held."""
+        if slot.deleted:
+            raise NotFound("vm", "there is no such VM any more")
+        await self._database.write(lambda connection: _change(connection, slot.vm_id, values), small=True)
+
     async def delete(self, caller: Caller, vm: str) -> None:
         """End what runs (as cancelled), put the box down, forget the VM; its name is free at once.
         NotFound, also the second time; Forbidden."""
         row = self._access.own(caller, vm)
         await self._tasks.finish(self._delete(row.id))
 
-    async def _delete(self, vm_id: str) -> None:
+    def discard(self, caller: Caller, vm: str) -> None:
+        """`delete`, but nobody waits for it. NotFound, Forbidden."""
+        row = self._access.own(caller, vm)
+        self._tasks.start(self._discard(row.id))
+
+    async def _discard(self, vm_id: str) -> None:
+        with suppress(NotFound):
+            await self._delete(vm_id)
+
+    async def _expire(self, vm_id: str) -> None:
+        await self._tasks.finish(self._delete(vm_id, expired=True))
+
+    async def _delete(self, vm_id: str, *, expired: bool = False) -> None:
         slot = self._boxes.slot(vm_id)
         async with slot.lock:
             if slot.deleted:
                 raise NotFound("vm", "there is no such VM any more")
+            if expired and not _has_expired(rows.by_id(self._database.near, vm_id)):
+                return
             slot.deleted = True
             try:
                 self._lanes.end_vm(vm_id)
@@ -384,6 +470,10 @@ def _change(connection: sqlite3.Connection, vm_id: str, values: dict[str, Any]) 
         rows.change(connection, vm_id, values)
     except sqlite3.IntegrityError as error:
         raise AlreadyExists("vm", f"there is a VM named {values.get('name')} already") from error
+
+
+def _has_expired(row: VMRow | None) -> bool:
+    return row is not None and row.expires_at is not None and row.expires_at <= clock.now()
 
 
 def _delete(connection: sqlite3.Connection, vm_id: str) -> tuple[VMRow, Sequence[str]]:

@@ -13,6 +13,7 @@ NAME_CHARACTERS = 64
 DESCRIPTION_CHARACTERS = 1024
 PATH_BYTES = 4096
 ENV_BYTES = 1 << 20
+LABELS_BYTES = 16 << 10
 RESERVED = frozenset({"list", "fork"})  # first generation's clients have routes of these names
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -61,6 +62,14 @@ def network(value: str | None) -> str | None:
     if value is not None and value not in NETWORKS:
         raise refuse("network", f"must be {' or '.join(NETWORKS)}")
     return value
+
+
+def labels(value: Mapping[str, str] | None) -> dict[str, str] | None:
+    if not value:
+        return None
+    if sum(len(text("labels", key)) + len(text("labels", said)) for key, said in value.items()) > LABELS_BYTES:
+        raise refuse("labels", f"at most {LABELS_BYTES} bytes in all")
+    return dict(value)
 
 
 def path(value: str, field: str = "path") -> str:

@@ -14,11 +14,12 @@ from boxwood.core.core import Core
 from boxwood.core.errors import BadRequest, CoreError, Internal, Unavailable
 from boxwood.server import auth, decode, errors
 from boxwood.server.agent import agent
+from boxwood.server.dialect import Dialect
 from boxwood.server.exchange import JSON, Exchange, Operation, encode
 from boxwood.server.hosts import Hosts
 from boxwood.server.openapi import document
-from boxwood.server.routes import OPERATIONS
-from boxwood.server.routing import Router
+from boxwood.server.routes import DIALECTS, OPERATIONS
+from boxwood.server.routing import Found, Router
 from boxwood.server.schema.service import Preparing
 
 log = logging.getLogger("boxwood.server")
@@ -41,6 +42,7 @@ class App:
         self.problem: str | None = None
         self.isolation: dict[str, bool] = {}
         self.document = encode(document(OPERATIONS))
+        self.dialects = tuple(dialect for dialect in DIALECTS if dialect.name in core.config.dialects)
 
     async def survey(self) -> None:
         """Learn which layers of isolation this host gives."""
@@ -59,26 +61,41 @@ class App:
         headers, repeated = _headers(scope)
         exchange = Exchange(self, scope, receive, request_id, headers, agent(headers.get(b"user-agent", b"")))
         found: Operation | None = None
+        path = _path(scope)
+        parts = decode.segments(path)
+        dialect = next((one for one in self.dialects if one.speaks(path)), None)
         try:
             exchange.host = self.hosts.check(_text(headers.get(b"host")))
             if repeated is not None:
                 raise BadRequest(f"{repeated}: the header is there twice")
-            route = ROUTER.find(scope["method"], decode.segments(_path(scope)))
+            if dialect is None:
+                route = ROUTER.find(scope["method"], parts)
+            else:
+                route = await self._route(dialect, exchange, parts)
             found = route.operation
             response = await self._handle(exchange, found, route.params, route.allowed)
         except errors.Disconnected:
             return
         except CoreError as error:
-            response = self._refusal(exchange, found, error)
+            response = self._refusal(exchange, found, error, dialect)
         except Exception as error:
             log.error("%s %s", request_id, found.name if found else "no route", exc_info=error)
-            response = self._refusal(exchange, found, Internal("something went wrong in the server; its log says what"))
+            told = Internal("something went wrong in the server; its log says what")
+            response = self._refusal(exchange, found, told, dialect)
         response.raw_headers += [
             (b"x-request-id", request_id.encode()),
-            (b"cache-control", b"no-store"),
             (b"x-content-type-options", b"nosniff"),
         ]
+        response.headers.setdefault("cache-control", "no-store")
         await response(scope, receive, send)
+
+    async def _route(self, dialect: Dialect, exchange: Exchange, parts: tuple[str, ...] | None) -> Found:
+        """Who has no key does not get to know what there is."""
+        route = dialect.find(exchange.scope["method"], parts)
+        if route is None:
+            await auth.caller(self.core, exchange.headers.get(b"authorization"))
+            raise errors.NoSuchRoute
+        return route
 
     async def _handle(
         self, exchange: Exchange, operation: Operation | None, params: dict[str, str], allowed: tuple[str, ...]
@@ -94,11 +111,15 @@ class App:
             exchange.caller = await auth.operator(self.core, exchange.headers.get(b"authorization"))
         return await operation.handler(exchange)
 
-    def _refusal(self, exchange: Exchange, operation: Operation | None, error: CoreError) -> Response:
+    def _refusal(
+        self, exchange: Exchange, operation: Operation | None, error: CoreError, dialect: Dialect | None
+    ) -> Response:
         request_id, agent = exchange.request_id, exchange.agent
         status = errors.status_of(error)
         if status >= 500 and status != 503:
             log.warning("%s %s: %s", request_id, operation.name if operation else "no route", error.message)
+        if dialect is not None:
+            return dialect.refusal(exchange, error)
         body = errors.body_of(
             error, request_id, operation.operation_id if operation else None, exchange.scope["method"]
         )

@@ -56,6 +56,7 @@ class Operation:
     ours: bool = False
     contract_name: str | None = None  # of a route that is no operation of the contract but does what one does
     refused: bool = False  # not available: always answered with an error
+    tail: bool = False  # the last parameter of the path takes all that is left of it
 
     @property
     def operation_id(self) -> str | None:
@@ -109,8 +110,16 @@ class Exchange:
         return decoded
 
     async def _decoded(self) -> Any:
-        raw = await decode.read(self._receive, self.content_length, self.operation.body_limit)
-        return decode.json(raw, self.operation.body)
+        return decode.json(await self.raw_body(), self.operation.body)
+
+    async def raw_body(self) -> bytes:
+        """PayloadTooLarge, BadRequest (too slow)."""
+        return await decode.read(self._receive, self.content_length, self.operation.body_limit)
+
+    async def disconnected(self) -> None:
+        """Wait until the client has gone. Only once the body has been read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body's bytes as they arrive."""

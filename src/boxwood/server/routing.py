@@ -18,7 +18,7 @@ class Found(NamedTuple):
 
 
 class _Node:
-    __slots__ = ("allowed", "children", "names", "operations", "wildcard")
+    __slots__ = ("allowed", "children", "names", "operations", "tail", "wildcard")
 
     def __init__(self) -> None:
         self.children: dict[str, _Node] = {}
@@ -26,6 +26,7 @@ class _Node:
         self.operations: dict[str, Operation] = {}
         self.names: tuple[str, ...] = ()
         self.allowed: tuple[str, ...] = ()
+        self.tail = False
 
 
 class Router:
@@ -51,6 +52,7 @@ class Router:
         if node.operations and node.names != tuple(names):
             raise ValueError(f"{path}: the same route has parameters of other names")
         node.operations[operation.method] = operation
+        node.tail = operation.tail
         node.names = tuple(names)
         served = {*node.operations, "OPTIONS"} | ({"HEAD"} if "GET" in node.operations else set())
         node.allowed = tuple(method for method in METHODS if method in served)
@@ -69,11 +71,15 @@ class Router:
 
 def _descend(node: _Node, parts: tuple[str, ...], at: int) -> tuple[_Node, tuple[str, ...]] | None:
     if at == len(parts):
-        return (node, ()) if node.operations else None
+        if node.operations:
+            return node, ()
+        return (node.wildcard, ("",)) if node.wildcard is not None and node.wildcard.tail else None
     part = parts[at]
     child = node.children.get(part)
     if child is not None and (hit := _descend(child, parts, at + 1)) is not None:
         return hit
+    if node.wildcard is not None and node.wildcard.tail:
+        return node.wildcard, ("/".join(parts[at:]),)
     if node.wildcard is not None and part and (hit := _descend(node.wildcard, parts, at + 1)) is not None:
         return hit[0], (part, *hit[1])
     return None

@@ -29,6 +29,7 @@ class RunRow:
     out_bytes: int
     err_bytes: int
     truncated: int
+    tag: str | None = None
 
     @property
     def small(self) -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
+BESIDE = 1 << 32  # from this index on: the places of runs that belong to no session of a user's
+
 
 @dataclass(frozen=True, slots=True)
 class SessionRow:
@@ -78,10 +80,12 @@ def count(connection: sqlite3.Connection, vm_id: str) -> int:
     return found
 
 
-def next_index(connection: sqlite3.Connection, vm_id: str) -> int:
-    """From 1 on: 0 is the default session."""
-    row = connection.execute("SELECT max(idx) FROM sessions WHERE vm_id = ?", (vm_id,)).fetchone()
-    return max(row[0] or 0, 0) + 1
+def next_index(connection: sqlite3.Connection, vm_id: str, *, beside: bool = False) -> int:
+    """From 1 on: 0 is the default session. `beside`: of one that nobody asked for by name."""
+    low, high = (BESIDE, 1 << 62) if beside else (0, BESIDE)
+    found = "SELECT max(idx) FROM sessions WHERE vm_id = ? AND idx >= ? AND idx < ?"
+    row = connection.execute(found, (vm_id, low, high)).fetchone()
+    return low if beside and row[0] is None else (row[0] or 0) + 1
 
 
 def saved_state(connection: sqlite3.Connection, session_id: str) -> bytes | None:
@@ -120,6 +124,8 @@ def copy(
     """Give a VM sessions of its own that go on where those of another one are."""
     copies = []
     for row in of_vm(connection, source_vm):
+        if row.idx >= BESIDE:
+            continue
         session_id = new_id()
         connection.execute(
             "INSERT INTO sessions (id, vm_id, idx, cwd, env, exported, state, created_at)"

@@ -29,13 +29,16 @@ class VMRow:
     origin: str | None
     created_at: int
     last_active_at: int | None
+    expires_at: int | None = None
+    stopped: bool = False
+    labels: str | None = None  # JSON
     depth: int = 0  # of its base; not a column
 
 
 _COLUMNS = tuple(field.name for field in fields(VMRow) if field.name != "depth")
 _SELECT = f"SELECT {', '.join('v.' + name for name in _COLUMNS)}, l.depth FROM vms v JOIN layers l ON l.id = v.base"
 _INSERT = f"INSERT INTO vms ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
-_CHANGEABLE = frozenset({"name", "description", "immutable", "vcpu", "memory_mib", "disk_mib"})
+_CHANGEABLE = frozenset({"name", "description", "immutable", "vcpu", "memory_mib", "disk_mib", "expires_at", "stopped"})
 
 
 def _row(row: sqlite3.Row | None) -> VMRow | None:
@@ -94,6 +97,17 @@ def retop(connection: sqlite3.Connection, vm_id: str, base: str, top: str) -> No
     connection.execute(
         "UPDATE vms SET base = ?, top = ?, written = 0, box_base = NULL WHERE id = ?", (base, top, vm_id)
     )
+
+
+def expired(connection: sqlite3.Connection, now: int) -> list[str]:
+    """Those whose time is over."""
+    return [vm_id for (vm_id,) in connection.execute("SELECT id FROM vms WHERE expires_at <= ?", (now,))]
+
+
+def next_expiry(connection: sqlite3.Connection, now: int) -> int | None:
+    """When the next one's will be."""
+    found: int | None = connection.execute("SELECT min(expires_at) FROM vms WHERE expires_at > ?", (now,)).fetchone()[0]
+    return found
 
 
 def tops(connection: sqlite3.Connection) -> set[str]:

@@ -4,7 +4,8 @@ A `Machine` is what outlives an engine, as the host outlives the server: layers 
 is one server's view of it. Commands, separated by `;`:
 
     echo WORDS · err WORDS · cat PATH · put PATH TEXT · rm PATH · cd DIR · pwd · export K=V · env K · exit N
-    hang (until killed, signalled or `Machine.release`) · flood BYTES · daemon (leaves a process) · prompt
+    hang (until killed, signalled or `Machine.release`) · argv WORDS (as JSON) · bytes HEX · whoami
+    flood BYTES · daemon (leaves a process) · prompt
     fetch BYTES (over the network) · knock NAME (where nobody may)
 """
 
@@ -16,6 +17,7 @@ import hashlib
 import json
 import os
 import posixpath
+import shlex
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -156,8 +158,8 @@ class LivingBox:
         code: int | None = 0
         try:
             async with asyncio.timeout(spec.timeout):
-                for step in spec.command.decode().split(";"):
-                    code = await self.step(process, shell, step.split())
+                for step in _steps(spec.command.decode()):
+                    code = await self.step(process, shell, step)
                     if code:
                         break
         except TimeoutError:
@@ -183,13 +185,19 @@ class LivingBox:
                 await process.write(1, (" ".join(rest) + "\n").encode())
             case ["err", *rest]:
                 await process.write(2, (" ".join(rest) + "\n").encode())
+            case ["argv", *rest]:
+                await process.write(1, json.dumps(rest).encode())
+            case ["bytes", text]:
+                await process.write(1, bytes.fromhex(text))
+            case ["whoami"]:
+                await process.write(1, (process.spec.user or "root").encode() + b"\n")
             case ["stdin"]:
                 await process.write(1, process.spec.stdin or b"")
             case ["cat", path]:
                 await process.write(1, self.read(posixpath.join(shell.cwd, path)))
             case ["put", path, *rest]:
                 self.top[posixpath.normpath(posixpath.join(shell.cwd, path))] = " ".join(rest).encode()
-            case ["rm", path]:
+            case ["rm", "-f", "--", path] | ["rm", path]:
                 self.top[posixpath.normpath(posixpath.join(shell.cwd, path))] = None
             case ["cd", path]:
                 shell.cwd = posixpath.normpath(posixpath.join(shell.cwd, path))
@@ -263,6 +271,16 @@ class Machine:
         for layer_id in reversed(stack):
             shown |= self.layers[layer_id] if layer_id in self.layers else self.images[layer_id]
         return {path: data for path, data in shown.items() if data is not None}
+
+
+def _steps(command: str) -> list[list[str]]:
+    """The words of each; `exec` and quoted words are one, whatever is in them."""
+    if command.startswith("exec '"):
+        argv = shlex.split(command)[1:]
+        if argv[:2] == ["sh", "-c"]:
+            return [step.split() for step in argv[2].split(";")]
+        return [argv]
+    return [step.split() for step in command.split(";")]
 
 
 class FakeBox:

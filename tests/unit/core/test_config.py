@@ -44,6 +44,10 @@ def test_the_caller_goes_before_the_environment_before_the_file(tmp_path):
         ("network_allow = {a = 1}", "not a list of texts"),
         ("share_client_config = 1", "not true or false"),
         ("share_client_config = 'maybe'", "not true or false"),
+        ("dialects = ['agentkernel', 'klingon']", "dialects names 'klingon': known are agentkernel"),
+        ("image_names = 1", "not a table of texts"),
+        ("[image_names]\na = 1", "not a table of texts"),
+        ("image_names = 'a'", "not a table of texts"),
     ],
 )
 def test_complaints(tmp_path, text, complaint):
@@ -69,3 +73,17 @@ def test_lists_and_truths(tmp_path):
 def test_the_environment_is_named_in_complaints(tmp_path):
     with pytest.raises(ConfigError, match="BOXWOOD_PORT: port is 'a'"):
         Config.load(tmp_path, environ={"BOXWOOD_PORT": "a"})
+
+
+def test_images_and_dialects(tmp_path):
+    config = Config.load(tmp_path, environ={})
+    assert config.dialects == ("agentkernel",)
+    assert config.image_names["alpine:3.20"] == "arkuntu"
+    (tmp_path / "config.toml").write_text('dialects = []\n[image_names]\n"node:22" = "node"\n"alpine:3.24" = ""\n')
+    config = Config.load(tmp_path, environ={})
+    assert config.dialects == ()
+    assert (config.image_names["node:22"], config.image_names["alpine:3.20"]) == ("node", "arkuntu")
+    assert "alpine:3.24" not in config.image_names
+    environ = {"BOXWOOD_IMAGE_NAMES": "a:1=b, alpine:3.20=c"}
+    config = Config.load(tmp_path, environ=environ)
+    assert (config.image_names["a:1"], config.image_names["alpine:3.20"]) == ("b", "c")

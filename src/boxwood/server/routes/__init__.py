@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from boxwood.dialects import arker_legacy
+from boxwood.dialects import agentkernel, arker_legacy
+from boxwood.server.dialect import Dialect
 from boxwood.server.exchange import Operation
 from boxwood.server.routes import files, keys, network, operator, refused, runs, service, sessions, vms
 
@@ -18,3 +19,5 @@ OPERATIONS: tuple[Operation, ...] = (
     *operator.OPERATIONS,
     *arker_legacy.OPERATIONS,
 )
+
+DIALECTS: tuple[Dialect, ...] = (agentkernel.DIALECT,)

@@ -1,0 +1,68 @@
+"""agentkernel's protocol on a real server that is killed in the middle."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from servers import Server, until
+
+
+def ok(server: Server, method: str, path: str, body: object = None) -> object:
+    status, answer = server.request(method, path, body)
+    assert status < 300, answer
+    return answer["data"]
+
+
+def test_what_outlives_the_server(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    ok(server, "POST", "/sandboxes", {"name": "a"})
+    ok(server, "PUT", "/sandboxes/a/files/srv/f", {"content": "kept"})
+    ok(server, "POST", "/sandboxes", {"name": "stopped"})
+    ok(server, "POST", "/sandboxes/stopped/stop")
+    ok(server, "POST", "/sandboxes", {"name": "short"})
+    wait = ["sh", "-c", "echo begun; while [ ! -e /tmp/go ]; do sleep 0.02; done; echo ended"]
+    made = ok(server, "POST", "/sandboxes/a/exec/detach", {"command": wait})
+    url = f"/sandboxes/a/exec/detached/{made['id']}"
+    until(lambda: ok(server, "GET", f"{url}/logs")["stdout"] == "begun\n")
+    ok(server, "POST", "/sandboxes/short/extend", {"by": "1s"})
+    server.kill9()
+    server.start()
+    assert ok(server, "GET", url)["status"] == "running"
+    assert ok(server, "GET", "/sandboxes/a/files/srv/f")["content"] == "kept"
+    assert ok(server, "GET", "/sandboxes/stopped")["status"] == "stopped"
+    until(lambda: server.request("GET", "/sandboxes/short")[0] == 404)
+    ok(server, "PUT", "/sandboxes/a/files/tmp/go", {"content": ""})
+    until(lambda: ok(server, "GET", url)["status"] == "completed")
+    assert ok(server, "GET", f"{url}/logs") == {"stdout": "begun\nended\n"}
+
+
+def test_the_sandbox_of_a_run_whose_server_dies_is_not_for_ever(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+
+    def run() -> None:
+        with suppress(OSError):  # its server is killed
+            server.request("POST", "/run", {"command": ["sleep", "600"]})
+
+    waiting = threading.Thread(target=run)
+    waiting.start()
+
+    def leased() -> list[tuple[int]]:
+        with sqlite3.connect(server.data / "boxwood.db") as database:
+            found = database.execute(
+                "SELECT 1 FROM vms v JOIN runs r ON r.vm_id = v.id WHERE expires_at > 0"
+            ).fetchall()
+        database.close()
+        return found
+
+    until(leased)
+    server.kill9()
+    waiting.join()
+    assert leased(), "it was not given up in good order"
+    with sqlite3.connect(server.data / "boxwood.db") as database:
+        database.execute("UPDATE vms SET expires_at = 1 WHERE expires_at > 0")  # its two minutes are over
+    database.close()
+    server.start()
+    until(lambda: not server.request("GET", "/v1/vms")[1]["vms"])
