@@ -89,6 +89,21 @@ class Exceptions:
             return True
         return any(address in network for network in self.networks) and not _in_any(address, METADATA)
 
+    def places(self) -> list[tuple[str, int, int]]:
+        """What is open now, of IPv4: address or network, first and last port."""
+        found = []
+        looked_up = self.looked_up()
+        for rule in self.rules:
+            places = [str(rule.network)] if rule.network is not None else looked_up.get(rule.name, ())
+            found += [(place, rule.first_port, rule.last_port) for place in places if ":" not in place]
+        return found
+
+    def open(self, address: Address, port: int) -> bool:
+        """Do they open this port of this address?"""
+        return self.allows(address) and any(
+            first <= port <= last and address in ipaddress.ip_network(place) for place, first, last in self.places()
+        )
+
     def set_addresses(self, name: str, addresses: Sequence[str]) -> None:
         """What the host has found for an excepted name. Addresses that no exception may open are left out, whoever put
         them into the name. KeyError for a name that is not excepted."""

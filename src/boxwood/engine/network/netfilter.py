@@ -6,10 +6,11 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from boxwood.engine.api import Denial
-from boxwood.engine.network.netlink import DUMP, NESTED, Netlink, Overrun, attribute, attributes
+from boxwood.engine.network.netlink import DUMP, NESTED, Netlink, Overrun, attribute, attributes, nested
 
 _NETFILTER = 12  # the netlink protocol
 _CONNTRACK_GET, _CONNTRACK_DELETE = 1 << 8 | 1, 1 << 8 | 2
@@ -17,6 +18,7 @@ _LOG_PACKET, _LOG_CONFIG = 4 << 8, 4 << 8 | 1
 _TUPLE_ORIG, _TUPLE_IP, _TUPLE_PROTO, _IP_SRC, _IP_DST, _PROTO_DST_PORT = 1, 1, 2, 1, 2, 3
 _CFG_CMD, _CFG_MODE, _BIND, _COPY_PACKET = 1, 2, b"\1", 2
 _PAYLOAD, _PREFIX = 9, 10
+_FILTER, _FILTER_ORIG, _FILTER_IP_SRC = 25, 1, 1
 _TABLE_EVENTS, _DELETED_TABLE, _TABLE_NAME = 7, 10 << 8 | 2, 1
 _HEAD_BYTES = 64  # of each packet: addresses and ports
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
@@ -33,10 +35,10 @@ class Connections:
     def __init__(self) -> None:
         self._netlink = Netlink(_NETFILTER)
 
-    def end(self, ends: Callable[[str, str, int], bool]) -> None:
-        """End those that are to: from, to, port. Each by all that it is known by: kernels before 6.11 know no other
-        way. OSError: the kernel does not tell them."""
-        dump = self._netlink.ask((_CONNTRACK_GET, DUMP, _message(socket.AF_INET)))
+    def end(self, ends: Callable[[str, str, int], bool], which: bytes = b"") -> None:
+        """End those that are to: from, to, port. `which`: attributes of those that the kernel tells at all. Each by all
+        that it is known by: kernels before 6.11 know no other way. OSError."""
+        dump = self._netlink.ask((_CONNTRACK_GET, DUMP, _message(socket.AF_INET) + which))
         for _, body in dump:
             raw = dict(attributes(body[4:])).get(_TUPLE_ORIG, b"")
             if ends(*_tuple(raw)):
@@ -44,8 +46,19 @@ class Connections:
                     delete = _message(socket.AF_INET) + attribute(_TUPLE_ORIG | NESTED, raw)
                     self._netlink.ask((_CONNTRACK_DELETE, 0, delete))
 
+    def forget(self, addresses: Sequence[str]) -> None:
+        """All that these have opened. The kernel looks for them, not we. OSError."""
+        for address in addresses:
+            source = nested(_TUPLE_ORIG, nested(_TUPLE_IP, attribute(_IP_SRC, socket.inet_aton(address))))
+            which = nested(_FILTER, attribute(_FILTER_ORIG, struct.pack("=I", _FILTER_IP_SRC)))
+            self.end(partial(_is_from, address), source + which)
+
     def close(self) -> None:
         self._netlink.close()
+
+
+def _is_from(address: str, source: str, target: str, port: int) -> bool:
+    return source == address
 
 
 def _tuple(raw: bytes) -> tuple[str, str, int]:

@@ -31,7 +31,7 @@ _LINK = struct.Struct("=BxHiII")
 _RECEIVED = 1 << 18
 
 
-class Overrun(Exception):
+class Overrun(OSError):
     """The kernel had more to tell than there was room for: what is known has to be asked for again."""
 
 
@@ -96,7 +96,7 @@ class Netlink:
                 if kind == _ERROR:
                     code = -struct.unpack_from("=i", body)[0]
                     if code:
-                        self._skip(number)
+                        self._skip()
                         raise OSError(code, os.strerror(code), at - first)
                     if at == number:
                         return found
@@ -105,7 +105,7 @@ class Netlink:
                 else:
                     found.append((kind, body))
 
-    def _skip(self, last: int) -> None:
+    def _skip(self) -> None:
         """Answers to later messages of the batch, already here, are nobody's."""
         try:
             while True:

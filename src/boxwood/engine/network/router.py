@@ -40,7 +40,7 @@ from boxwood.engine.network.upstream import Upstream
 from boxwood.engine.uidrange import CHUNK, lock
 
 _REFRESH_SECONDS = 30.0
-_GATHERING = 0.01  # seconds in which wires that go are dealt with together
+_GATHERING, _AGAIN = 0.01, 0.5  # seconds in which wires that go are dealt with together; until that is tried again
 _LAST_WIRES_SECONDS = 10.0
 _PACKET = 1 << 16
 _NAMES_PORT = 53  # whatever server was meant, ours was asked
@@ -70,7 +70,6 @@ class Router:
         self._one_at_a_time = asyncio.Lock()  # of what changes the table, or goes by it
         self._over, self._empty = asyncio.Event(), asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.note = ""  # what is in the way
 
     # --- its life
 
@@ -85,8 +84,8 @@ class Router:
         loop.add_reader(self._zygote.fileno(), self._on_zygote)
         tasks = [loop.create_task(self._resolver.serve(*sockets)), loop.create_task(self._keep_fresh())]
         await self._desk.open()
-        self.note = await asyncio.to_thread(forwarding.pass_firewall)
-        self._say({"ready": True, "mtu": mtu, "note": self.note})
+        note = await asyncio.to_thread(forwarding.pass_firewall)
+        self._say({"ready": True, "mtu": mtu, "note": note})
         over = loop.create_task(self._over.wait())
         done, _ = await asyncio.wait((over, *tasks), return_when=asyncio.FIRST_COMPLETED)
         for task in (over, *tasks):
@@ -105,7 +104,12 @@ class Router:
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a task of the router failed", exc_info=task.exception())
 
     async def _keep_fresh(self) -> None:
         while True:
@@ -123,15 +127,17 @@ class Router:
             self._exceptions.set_addresses(name, sorted({str(entry[4][0]) for entry in found}))
         try:
             async with self._one_at_a_time:
-                await asyncio.to_thread(self._table.allow, self._allowed())
-            self.note = await asyncio.to_thread(forwarding.pass_firewall)
+                await asyncio.to_thread(self._table.allow, self._exceptions.places())
+            note = await asyncio.to_thread(forwarding.pass_firewall)
         except NftError as error:
             log.warning("%s", error)
+        else:
+            self._say({"note": note})
 
     async def _go_by_others(self) -> None:
         """There are other exceptions: what is open to where nobody may go any more is ended."""
         await self._refresh()
-        self._connections.end(self._is_closed)
+        self._end_connections()
 
     def _on_removals(self) -> None:
         """Somebody has removed the table, with all others most likely: boxes reach whatever the host does, until it is
@@ -140,27 +146,24 @@ class Router:
             log.warning("the table %s was removed by somebody: it is put up again", self._table.name)
             try:
                 self._table.put_up(self._guarded)
-                self._table.allow(self._allowed())
+                self._table.allow(self._exceptions.places())
             except NftError as error:
                 log.error("%s", error)
+            self._end_connections()
+
+    def _end_connections(self) -> None:
+        """Those to where nobody may go."""
+        try:
             self._connections.end(self._is_closed)
+        except OSError as error:
+            log.error("connections that are open to forbidden places could not be ended: %s", error)
 
     def _is_closed(self, box: str, address: str, port: int) -> bool:
         """May this box of ours not go there?"""
         found = ipaddress.ip_address(address)
         if not self._ledger.knows(box) or is_public(found) or port == _NAMES_PORT:
             return False
-        return not any(
-            first <= port <= last and found in ipaddress.ip_network(place) for place, first, last in self._allowed()
-        )
-
-    def _allowed(self) -> list[tuple[str, int, int]]:
-        found = []
-        looked_up = self._exceptions.looked_up()
-        for rule in self._exceptions.rules:
-            places = [str(rule.network)] if rule.network is not None else looked_up.get(rule.name, ())
-            found += [(place, rule.first_port, rule.last_port) for place in places if ":" not in place]
-        return found
+        return not self._exceptions.open(found, port)
 
     # --- wires
 
@@ -185,15 +188,19 @@ class Router:
             if any(netlink.parse_link(body).group == self._group for body in gone):
                 self._settle_soon()
 
-    def _settle_soon(self) -> None:
+    def _settle_soon(self, seconds: float = _GATHERING) -> None:
         if self._settling is None:
-            self._settling = asyncio.get_running_loop().call_later(_GATHERING, lambda: self._begin(self._settle()))
+            self._settling = asyncio.get_running_loop().call_later(seconds, lambda: self._begin(self._settle()))
 
     async def _settle(self) -> None:
         """Close the accounts of boxes that have ended and whose wires are gone, and give their addresses back."""
         self._settling = None
-        async with self._one_at_a_time:
-            await self._settle_now()
+        try:
+            async with self._one_at_a_time:
+                await self._settle_now()
+        except OSError as error:  # netlink was overrun, or the host is short of something
+            log.warning("wires that have gone are looked at again: %s", error)
+            self._settle_soon(_AGAIN)
 
     async def _settle_now(self) -> None:
         current = self._current()
@@ -202,22 +209,28 @@ class Router:
         free = sorted(self._ended - {wire.address_in(link.name) for link in current})
         if not free:
             return
+        self._connections.forget(free)
         self._on_denials()
-        try:
-            final = await asyncio.to_thread(self._ledger.usage, free)
-            await asyncio.to_thread(self._table.forget, free)
-        except NftError as error:
-            log.warning("%s", error)
-            final = {}
-        self._ledger.close(free)
-        for vm, usage in final.items():
-            self._desk.tell({"ended": vm, "usage": usage})
-        gone = set(free)
-        self._connections.end(lambda source, target, port: source in gone)
+        await self._close_accounts(free)
         for address in free:
             self._resolver.forget(address)
             self._ended.discard(address)
             self._say({"clean": address})
+
+    async def _close_accounts(self, addresses: list[str]) -> None:
+        """Told and closed at once: who asks in between would count them twice."""
+        try:
+            final = await asyncio.to_thread(self._ledger.usage, addresses)
+        except NftError as error:
+            log.warning("%s", error)
+            final = {}
+        for vm, usage in final.items():
+            self._desk.tell({"ended": vm, "usage": usage})
+        self._ledger.close(addresses)
+        try:
+            await asyncio.to_thread(self._table.forget, addresses)
+        except NftError as error:
+            log.warning("%s", error)
 
     # --- what others say
 
@@ -265,8 +278,8 @@ class Router:
 
     def remove(self) -> None:
         """Nothing of ours stays with the host."""
-        self._connections.end(lambda source, target, port: self._ledger.knows(source))
         self._table.remove()
+        self._connections.end(lambda source, target, port: self._ledger.knows(source))
 
 
 def _drop_privileges() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -46,9 +47,7 @@ class Uplink:
         self.is_wanted = False
         self._is_fresh = True  # no router of ours has worked yet
         self._failures = 0  # in a row
-        self._ending: dict[
-            str, tuple[Range, str]
-        ] = {}  # and their VMs, by addresses that the router has yet to give back
+        self._ending: dict[str, tuple[Range, str]] = {}  # with VMs, by addresses that the router has yet to give back
         self._tenants: dict[str, str] = {}  # VMs by addresses
         self.problem = "it has not been started"
 
@@ -73,13 +72,14 @@ class Uplink:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 self._pid = self._spawn(theirs)
-            ours.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BEHIND)
-            self._selector.register(ours, selectors.EVENT_READ, self._on_message)
         except OSError as error:
             self.problem = f"its router cannot be started: {error.strerror}"
             self._failures += 1
             return
         self._sock, self._mtu, self.problem = ours, 0, "its router is starting"
+        self._selector.register(ours, selectors.EVENT_READ, self._on_message)
+        with contextlib.suppress(OSError):  # then a router that is far behind is replaced sooner
+            ours.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BEHIND)
 
     def _spawn(self, sock: socket.socket) -> int:
         command = [
@@ -110,6 +110,8 @@ class Uplink:
         if "clean" in said:
             if (found := self._ending.pop(said["clean"], None)) is not None:
                 self._free(found[0])
+        elif "note" in said and "ready" not in said:
+            self.problem = said["note"]
         elif "error" in said:
             self.problem = said["error"]
         elif "ready" in said:
