@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -39,6 +40,7 @@ def main() -> int:
     if os.geteuid() != 0:
         print("bench: needs root, as Boxwood does in this release", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is taken down all the same
     wanted = options.only or SECTIONS
     scratch = Path(tempfile.mkdtemp(prefix="boxwood-bench-"))
     server = Server(scratch / "data")

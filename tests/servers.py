@@ -19,7 +19,7 @@ import guard
 from boxwood import Boxwood
 from boxwood.engine.daemon import instance
 
-PREPARED = 4  # boxwood.engine.zygote makes so many processes ahead
+PREPARED = 4  # boxwood.engine.spares makes so many processes ahead
 START_SECONDS = 90.0  # the very first start on a machine makes the host image
 
 

@@ -21,77 +21,49 @@ import selectors
 import signal
 import socket
 import sys
-import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from boxwood.engine import birth, box
+from boxwood.engine import birth
 from boxwood.engine import kernel as k
 from boxwood.engine.api import Limits
 from boxwood.engine.cgroup import Cgroups
 from boxwood.engine.layers import jail
 from boxwood.engine.network.uplink import Uplink
-from boxwood.engine.network.wire import Wire
 from boxwood.engine.overlay import MOST_LAYERS, Places, by_descriptor, prepare_top
 from boxwood.engine.peer import Lost, Peer
-from boxwood.engine.uidrange import Range, Ranges
-from boxwood.engine.ulid import checked, new_ulid
+from boxwood.engine.spares import Live, Spares, pidfd_of
+from boxwood.engine.uidrange import Ranges
+from boxwood.engine.ulid import checked
 from boxwood.engine.unmounter import Unmounter
 
 _HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}\Z")
-_AHEAD = 4  # processes prepared for boxes to come
-_QUIET = 0.002  # seconds without a request after which they are made
 _LONELY = 5.0  # seconds between looks whether a server can still come
 _RETRY = 0.02  # seconds until a busy cgroup is tried again
-_PAUSE = 1.0  # seconds until a process is prepared again, after it failed
+_PAUSE = 1.0  # seconds between looks at a router that is down
 
 
 class Refused(Exception):
     """A request that makes no sense: its text is the answer."""
 
 
-@dataclass(slots=True)
-class Live:
-    """A process that is a box, or prepared to become one (then `box` is empty): what the zygote holds of it."""
-
-    pid: int
-    pidfd: int
-    hook: socket.socket
-    range: Range
-    group: str  # the name of its cgroups
-    box: str = ""
-    vm: str = ""  # empty also of a box that was booted ahead of its VM
-    top: str = ""
-    hostname: str = ""
-    wire: Wire | None = None  # it has, or is to have
-    address: str = ""  # that has been its own at any time: not free before the network has forgotten it
-    limits: Limits = Limits()  # what its cgroups have: these too when it was prepared
-    mounts: int | None = None  # its mount namespace, held while it dies
-
-
 class Zygote:
     def __init__(self, data: Path, images: Path, locks: Path, places: Places | None) -> None:
         directory = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         self._data = data
-        self._places = places
         self._layers = os.open(data / "layers", directory)
         self._images = os.open(images, directory)
         self._ranges = Ranges(locks, self._layers, self._images)
-        self._pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._uts_namespace = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
         self._selector = selectors.DefaultSelector()
         self._uplink = Uplink(data, locks, self._selector, self._ranges.give_back)
-        self._wired = True  # did who asked for a box last want the network?
         self._boxes: dict[str, Live] = {}
         self._unmounter = Unmounter()
-        self._spares: list[Live] = []
+        self._spares = Spares(str(data / "mnt"), places, self._ranges, self._uplink, self._take_in, self._remove_cgroup)
         self._jobs: dict[int, int] = {}  # pidfd -> pid
         self._busy_cgroups: set[str] = set()
-        self._pause_until = 0.0  # of preparing
-        self._seccomp = b""
         self._cgroups: Cgroups | None = None
         self._peer: Peer | None = None
         self._ending: tuple[Peer | None, int] | None = None  # who asked for the end, and under which number
@@ -126,18 +98,13 @@ class Zygote:
         self._finish(listener)
 
     def _patience(self) -> float | None:
-        if self._wants_spares:
-            return max(_QUIET, self._pause_until - time.monotonic())
+        if self._spares.wanted and not self._ending:
+            return self._spares.patience
         if self._busy_cgroups:
             return _RETRY
         if self._uplink.is_down and not self._ending:
             return _PAUSE
         return _LONELY if self._peer is None and not self._ending else None
-
-    @property
-    def _wants_spares(self) -> bool:
-        ready = bool(self._seccomp) and not self._uplink.starting  # a wire that is there already is no work later
-        return ready and not self._ending and len(self._spares) < _AHEAD
 
     def _spare_time(self) -> None:
         """Nothing has happened for a moment."""
@@ -147,12 +114,8 @@ class Zygote:
         if self._uplink.is_down and not self._ending:
             self._uplink.revive()
         self._busy_cgroups = {b for b in self._busy_cgroups if not self._removed(b)}
-        if self._wants_spares and time.monotonic() >= self._pause_until:
-            try:
-                self._prepare(idle=True)
-            except (OSError, RuntimeError):  # the host is short of something: no reason to die, and all boxes with us
-                traceback.print_exc()
-                self._pause_until = time.monotonic() + _PAUSE
+        if self._spares.wanted and not self._ending:
+            self._spares.make_ahead()
 
     def _reachable(self) -> bool:
         """Can a server still come? Not when the data directory is gone, or another zygote has taken the place."""
@@ -231,14 +194,14 @@ class Zygote:
     def _configure(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """The seccomp program (in a memfd), the name of this instance's cgroups, and what boxes may reach beside the
         internet."""
-        self._seccomp = os.pread(fds[0], 1 << 20, 0)
+        seccomp = os.pread(fds[0], 1 << 20, 0)
         instance = request["instance"]
         if self._cgroups is None:
             self._cgroups = Cgroups.find(checked(instance))
             self._cgroups.sweep()
         allow = [str(entry) for entry in request["allow"]]
-        self._wired = bool(request["network"])
-        self._uplink.configure(self._ranges.chunk, allow, str(request["resolv"]), at_once=self._wired)
+        self._spares.configure(seccomp, self._cgroups, wired=bool(request["network"]))
+        self._uplink.configure(self._ranges.chunk, allow, str(request["resolv"]), at_once=self._spares.wired)
         return {"ok": True, "pid": os.getpid()}
 
     def _network(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -259,11 +222,11 @@ class Zygote:
             raise Refused(f"{len(layers)} layers: at most {MOST_LAYERS} can be mounted")
         hostname = _hostname(request)
         prepare_top(self._layers, top)
-        self._wired = bool(request["network"])
-        if self._wired:
+        self._spares.wired = bool(request["network"])
+        if self._spares.wired:
             self._uplink.wait()
-        live = self._spares[0] if self._spares else self._prepare()  # the one that has had most time
-        wire = (live.wire or self._uplink.wire(live.range)) if self._wired else None
+        live = self._spares.next()
+        wire = (live.wire or self._uplink.wire(live.range)) if self._spares.wired else None
         plan = {"layers": layers, "top": top, "hostname": hostname, "wire": wire and wire.fields()}
         limits = Limits(**request["limits"])
         self._cgroups.limit(live.group, limits, live.limits)
@@ -308,46 +271,6 @@ class Zygote:
         finally:
             k.setns(self._uts_namespace, k.NEWUTS)
         live.hostname = hostname
-
-    def _prepare(self, *, idle: bool = False) -> Live:
-        """A process with everything a box needs but its VM. `idle`: made when nobody else wants the processor."""
-        assert self._cgroups is not None
-        range_, group = self._ranges.take(), new_ulid()
-        wire = self._uplink.wire(range_) if self._wired else None
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.shutdown(socket.SHUT_RD)
-        try:
-            cgroups = [f"{directory}/{self._cgroups.door}" for directory in self._cgroups.make(group, Limits())]
-            stage = str(self._data / "mnt")
-            ground = box.Ground(range_, tuple(cgroups), stage, self._seccomp, self._places, wire)
-            pid = self._fork_in_new_namespace(ground, theirs, idle)
-            pidfd = _pidfd(pid)
-        except BaseException:
-            ours.close()
-            self._ranges.give_back(range_)
-            self._remove_cgroup(group)
-            raise
-        finally:
-            theirs.close()
-        live = Live(pid, pidfd, ours, range_, group, wire=wire, address=wire.address if wire else "")
-        self._spares.append(live)
-        self._selector.register(live.pidfd, selectors.EVENT_READ, lambda: self._on_death(live))
-        return live
-
-    def _fork_in_new_namespace(self, ground: box.Ground, hook: socket.socket, idle: bool) -> int:
-        k.unshare(k.NEWPID)  # for the children of this process, which stays where it is
-        try:
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    if idle:
-                        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-                    birth.live_as_box(ground, hook)
-                finally:
-                    os._exit(72)  # whatever happens, a child does not go on as a second zygote
-        finally:
-            k.setns(self._pid_namespace, k.NEWPID)
-        return pid
 
     def _link(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         live = self._live(request)
@@ -401,7 +324,7 @@ class Zygote:
         if pid == 0:
             birth.reset_signals()
             jail.jailed(request["job"], self._layers, self._images, fds[0])
-        pidfd = _pidfd(pid)
+        pidfd = pidfd_of(pid)
         self._jobs[pidfd] = pid
         self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._on_job_end(pidfd))
         return {"ok": True}
@@ -413,6 +336,10 @@ class Zygote:
         return live
 
     # --- deaths
+
+    def _take_in(self, live: Live) -> None:
+        """It has been made: its end is to be heard."""
+        self._selector.register(live.pidfd, selectors.EVENT_READ, lambda: self._on_death(live))
 
     def _on_death(self, live: Live) -> None:
         _, status = os.waitpid(live.pid, 0)  # PID 1 is reaped when the last process of its namespace is gone
@@ -483,16 +410,6 @@ def _hostname(request: dict[str, Any]) -> str:
     if not _HOSTNAME.match(hostname):
         raise Refused("a hostname has 1 to 63 letters, digits, dots and hyphens")
     return hostname
-
-
-def _pidfd(pid: int) -> int:
-    """Of a child. Without one its end would not be heard of, so then there is no child either."""
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        raise
 
 
 def _kill(pidfd: int) -> None:
