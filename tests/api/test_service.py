@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 import contract
+from boxwood.server import app
 from boxwood.server.app import App
 from boxwood.server.exchange import Operation
 from boxwood.server.hosts import Hosts, url
@@ -23,6 +24,23 @@ async def test_health_is_public(either):
     contract.check(answer, "HealthResponse", *OURS)
     assert answer["status"] == "ok"
     assert all(isinstance(active, bool) for active in answer["isolation"].values())
+
+
+async def test_health_tells_of_the_host_as_it_is(api, monkeypatch):
+    """Not only as it was at the start; and nobody waits for the engine's answer."""
+    said = {"network of VMs": True}
+
+    async def features():
+        for name, active in said.items():
+            yield name, active, ""
+
+    monkeypatch.setattr(api.app.core.engine, "features", features)
+    monkeypatch.setattr(app, "SURVEY_SECONDS", -1.0)
+    for active in (True, False):
+        said["network of VMs"] = active
+        async with asyncio.timeout(10):
+            while (await api.ok("GET", "/health", headers=NOBODY))["isolation"] != said:
+                await asyncio.sleep(0)  # a request within one process lets nobody else run
 
 
 async def test_health_while_the_host_image_is_made(api, monkeypatch):

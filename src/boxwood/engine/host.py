@@ -100,7 +100,10 @@ class HostEngine:
     async def features(self) -> AsyncIterator[tuple[str, bool, str]]:
         for check in self._checks:
             if check.name == doctor.NETWORK and check.active and self._zygote.connected:
-                said = await self._zygote.ask("network", {})
+                try:
+                    said = await self._zygote.ask("network", {})
+                except EngineError as error:
+                    said = {"active": False, "why": str(error)}
                 yield check.name, said["active"], said["why"] or check.why
             else:
                 yield check.name, check.active, check.why or check.fix

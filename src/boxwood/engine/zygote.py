@@ -208,8 +208,7 @@ class Zygote:
         """Can boxes have one, and if not, why; what is in the way of those that have."""
         if not self._uplink.is_wanted:
             return {"active": True, "why": "its router is started when a VM first wants it"}
-        self._uplink.wait()
-        return {"active": self._uplink.up, "why": self._uplink.problem}
+        return {"active": self._uplink.up or self._uplink.starting, "why": self._uplink.problem}
 
     def _boot(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         if self._cgroups is None:

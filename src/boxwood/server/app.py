@@ -26,6 +26,7 @@ log = logging.getLogger("boxwood.server")
 
 ONCE = frozenset({b"host", b"authorization", b"content-length", b"idempotency-key", b"user-agent"})
 ROUTER = Router(OPERATIONS)
+SURVEY_SECONDS = 5.0  # between looks at what the host gives
 
 
 class App:
@@ -40,13 +41,24 @@ class App:
         self.stopping = asyncio.Event()
         self.preparing: Preparing | None = None
         self.problem: str | None = None
-        self.isolation: dict[str, bool] = {}
+        self._isolation: dict[str, bool] = {}
+        self._surveying: asyncio.Task[None] | None = None
+        self._surveyed_at = 0.0
         self.document = encode(document(OPERATIONS))
         self.dialects = tuple(dialect for dialect in DIALECTS if dialect.name in core.config.dialects)
 
     async def survey(self) -> None:
         """Learn which layers of isolation this host gives."""
-        self.isolation = {name: active async for name, active, _ in self.core.engine.features()}
+        self._surveyed_at = asyncio.get_running_loop().time()
+        self._isolation = {name: active async for name, active, _ in self.core.engine.features()}
+
+    @property
+    def isolation(self) -> dict[str, bool]:
+        """As of some seconds ago: whoever asks, and how often, the engine is asked now and then."""
+        now = asyncio.get_running_loop().time()
+        if now > self._surveyed_at + SURVEY_SECONDS and (self._surveying is None or self._surveying.done()):
+            self._surveying = asyncio.get_running_loop().create_task(self.survey())
+        return self._isolation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
