@@ -75,8 +75,8 @@ async def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     config = Config(tmp_path / "data", images)
     core = await Core.open(config, fake_engine.FakeEngine(machine))
     app = App(core)
-    await app.survey()
     await core.goldens.ensure_host()
+    await app.start()
     key = (config.data / "root.key").read_text().strip()
     transport = httpx2.ASGITransport(app)
     async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:18888") as http:

@@ -110,9 +110,9 @@ async def test_images_are_guessed(ak, monkeypatch):
     asked = []
     real = runs.images.source
 
-    async def source(exchange, image):
+    def source(exchange, image):
         asked.append(image)
-        return await real(exchange, image)
+        return real(exchange, image)
 
     monkeypatch.setattr(runs.images, "source", source)
     for program in ("python3", "/usr/bin/pip", "sh", "node", ""):

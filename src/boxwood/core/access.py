@@ -86,7 +86,8 @@ class Access:
         near = self._database.near
         if has_id_shape(reference):
             ident = reference.upper()
-            return vm_rows.by_id(near, ident) if is_id(ident) else None
+            row = vm_rows.by_id(near, ident) if is_id(ident) else None
+            return None if row is None or row.hidden else row
         if len(reference) > _REFERENCE_CHARACTERS or not reference.isascii():
             return None
         rows = (vm_rows.by_name(near, org, reference) for org in orgs)
@@ -117,6 +118,7 @@ class Access:
             expires_at=clock.shown_or_none(row.expires_at),
             stopped=bool(row.stopped),
             labels=json.loads(row.labels) if row.labels else {},
+            pool_id=row.pool_id,
         )
 
     def session(self, row: SessionRow) -> Session:

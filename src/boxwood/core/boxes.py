@@ -114,6 +114,7 @@ class Boxes:
         self._live: dict[str, Slot] = {}  # those with a box
         self._closing = False
         self.session_states: dict[str, str] = {}  # of those that are not idle
+        self._kept: dict[str, Callable[[], None]] = {}  # who have their boxes whether they are used or not
         self.put_down_hook: Callable[[], None] = lambda: None  # a box is gone: its layers may be collected
 
     def slot(self, vm_id: str) -> Slot:
@@ -208,6 +209,15 @@ class Boxes:
                     await slot.box.settle()  # a shell that is where it was says nothing: this is when all has been said
         return slot.directories.get(session_id)
 
+    def keep(self, vm_id: str, lost: Callable[[], None]) -> None:
+        """Do not park the VM for being idle; `lost` is called if its box dies."""
+        self._kept[vm_id] = lost
+
+    def release(self, vm_id: str) -> None:
+        """From now on its box is as others' are."""
+        if self._kept.pop(vm_id, None) is not None and (slot := self._live.get(vm_id)) is not None:
+            self.touch(slot)
+
     # Coming and going
 
     async def _have_box(self, slot: Slot) -> None:
@@ -235,7 +245,8 @@ class Boxes:
         marked = self._database.submit(mark, small=True)
         try:
             stack, networked = Stack(layers, row.top, images), self.network(row) != "none"
-            box = await self._engine.boot(BoxSpec(vm_id, stack, _hostname(row), self._limits(row), networked))
+            spec = BoxSpec(vm_id, stack, _hostname(row), self._limits(row), networked, ahead=row.hidden)
+            box = await self._engine.boot(spec)
         except EngineError as error:
             if not marked.cancel():  # as a wait: it is committed all the same, and taken back
                 marked.exception()
@@ -298,6 +309,8 @@ class Boxes:
         runs = list(slot.runs.values())
         slot.runs.clear()
         self._database.post(lambda connection: vm_rows.parked(connection, slot.vm_id), small=True)
+        if (lost := self._kept.pop(slot.vm_id, None)) is not None:
+            lost()
         for run in runs:
             run.lost(reason)
         self.put_down_hook()
@@ -330,7 +343,7 @@ class Boxes:
 
     def touch(self, slot: Slot) -> None:
         """Something ended: from now on the box may be idle."""
-        if slot.busy or slot.box is None or self._closing:
+        if slot.busy or slot.box is None or self._closing or slot.vm_id in self._kept:
             return
         loop = asyncio.get_running_loop()
         slot.idle_since = loop.time()
@@ -339,7 +352,7 @@ class Boxes:
 
     def _idle(self, slot: Slot) -> None:
         slot.timer = None
-        if slot.busy or slot.box is None or self._closing:
+        if slot.busy or slot.box is None or self._closing or slot.vm_id in self._kept:
             return
         loop = asyncio.get_running_loop()
         left = slot.idle_since + self._config.idle_seconds - loop.time()

@@ -15,7 +15,7 @@ from typing import Any
 
 MIB = 1 << 20
 NETWORKS = ("internet", "none")  # what a VM can have
-DIALECTS = ("agentkernel",)  # other systems' protocols that can be switched off
+DIALECTS = ("agentkernel", "arl-kubernetes", "arl-gateway")  # other systems' protocols that can be switched off
 
 # What other systems' names of images stand for where nothing else is said: the image of this host.
 IMAGE_NAMES = {
@@ -39,6 +39,7 @@ class Config:
     host: str = "127.0.0.1"
     port: int = 18888
     idle_seconds: float = 60.0  # a box that has nothing to do for so long is parked
+    pool_vms: int = 512  # that may wait in all pools together
     ready_boxes: int = 8  # booted ahead of demand, of the images and VMs that are forked these days
     vcpu: int = 0
     memory_mib: int = 2048
@@ -93,6 +94,7 @@ class Config:
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("port", 0, 65535),
     ("idle_seconds", 0, 30 * 86400),
+    ("pool_vms", 0, 100_000),
     ("ready_boxes", 0, 1000),
     ("vcpu", 0, 255),
     ("memory_mib", 0, 1 << 24),

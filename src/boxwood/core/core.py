@@ -15,6 +15,7 @@ from pathlib import Path
 from boxwood.core import clock
 from boxwood.core.access import Access
 from boxwood.core.boxes import Boxes
+from boxwood.core.changes import Changes
 from boxwood.core.config import Config
 from boxwood.core.errors import CoreError
 from boxwood.core.files import Files
@@ -24,6 +25,8 @@ from boxwood.core.keys import Keys
 from boxwood.core.lanes import Lanes
 from boxwood.core.layers import Layers
 from boxwood.core.networks import Networks
+from boxwood.core.pools import Pools
+from boxwood.core.records import Records
 from boxwood.core.refusals import of_store
 from boxwood.core.runs import Runs
 from boxwood.core.sessions import Sessions
@@ -44,7 +47,8 @@ class DataInUse(Exception):
 
 
 class Core:
-    """`keys`, `vms`, `runs`, `sessions`, `files`, `networks`, `goldens`: see the class of each."""
+    """`keys`, `vms`, `pools`, `runs`, `sessions`, `files`, `networks`, `goldens`, `records`, `changes`: see their
+    classes."""
 
     def __init__(self, config: Config, engine: Engine, database: Database, keys: Keys, signer: Signer) -> None:
         spool = config.data / "spool"
@@ -59,6 +63,8 @@ class Core:
         self._boxes.put_down_hook = self.layers.box_gone
         self._uploads = Uploads(database, config.data / "uploads")
         access = Access(database, self._boxes)
+        self.changes = Changes()
+        self.records = Records(database, self.changes, self._tasks)
         repeats = Idempotency(database)
         self.networks = Networks(database, engine, self._boxes, access)
         self.goldens = Goldens(database, access, self.layers, config)
@@ -69,8 +75,11 @@ class Core:
         )
         self.vms = VMs(
             database, engine, self._boxes, access, self._lanes, self.runs, self.layers, self._uploads, self.goldens,
-            repeats, signer, config, self._tasks,
+            repeats, self.records, signer, config, self._tasks,
         )  # fmt: skip
+        self.pools = Pools(
+            database, self._boxes, access, self.vms.forks, self.vms, self.records, self.changes, config, self._tasks
+        )
         self._held = contextlib.ExitStack()
         self._closed = False
 
@@ -112,6 +121,8 @@ class Core:
             await self.engine.close()
             raise
         self.layers.start()
+        self.records.start()
+        self.pools.start()
         self.vms.expiry.start()
         self._tasks.start(self._sweep_often())
 
@@ -144,6 +155,7 @@ class Core:
     async def shutdown(self) -> None:
         """Park every VM (runs end as failed), end the engine, then as `close`."""
         self._lanes.stop()
+        self.pools.stop()
         await self._boxes.park_all()
         await self._lanes.recorded()
         await self.engine.shutdown()

@@ -14,7 +14,7 @@ from boxwood.core.config import Config
 from boxwood.core.errors import AlreadyExists, BadRequest, Unavailable
 from boxwood.core.ids import new_id
 from boxwood.core.layers import Layers
-from boxwood.core.model import PUBLIC_ORG, VM
+from boxwood.core.model import PUBLIC_ORG, VM, ForkRequest
 from boxwood.core.refusals import clean
 from boxwood.images import host, rootfs
 from boxwood.images.shelf import ImageError
@@ -23,6 +23,7 @@ from boxwood.store import vms as rows
 from boxwood.store.database import Database
 from boxwood.store.vms import VMRow
 
+IMAGE_CHARACTERS = 256
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]  # phase, how much of it is done, of how much; called in another thread
@@ -47,6 +48,14 @@ HOST_NAMES = (
 )
 
 
+class UnknownImage(BadRequest):
+    def __init__(self, image: str) -> None:
+        super().__init__(
+            f"Unknown image '{image}': import it with `boxwood image import NAME PATH`, and add "
+            f"'{image}' = 'NAME' to [image_names] in the server's configuration"
+        )
+
+
 class Goldens:
     def __init__(self, database: Database, access: Access, layers: Layers, config: Config) -> None:
         self._database = database
@@ -69,6 +78,18 @@ class Goldens:
         """Unavailable as long as this name stands for an image that is still being made."""
         if not self._ready and source_name in HOST_NAMES:
             raise Unavailable("the image of this host is still being made: try again", retry_after=2)
+
+    def source(self, image: str) -> ForkRequest:
+        """What is to be forked for the name of a container image: what `image_names` of the configuration says that it
+        stands for, or the golden of that name. UnknownImage, Unavailable (it is still being made)."""
+        if len(image) > IMAGE_CHARACTERS or not image.isascii() or not image.isprintable():
+            raise BadRequest(f"image: 1 to {IMAGE_CHARACTERS} printable ASCII characters")
+        golden = self._config.image_names.get(image, image)
+        self.check(golden)
+        row = rows.by_name(self._database.near, PUBLIC_ORG, golden)
+        if row is None:  # a VM of the caller's own is no image
+            raise UnknownImage(image)
+        return ForkRequest(source_id=row.id)
 
     async def list(self) -> tuple[VM, ...]:
         """All goldens, by name."""

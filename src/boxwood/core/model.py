@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from boxwood.engine.api import CopyReport, Usage
 
@@ -73,6 +73,7 @@ class VM:
     expires_at: datetime | None = None  # when it is deleted by itself
     stopped: bool = False  # nothing boots it until it is started
     labels: Mapping[str, str] = field(default_factory=dict)
+    pool_id: str | None = None  # that it was claimed from
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,77 @@ class ForkRequest:
     command: str | None = None  # started as a background run in the default session
     ttl: float | None = None  # seconds until it is deleted by itself; None: never
     labels: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRequest:
+    """Exactly one source, as of a fork. `about`: JSON that is told again with the pool."""
+
+    name: str
+    namespace: str = "default"
+    source_id: str | None = None
+    source_name: str | None = None
+    replicas: int = 1
+    resources: Resources = Resources()
+    network: str | None = None  # internet | none; None: as the source
+    labels: Mapping[str, str] | None = None
+    about: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """VMs that are booted ahead of demand: `replicas` are wanted, `ready` can be claimed now, `starting` are being
+    made; `allocated` were claimed and are still there. `problem`: why none can be made."""
+
+    pool_id: str
+    org_id: str
+    namespace: str
+    name: str
+    source_name: str | None
+    replicas: int
+    ready: int
+    starting: int
+    allocated: int
+    problem: str | None
+    resources: Resources
+    network: str
+    labels: Mapping[str, str]
+    about: Mapping[str, Any]
+    created_at: datetime
+    revision: int
+
+    @property
+    def state(self) -> str:
+        """running | stopped"""
+        return "running" if self.replicas else "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRequest:
+    """What a VM that is claimed becomes. `record` (kind, namespace, name): the record that it belongs to from the same
+    moment on."""
+
+    name: str | None = None
+    description: str | None = None
+    ttl: float | None = None  # seconds until it is deleted by itself
+    labels: Mapping[str, str] | None = None
+    record: tuple[str, str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A document of a dialect's own. `revision`: of its last change; they grow over all records and pools."""
+
+    record_id: str
+    org_id: str
+    kind: str
+    namespace: str
+    name: str
+    body: Mapping[str, Any]
+    vm_id: str | None  # with which it goes
+    revision: int
+    created_at: datetime
+    expires_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

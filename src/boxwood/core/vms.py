@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from boxwood.core import clock, words
@@ -21,39 +20,33 @@ from boxwood.core.boxes import Boxes, Slot
 from boxwood.core.config import Config
 from boxwood.core.errors import (
     AlreadyExists,
-    BadRequest,
-    InsufficientResources,
-    Internal,
     InvalidState,
     NotFound,
     ResourceBusy,
 )
 from boxwood.core.expiry import Expiry
+from boxwood.core.forks import Forks, check_resources
 from boxwood.core.goldens import Goldens
-from boxwood.core.idempotency import Claim, Idempotency
-from boxwood.core.ids import new_id
+from boxwood.core.idempotency import Idempotency
 from boxwood.core.lanes import Lanes
 from boxwood.core.layers import Layers
-from boxwood.core.model import VM, Caller, ForkRequest, Page, Resources, VMFilter
-from boxwood.core.refusals import of_engine
+from boxwood.core.model import VM, Caller, ForkRequest, Page, Record, Resources, VMFilter
+from boxwood.core.records import Records
 from boxwood.core.runs import Runs
 from boxwood.core.signing import Signer
 from boxwood.core.tasks import Tasks
 from boxwood.core.uploads import Uploads
-from boxwood.engine.api import Box, BoxGone, CopyReport, Engine, EngineError
+from boxwood.engine.api import Engine, EngineError
 from boxwood.store import keys as key_rows
-from boxwood.store import layers as layer_rows
 from boxwood.store import sessions as session_rows
 from boxwood.store import uploads as upload_rows
 from boxwood.store import vms as rows
-from boxwood.store.database import SMALL_BYTES, Database
+from boxwood.store.database import Database
 from boxwood.store.sessions import SessionRow
 from boxwood.store.vms import VMRow
 
 Conditions = tuple[list[str], dict[str, Any]]
 SETTLE_SECONDS = 5.0  # for a box to save its shells before it is put down
-MEMORY_MIB = 64  # the least that a box is of use with
-MIB = 1 << 20
 
 
 class Unset:
@@ -61,15 +54,6 @@ class Unset:
 
 
 UNSET: Final = Unset()
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What a fork does with the source's top: nothing (`seal` and `copy` unset), seal it, or take a copy of it."""
-
-    seal: bool = False
-    copy: str | None = None
-    report: CopyReport | None = None
 
 
 class VMs:
@@ -85,26 +69,25 @@ class VMs:
         uploads: Uploads,
         goldens: Goldens,
         idempotency: Idempotency,
+        records: Records,
         signer: Signer,
         config: Config,
         tasks: Tasks,
     ) -> None:
         self._database = database
-        self._engine = engine
         self._boxes = boxes
         self._access = access
         self._lanes = lanes
-        self._runs = runs
         self._layers = layers
         self._uploads = uploads
-        self._goldens = goldens
-        self._idempotency = idempotency
+        self._records = records
         self._signer = signer
-        self._config = config
         self._tasks = tasks
-        self.expiry = Expiry(database, tasks, self._expire)
-
-    # Forking
+        self.deleted_hook: Callable[[VMRow], None] = lambda row: None
+        self.expiry = Expiry(database, tasks, "VM", rows.expired, rows.next_expiry, self._expire)
+        self.forks = Forks(
+            database, engine, boxes, access, runs, layers, goldens, idempotency, config, tasks, self.expiry.changed
+        )
 
     async def fork(self, caller: Caller, request: ForkRequest, idempotency_key: str | None = None) -> VM:
         """A new VM that shows what its source shows now. Neither waits for nor harms what runs in the source.
@@ -114,132 +97,7 @@ class VMs:
         IdempotencyConflict, Unavailable (the same key is still being worked on; the host image is still being made),
         CapacityUnavailable.
         """
-        request = replace(
-            request,
-            name=None if request.name is None else words.name(request.name),
-            description=words.description(request.description),
-            network=words.network(request.network),
-            ttl=words.seconds("ttl", request.ttl),
-            labels=words.labels(request.labels),
-        )
-        _check_resources(request.resources)
-        if request.command is not None:
-            words.text("command", request.command)
-        with self._idempotency.claim(f"fork:{caller.org_id}", idempotency_key, request) as claim:
-            if claim is not None and claim.made is not None:
-                return self._made_before(caller, claim.made)
-            return await self._tasks.finish(self._fork(caller, request, claim))
-
-    def _made_before(self, caller: Caller, vm_id: str) -> VM:
-        row = rows.by_id(self._database.near, vm_id)
-        if row is None or row.org_id != caller.org_id:
-            raise NotFound("vm", "the VM that was made with this Idempotency-Key is not there any more")
-        return self._shown(row)
-
-    async def _fork(self, caller: Caller, request: ForkRequest, claim: Claim | None) -> VM:
-        self._goldens.check(request.source_name)
-        source = self._access.source(caller, request.source_id, request.source_name, request.name_org)
-        if self._boxes.slot(source.id).still and not source.written:
-            row, sessions = await self._make(caller, request, claim, source, _Plan())
-            plan = _Plan()
-        else:
-            async with self._boxes.alone(source.id) as slot:
-                plan = await self._plan(slot)
-                row, sessions = await self._make(caller, request, claim, source, plan)
-        self._layers.grown(row.base, row.depth)
-        if row.expires_at is not None:
-            self.expiry.changed()
-        if request.command is not None:
-            await self._runs.start_in(row, request.command)
-        return self._access.vm(row, sessions, plan.report)
-
-    async def _plan(self, slot: Slot) -> _Plan:
-        """Bring a source, which is held alone, into a state in which it can be forked."""
-        row = rows.by_id(self._database.near, slot.vm_id)
-        if row is None:
-            raise NotFound("source", "the VM to fork is not there any more")
-        if row.depth >= self._config.layers_refused_above:
-            raise ResourceBusy(
-                "source", f"the VM has {row.depth} layers: they are being merged, try again", retry_after=1
-            )
-        for _ in range(2):
-            try:
-                if slot.box is not None and not await self._boxes.park_held(slot):
-                    return await self._copy(slot.box, row)
-                if not row.written or await self._engine.is_empty(row.top):
-                    return _Plan()
-                return _Plan(seal=True)
-            except BoxGone:  # as good as parked, once nothing of it is left
-                await self._boxes.put_down(slot, "the box was lost")
-            except EngineError as error:
-                raise of_engine(error, "source") from error
-        raise Internal("the source's box died twice while it was forked", recovery={"work": "stopped"})
-
-    async def _copy(self, box: Box, row: VMRow) -> _Plan:
-        """Its processes go on; the child gets a copy of the top."""
-        target = new_id()
-        try:
-            return _Plan(copy=target, report=await self._engine.copy_top(box, row.top, target))
-        except BaseException:
-            self._layers.orphaned(target)
-            raise
-
-    async def _make(
-        self, caller: Caller, request: ForkRequest, claim: Claim | None, source: VMRow, plan: _Plan
-    ) -> tuple[VMRow, list[SessionRow]]:
-        vm_id, at = new_id(), clock.now()
-        wanted = request.resources
-
-        def make(connection: sqlite3.Connection) -> tuple[VMRow, list[SessionRow]]:
-            now = rows.by_id(connection, source.id)  # its base may have been merged since
-            if now is None:
-                raise NotFound("source", "the VM to fork is not there any more")
-            base, depth = now.base, now.depth
-            if plan.seal:
-                base, depth = now.top, layer_rows.insert(connection, now.top, now.base)
-                rows.retop(connection, now.id, base, new_id())
-            elif plan.copy is not None:
-                base, depth = plan.copy, layer_rows.insert(connection, plan.copy, now.base)
-            row = VMRow(
-                id=vm_id,
-                org_id=caller.org_id,
-                name=request.name,
-                description=request.description,
-                public=request.public,
-                immutable=False,
-                base=base,
-                top=new_id(),
-                written=False,
-                box_base=None,
-                vcpu=now.vcpu if wanted.vcpu is None else wanted.vcpu,
-                memory_mib=now.memory_mib if wanted.memory_mib is None else wanted.memory_mib,
-                disk_mib=now.disk_mib if wanted.disk_mib is None else wanted.disk_mib,
-                network=now.network if request.network is None else request.network,
-                root_source_id=now.root_source_id or now.id,
-                root_source_name=now.root_source_name if now.root_source_id else now.name,
-                origin=None,
-                created_at=at,
-                last_active_at=None,
-                expires_at=None if request.ttl is None else at + int(request.ttl * 1e6),
-                labels=None if request.labels is None else json.dumps(request.labels),
-                depth=depth,
-            )
-            _insert(connection, row)
-            sessions = session_rows.copy(connection, source.id, vm_id, new_id, at)
-            if not sessions or sessions[0].idx != 0:
-                sessions.insert(0, SessionRow(new_id(), vm_id, 0, "", None, None, at, None))
-                session_rows.insert(connection, sessions[0])
-            if claim is not None:
-                claim.record(connection, vm_id)
-            return row, sessions
-
-        try:
-            light = session_rows.state_bytes(self._database.near, source.id) < SMALL_BYTES
-            return await self._database.write(make, small=light)
-        except BaseException:
-            if plan.copy is not None:
-                self._layers.orphaned(plan.copy)
-            raise
+        return await self.forks.fork(caller, request, idempotency_key)
 
     # Looking
 
@@ -280,7 +138,7 @@ class VMs:
         return await self._database.read(lambda connection: rows.count(connection, conditions, params))
 
     def _conditions(self, caller: Caller, where: VMFilter) -> Conditions:
-        conditions = ["v.org_id = :org"]
+        conditions = ["v.org_id = :org", "NOT v.hidden"]
         params: dict[str, Any] = {"org": caller.org_id}
         if where.org_id is not None and where.org_id != caller.org_id:
             words.text("org_id", where.org_id)
@@ -328,7 +186,7 @@ class VMs:
         if not isinstance(name, Unset):
             values["name"] = None if name is None else words.name(name)
         if not isinstance(resources, Unset):
-            _check_resources(resources)
+            check_resources(resources)
             given = {"vcpu": resources.vcpu, "memory_mib": resources.memory_mib, "disk_mib": resources.disk_mib}
             values |= {key: value for key, value in given.items() if value is not None}
         if not isinstance(immutable, Unset):
@@ -408,6 +266,26 @@ class VMs:
         assert extended is not None  # what deletes it waits for the lock
         return extended
 
+    async def expire_in(self, caller: Caller, vm: str, seconds: float | None) -> VM:
+        """Let the VM be deleted by itself so many seconds from now; None: never. BadRequest, NotFound, Forbidden."""
+        words.seconds("seconds", seconds)
+        row = self._access.own(caller, vm)
+        return self._shown(await self._tasks.finish(self._expire_in(row.id, seconds)))
+
+    async def _expire_in(self, vm_id: str, seconds: float | None) -> VMRow:
+        slot = self._boxes.slot(vm_id)
+        async with slot.lock:
+            ends = None if seconds is None else clock.now() + int(seconds * 1e6)
+            await self._change_held(slot, {"expires_at": ends})
+            changed = rows.by_id(self._database.near, vm_id)
+        self.expiry.changed()
+        assert changed is not None  # what deletes it waits for the lock
+        return changed
+
+    async def remove(self, vm_id: str) -> None:
+        """`delete` of a VM that is in nobody's sight. NotFound."""
+        await self._tasks.finish(self._delete(vm_id))
+
     async def _change_held(self, slot: Slot, values: dict[str, Any]) -> None:
         """With the slot's lock held."""
         if slot.deleted:
@@ -443,21 +321,24 @@ class VMs:
             try:
                 self._lanes.end_vm(vm_id)
                 await self._boxes.put_down(slot, "the VM was deleted")
-                row, files = await self._database.write(lambda connection: _delete(connection, vm_id))
+                row, files, records = await self._database.write(lambda connection: self._forget(connection, vm_id))
             except BaseException:
                 slot.deleted = False
                 raise
+        self._records.are_gone(records)
+        self.deleted_hook(row)
         self._layers.released(vm_id, row.base, row.top if row.written else None)
         await self._uploads.remove(files)
 
-
-def _insert(connection: sqlite3.Connection, row: VMRow) -> None:
-    try:
-        rows.insert(connection, row)
-    except sqlite3.IntegrityError as error:
-        if row.name is not None and rows.by_name(connection, row.org_id, row.name) is not None:
-            raise AlreadyExists("vm", f"there is a VM named {row.name} already") from error
-        raise
+    def _forget(self, connection: sqlite3.Connection, vm_id: str) -> tuple[VMRow, Sequence[str], Sequence[Record]]:
+        """Its last row, the staging files of its uploads, and the records that go with it."""
+        row = rows.by_id(connection, vm_id)
+        if row is None:
+            raise NotFound("vm", "there is no such VM any more")
+        files = upload_rows.files_of(connection, vm_id)
+        records = self._records.delete_of(connection, vm_id)
+        rows.delete(connection, vm_id)
+        return row, files, records
 
 
 def _change(connection: sqlite3.Connection, vm_id: str, values: dict[str, Any]) -> None:
@@ -474,25 +355,3 @@ def _change(connection: sqlite3.Connection, vm_id: str, values: dict[str, Any]) 
 
 def _has_expired(row: VMRow | None) -> bool:
     return row is not None and row.expires_at is not None and row.expires_at <= clock.now()
-
-
-def _delete(connection: sqlite3.Connection, vm_id: str) -> tuple[VMRow, Sequence[str]]:
-    """Its last row, and the staging files of its uploads."""
-    row = rows.by_id(connection, vm_id)
-    if row is None:
-        raise NotFound("vm", "there is no such VM any more")
-    files = upload_rows.files_of(connection, vm_id)
-    rows.delete(connection, vm_id)
-    return row, files
-
-
-def _check_resources(wanted: Resources) -> None:
-    for field, value in (("vcpu", wanted.vcpu), ("memory_mib", wanted.memory_mib), ("disk_mib", wanted.disk_mib)):
-        if value is not None and not 0 <= value <= 1 << 40:
-            raise BadRequest(f"{field}: out of range", [(field, "out of range")])
-    if wanted.vcpu is not None and wanted.vcpu > 255:
-        raise words.refuse("vcpu", "at most 255")
-    if wanted.vcpu == 0:
-        raise InsufficientResources("a VM needs at least one vcpu", "cpu", 1)
-    if wanted.memory_mib is not None and wanted.memory_mib < MEMORY_MIB:
-        raise InsufficientResources(f"a VM needs at least {MEMORY_MIB} MiB of memory", "memory", MEMORY_MIB * MIB)

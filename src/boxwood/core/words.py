@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from boxwood.core.config import NETWORKS
 from boxwood.core.errors import BadRequest
@@ -14,9 +16,11 @@ DESCRIPTION_CHARACTERS = 1024
 PATH_BYTES = 4096
 ENV_BYTES = 1 << 20
 LABELS_BYTES = 16 << 10
+JSON_BYTES = 1 << 20
 RESERVED = frozenset({"list", "fork"})  # first generation's clients have routes of these names
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_POOL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,31}(:[A-Za-z0-9_][A-Za-z0-9._-]{0,31})?")
 _UPLOAD = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
@@ -46,6 +50,23 @@ def name(value: str) -> str:
     if has_id_shape(value):
         raise refuse("name", "must not look like the id of a VM")
     return value
+
+
+def pool_name(field: str, value: str) -> str:
+    """Of a pool, or of the namespace that it is in."""
+    if not _POOL.fullmatch(value):
+        raise refuse(field, "1 to 63 letters, digits, '.', '_' or '-', a letter or digit first")
+    return value
+
+
+def json_text(field: str, value: Mapping[str, Any] | None) -> str | None:
+    """A JSON object as text."""
+    if value is None:
+        return None
+    made = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if len(text(field, made)) > JSON_BYTES:
+        raise refuse(field, f"at most {JSON_BYTES} bytes")
+    return made
 
 
 def description(value: str | None) -> str | None:

@@ -69,13 +69,15 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class BoxSpec:
-    """`network`: a wire to the internet, where the host can give one; without it the box has its loopback alone."""
+    """`network`: a wire to the internet, where the host can give one; without it the box has its loopback alone.
+    `ahead`: nobody waits for it."""
 
     vm_id: str
     stack: Stack
     hostname: str = "boxwood"
     limits: Limits = Limits()
     network: bool = True
+    ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,8 @@ class RunSpec:
     environment with these changes, and changes nothing in the session. `stdin`: bytes to read, then end of file;
     None: the session's terminal, on which a reader that shows no prompt is given end of file.
     `timeout`: seconds until everything that the run started is killed; None or 0: never.
+    `argv`: a program, looked for along the environment's PATH, and its arguments, started by the agent itself, beside
+    the session; then `command` is empty.
     """
 
     run_id: str
@@ -142,16 +146,19 @@ class RunSpec:
     cwd: str | None = None
     user: str | None = None
     prompt: str = "auto"  # "auto" or "none": is a prompt that waits for input the end of the run?
+    argv: tuple[bytes, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RunEnd:
-    """How a run ended. `exit_code` as a shell has it (128 + n for a signal); None where none is known."""
+    """How a run ended. `exit_code` as a shell has it (128 + n for a signal); None where none is known. `not_started`:
+    the program of its `argv` could not be started, its stderr says why."""
 
     exit_code: int | None
     reason: str = "exit"  # exit | timeout | killed | prompt | broken (the shell was left unable to report)
     out_bytes: int = 0  # length of the whole stdout, stderr
     err_bytes: int = 0
+    not_started: bool = False
 
 
 class RunSink(Protocol):

@@ -168,7 +168,7 @@ class HostEngine:
     async def boot(self, spec: BoxSpec) -> Box:
         await self._connect()
         untouched = not (self._data / "layers" / checked(spec.stack.top)).exists()
-        box = self._ready.take(spec) if untouched else None
+        box = self._ready.take(spec) if untouched and not spec.ahead else None
         if box is not None and spec.network and not box.address and self._router.there:
             await self._discard([box])  # it was made when there was no network
             box = None

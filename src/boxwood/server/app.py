@@ -52,6 +52,13 @@ class App:
         self._surveyed_at = asyncio.get_running_loop().time()
         self._isolation = {name: active async for name, active, _ in self.core.engine.features()}
 
+    async def start(self) -> None:
+        """Before anybody is served."""
+        await self.survey()
+        for dialect in self.dialects:
+            if dialect.start is not None:
+                await dialect.start(self)
+
     @property
     def isolation(self) -> dict[str, bool]:
         """As of some seconds ago: whoever asks, and how often, the engine is asked now and then."""

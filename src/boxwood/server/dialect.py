@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -14,17 +14,20 @@ from boxwood.server.errors import MethodNotAllowed, NoSuchRoute
 from boxwood.server.routing import Found, Router
 
 if TYPE_CHECKING:
+    from boxwood.server.app import App
     from boxwood.server.exchange import Exchange, Operation
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """`heads`: the first parts of its paths. `refusal`: an error in its shape."""
+    """`heads`: the first parts of its paths. `refusal`: an error in its shape. `start`: called when the core has been
+    opened, before anybody is served: for work that is to be taken up again; it must not take long."""
 
     name: str
     heads: frozenset[str]
     operations: tuple[Operation, ...]
     refusal: Callable[[Exchange, CoreError], Response]
+    start: Callable[[App], Awaitable[None]] | None = None
 
     @cached_property
     def router(self) -> Router:

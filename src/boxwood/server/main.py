@@ -73,7 +73,7 @@ async def _serve(config: Config) -> None:
         app = App(core, host=config.host, on_down=on_down)
         server = _Server(app, listener)
         try:
-            await app.survey()
+            await app.start()
             _collect_seldom()
             with _announced(config, listener), _signals(app, server):
                 image = asyncio.create_task(_make_host_image(app))

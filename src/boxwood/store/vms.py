@@ -32,6 +32,8 @@ class VMRow:
     expires_at: int | None = None
     stopped: bool = False
     labels: str | None = None  # JSON
+    pool_id: str | None = None
+    hidden: bool = False
     depth: int = 0  # of its base; not a column
 
 
@@ -69,6 +71,23 @@ def change(connection: sqlite3.Connection, vm_id: str, values: dict[str, Any]) -
 def delete(connection: sqlite3.Connection, vm_id: str) -> None:
     """With its sessions, runs and uploads, and what it moved over the network."""
     connection.execute("DELETE FROM vms WHERE id = ?", (vm_id,))
+
+
+def claim(connection: sqlite3.Connection, vm_id: str, values: dict[str, Any]) -> bool:
+    """A VM that waits in a pool becomes somebody's; False: it waits no longer. IntegrityError if the name is taken."""
+    assignments = ", ".join(f"{name} = ?" for name in values)
+    sql = f"UPDATE vms SET hidden = 0, {assignments} WHERE id = ? AND hidden"
+    return connection.execute(sql, (*values.values(), vm_id)).rowcount == 1
+
+
+def of_pool(connection: sqlite3.Connection, pool_id: str) -> list[VMRow]:
+    return [VMRow(*row) for row in connection.execute(f"{_SELECT} WHERE v.pool_id = ? ORDER BY v.id", (pool_id,))]
+
+
+def in_pools(connection: sqlite3.Connection) -> list[tuple[str, str, bool]]:
+    """Of every VM of a pool: itself, the pool, and whether it is hidden."""
+    sql = "SELECT id, pool_id, hidden FROM vms WHERE pool_id IS NOT NULL"
+    return [(vm_id, pool_id, bool(hidden)) for vm_id, pool_id, hidden in connection.execute(sql)]
 
 
 def boot(connection: sqlite3.Connection, vm_id: str, base: str, at: int) -> None:

@@ -77,7 +77,7 @@ def test_the_environment_is_named_in_complaints(tmp_path):
 
 def test_images_and_dialects(tmp_path):
     config = Config.load(tmp_path, environ={})
-    assert config.dialects == ("agentkernel",)
+    assert config.dialects == ("agentkernel", "arl-kubernetes", "arl-gateway")
     assert config.image_names["alpine:3.20"] == "arkuntu"
     (tmp_path / "config.toml").write_text('dialects = []\n[image_names]\n"node:22" = "node"\n"alpine:3.24" = ""\n')
     config = Config.load(tmp_path, environ={})

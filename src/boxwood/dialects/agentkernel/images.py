@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from posixpath import basename
 
-from boxwood.core.errors import BadRequest, NotFound
-from boxwood.core.model import PUBLIC_ORG, VM, ForkRequest
+from boxwood.core.model import ForkRequest
 from boxwood.dialects.agentkernel import words
 from boxwood.server.exchange import Exchange
 
@@ -28,30 +27,12 @@ _GUESSES = {
 _OF_PROGRAM = {program: image for image, programs in _GUESSES.items() for program in programs.split()}
 
 
-class UnknownImage(BadRequest):
-    def __init__(self, image: str) -> None:
-        super().__init__(
-            f"Unknown image '{image}': import it with `boxwood image import NAME PATH`, and add "
-            f"'{image}' = 'NAME' to [image_names] in the server's configuration"
-        )
-
-
 def guess(exchange: Exchange, argv: list[str]) -> str:
     """The image that a command wants, as far as there is one."""
     wanted = _OF_PROGRAM.get(basename(argv[0]), DEFAULT)
     return wanted if wanted in exchange.core.config.image_names else DEFAULT
 
 
-async def source(exchange: Exchange, image: str) -> ForkRequest:
-    """What is to be forked for an image. UnknownImage."""
-    words.image(image)
-    core = exchange.core
-    golden = core.config.image_names.get(image, image)
-    core.goldens.check(golden)
-    try:
-        found: VM = await core.vms.get(exchange.caller, golden)
-    except NotFound:
-        raise UnknownImage(image) from None
-    if found.org_id != PUBLIC_ORG:  # a VM of the caller's own is no image
-        raise UnknownImage(image)
-    return ForkRequest(source_id=found.vm_id)
+def source(exchange: Exchange, image: str) -> ForkRequest:
+    """What is to be forked for an image. BadRequest, `core.goldens.UnknownImage`."""
+    return exchange.core.goldens.source(words.image(image))

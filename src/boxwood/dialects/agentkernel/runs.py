@@ -77,7 +77,7 @@ async def fresh(exchange: Exchange, wanted: RunBody) -> AsyncIterator[VM]:
     """A sandbox for one command, without a name. BadRequest (image, profile), Unsupported."""
     core, caller = exchange.core, exchange.caller
     image = wanted.image or images.guess(exchange, wanted.command)
-    request = await images.source(exchange, image)
+    request = images.source(exchange, image)
     profile = profiles.profile(wanted.profile or "moderate")
     vm = await core.vms.fork(
         caller,

@@ -117,7 +117,7 @@ async def create(exchange: Exchange) -> Response:
     wanted = await body(exchange, CreateBody)
     words.name(wanted.name)
     image = wanted.image or images.DEFAULT
-    request = await images.source(exchange, image)
+    request = images.source(exchange, image)
     profile = profiles.profile(wanted.profile)
     _check_backend(wanted.backend)
     labels = {**words.labels(wanted.labels), IMAGE: image}

@@ -1,0 +1,172 @@
+"""Keeping pools filled: VMs are booted one at a time, when nobody has claimed one for a moment."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+
+from boxwood.core.boxes import Boxes
+from boxwood.core.errors import CoreError, NotFound
+from boxwood.core.forks import Forks, Home
+from boxwood.core.model import ForkRequest
+from boxwood.core.tasks import Tasks
+from boxwood.core.vms import VMs
+from boxwood.store.pools import PoolRow
+from boxwood.store.vms import VMRow
+
+QUIET_SECONDS = 0.03  # without a claim, after which VMs are booted
+MOST_QUIET_SECONDS = 0.5  # … at the latest
+RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)  # after so many failures in a row
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class PoolState:
+    """A pool as it is now."""
+
+    row: PoolRow
+    template: VMRow
+    revision: int
+    ready: deque[str] = field(default_factory=deque)  # the oldest first
+    starting: int = 0
+    allocated: set[str] = field(default_factory=set)
+    problem: str | None = None
+    failures: int = 0
+    retry_at: float = 0.0
+    deleted: bool = False
+
+    @property
+    def short(self) -> int:
+        return self.row.replicas - len(self.ready) - self.starting
+
+
+class Filler:
+    """`pools`: all there are, by id. `changed` is called when the numbers of one have changed."""
+
+    def __init__(
+        self,
+        pools: Mapping[str, PoolState],
+        boxes: Boxes,
+        forks: Forks,
+        vms: VMs,
+        tasks: Tasks,
+        changed: Callable[[PoolState], None],
+    ) -> None:
+        self._pools = pools
+        self._boxes = boxes
+        self._forks = forks
+        self._vms = vms
+        self._tasks = tasks
+        self._changed = changed
+        self._wanted = asyncio.Event()
+        self._claimed_at = 0.0
+        self._stopped = False
+
+    def start(self) -> None:
+        self._wanted.set()
+        self._tasks.start(self._fill())
+
+    def stop(self) -> None:
+        """None is made any more, and none is missed."""
+        self._stopped = True
+
+    def wake(self) -> None:
+        """Some pool wants something else than it has."""
+        self._wanted.set()
+
+    def claimed(self) -> None:
+        """Somebody is claiming a VM."""
+        self._claimed_at = asyncio.get_running_loop().time()
+
+    async def _fill(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            for state in list(self._pools.values()):
+                self._shed(state)
+            while (shortest := self._shortest(loop.time())) is not None:
+                await self._quiet()
+                await self._make_one(shortest)
+            waiting = [state.retry_at for state in self._pools.values() if state.short > 0]
+            if waiting:
+                loop.call_at(min(waiting), self._wanted.set)
+
+    def _shed(self, state: PoolState) -> None:
+        surplus = len(state.ready) - state.row.replicas
+        for _ in range(surplus):
+            self._tasks.start(self.remove(state.ready.pop()))
+        if surplus > 0:
+            self._changed(state)
+
+    def _shortest(self, now: float) -> PoolState | None:
+        """The pool that has the smallest part of what it wants."""
+        if self._stopped:
+            return None
+        short = [state for state in self._pools.values() if state.short > 0 and state.retry_at <= now]
+        return min(short, key=lambda state: len(state.ready) / state.row.replicas, default=None)
+
+    async def _quiet(self) -> None:
+        """Whoever claims comes first."""
+        loop = asyncio.get_running_loop()
+        latest = loop.time() + MOST_QUIET_SECONDS
+        while (left := min(self._claimed_at + QUIET_SECONDS, latest) - loop.time()) > 0:  # noqa: ASYNC110
+            await asyncio.sleep(left)
+
+    async def _make_one(self, state: PoolState) -> None:
+        """Ready, or not there at all."""
+        state.starting += 1
+        self._changed(state)
+        vm_id: str | None = None
+        try:
+            made = await self._forks.make(
+                state.row.org_id, ForkRequest(), state.template, home=Home(state.row.id, hidden=True)
+            )
+            vm_id = made.row.id
+            slot = await self._boxes.enter(vm_id)
+            self._boxes.leave(slot)
+            if state.deleted or slot.box is None or len(state.ready) >= state.row.replicas:
+                await self.remove(vm_id)
+            else:
+                self.is_ready(state, vm_id)
+            state.problem, state.failures = None, 0
+        except CoreError as error:
+            if vm_id is not None:
+                await self.remove(vm_id)
+            if not state.deleted:
+                self._failed(state, error)
+        finally:
+            state.starting -= 1
+            self._changed(state)
+
+    def _failed(self, state: PoolState, error: CoreError) -> None:
+        log.error("pool %s/%s: no VM could be made: %s", state.row.namespace, state.row.name, error)
+        state.problem = error.message
+        pause = RETRY_SECONDS[min(state.failures, len(RETRY_SECONDS) - 1)]
+        state.failures += 1
+        state.retry_at = asyncio.get_running_loop().time() + pause
+
+    def is_ready(self, state: PoolState, vm_id: str) -> None:
+        state.ready.append(vm_id)
+        self._boxes.keep(vm_id, partial(self._lost, state, vm_id))
+
+    def _lost(self, state: PoolState, vm_id: str) -> None:
+        """Its box died."""
+        if vm_id in state.ready and not self._stopped:
+            state.ready.remove(vm_id)
+            self._tasks.start(self.remove(vm_id))
+            self._changed(state)
+            self._wanted.set()
+
+    async def remove(self, vm_id: str) -> None:
+        self._boxes.release(vm_id)
+        try:
+            with suppress(NotFound):
+                await self._vms.remove(vm_id)
+        except CoreError as error:
+            log.error("VM %s of a pool could not be removed: %s", vm_id, error)

@@ -1,0 +1,275 @@
+"""Forking: a new VM that shows what another shows now. Neither waits for nor harms what runs in the other."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+from boxwood.core import clock, words
+from boxwood.core.access import Access
+from boxwood.core.boxes import Boxes, Slot
+from boxwood.core.config import Config
+from boxwood.core.errors import AlreadyExists, BadRequest, InsufficientResources, Internal, NotFound, ResourceBusy
+from boxwood.core.goldens import Goldens
+from boxwood.core.idempotency import Claim, Idempotency
+from boxwood.core.ids import new_id
+from boxwood.core.layers import Layers
+from boxwood.core.model import VM, Caller, ForkRequest, Resources
+from boxwood.core.refusals import of_engine
+from boxwood.core.runs import Runs
+from boxwood.core.tasks import Tasks
+from boxwood.engine.api import Box, BoxGone, CopyReport, Engine, EngineError
+from boxwood.store import layers as layer_rows
+from boxwood.store import sessions as session_rows
+from boxwood.store import vms as rows
+from boxwood.store.database import SMALL_BYTES, Database
+from boxwood.store.sessions import SessionRow
+from boxwood.store.vms import VMRow
+
+MEMORY_MIB = 64  # the least that a box is of use with
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a fork does with the source's top: nothing (`seal` and `copy` unset), seal it, or take a copy of it."""
+
+    seal: bool = False
+    copy: str | None = None
+    report: CopyReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The pool that a VM is made for or claimed from; `hidden`: it is nobody's yet."""
+
+    pool_id: str | None = None
+    hidden: bool = False
+
+
+class Made(NamedTuple):
+    """A new VM, its sessions, and what the copy of a busy source cost."""
+
+    row: VMRow
+    sessions: list[SessionRow]
+    report: CopyReport | None
+
+
+Also = Callable[[sqlite3.Connection, str], None]
+NO_POOL = Home()
+
+
+def _nothing(connection: sqlite3.Connection, vm_id: str) -> None:
+    pass
+
+
+def _record(claim: Claim | None, connection: sqlite3.Connection, vm_id: str) -> None:
+    if claim is not None:
+        claim.record(connection, vm_id)
+
+
+class Forks:
+    """`expiring`: called when a VM has been made that is to be deleted by itself."""
+
+    def __init__(
+        self,
+        database: Database,
+        engine: Engine,
+        boxes: Boxes,
+        access: Access,
+        runs: Runs,
+        layers: Layers,
+        goldens: Goldens,
+        idempotency: Idempotency,
+        config: Config,
+        tasks: Tasks,
+        expiring: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._engine = engine
+        self._boxes = boxes
+        self._access = access
+        self._runs = runs
+        self._layers = layers
+        self._goldens = goldens
+        self._idempotency = idempotency
+        self._config = config
+        self._tasks = tasks
+        self._expiring = expiring
+
+    async def fork(self, caller: Caller, request: ForkRequest, idempotency_key: str | None = None) -> VM:
+        """A new VM that shows what its source shows now. Neither waits for nor harms what runs in the source.
+
+        BadRequest (no source or several, a bad name), NotFound (source), Forbidden, AlreadyExists (name),
+        InsufficientResources, ResourceBusy (more layers than can be stacked: they are being merged),
+        IdempotencyConflict, Unavailable (the same key is still being worked on; the host image is still being made),
+        CapacityUnavailable.
+        """
+        request = checked(request)
+        with self._idempotency.claim(f"fork:{caller.org_id}", idempotency_key, request) as claim:
+            if claim is not None and claim.made is not None:
+                return self._made_before(caller, claim.made)
+            return await self._tasks.finish(self._fork(caller, request, claim))
+
+    def _made_before(self, caller: Caller, vm_id: str) -> VM:
+        row = rows.by_id(self._database.near, vm_id)
+        if row is None or row.org_id != caller.org_id:
+            raise NotFound("vm", "the VM that was made with this Idempotency-Key is not there any more")
+        return self._access.vm(row, session_rows.of_vm(self._database.near, row.id))
+
+    async def _fork(self, caller: Caller, request: ForkRequest, claim: Claim | None) -> VM:
+        source = self.source(caller, request)
+        row, sessions, report = await self.make(caller.org_id, request, source, partial(_record, claim))
+        if request.command is not None:
+            await self._runs.start_in(row, request.command)
+        return self._access.vm(row, sessions, report)
+
+    def source(self, caller: Caller, request: ForkRequest) -> VMRow:
+        """BadRequest, NotFound, Unavailable (the host image is still being made)."""
+        self._goldens.check(request.source_name)
+        return self._access.source(caller, request.source_id, request.source_name, request.name_org)
+
+    async def make(
+        self, org_id: str, request: ForkRequest, source: VMRow, also: Also = _nothing, home: Home = NO_POOL
+    ) -> Made:
+        """Of a request that has been checked. `also` is done in the same transaction, with the new VM's id."""
+        if self._boxes.slot(source.id).still and not source.written:
+            row, sessions = await self._make(org_id, request, source, _Plan(), also, home)
+            plan = _Plan()
+        else:
+            async with self._boxes.alone(source.id) as slot:
+                plan = await self._plan(slot)
+                row, sessions = await self._make(org_id, request, source, plan, also, home)
+        self._layers.grown(row.base, row.depth)
+        if row.expires_at is not None:
+            self._expiring()
+        return Made(row, sessions, plan.report)
+
+    async def _plan(self, slot: Slot) -> _Plan:
+        """Bring a source, which is held alone, into a state in which it can be forked."""
+        row = rows.by_id(self._database.near, slot.vm_id)
+        if row is None:
+            raise NotFound("source", "the VM to fork is not there any more")
+        if row.depth >= self._config.layers_refused_above:
+            raise ResourceBusy(
+                "source", f"the VM has {row.depth} layers: they are being merged, try again", retry_after=1
+            )
+        for _ in range(2):
+            try:
+                if slot.box is not None and not await self._boxes.park_held(slot):
+                    return await self._copy(slot.box, row)
+                if not row.written or await self._engine.is_empty(row.top):
+                    return _Plan()
+                return _Plan(seal=True)
+            except BoxGone:  # as good as parked, once nothing of it is left
+                await self._boxes.put_down(slot, "the box was lost")
+            except EngineError as error:
+                raise of_engine(error, "source") from error
+        raise Internal("the source's box died twice while it was forked", recovery={"work": "stopped"})
+
+    async def _copy(self, box: Box, row: VMRow) -> _Plan:
+        """Its processes go on; the child gets a copy of the top."""
+        target = new_id()
+        try:
+            return _Plan(copy=target, report=await self._engine.copy_top(box, row.top, target))
+        except BaseException:
+            self._layers.orphaned(target)
+            raise
+
+    async def _make(
+        self, org_id: str, request: ForkRequest, source: VMRow, plan: _Plan, also: Also, home: Home
+    ) -> tuple[VMRow, list[SessionRow]]:
+        vm_id, at = new_id(), clock.now()
+        wanted = request.resources
+
+        def make(connection: sqlite3.Connection) -> tuple[VMRow, list[SessionRow]]:
+            now = rows.by_id(connection, source.id)  # its base may have been merged since
+            if now is None:
+                raise NotFound("source", "the VM to fork is not there any more")
+            base, depth = now.base, now.depth
+            if plan.seal:
+                base, depth = now.top, layer_rows.insert(connection, now.top, now.base)
+                rows.retop(connection, now.id, base, new_id())
+            elif plan.copy is not None:
+                base, depth = plan.copy, layer_rows.insert(connection, plan.copy, now.base)
+            row = VMRow(
+                id=vm_id,
+                org_id=org_id,
+                name=request.name,
+                description=request.description,
+                public=request.public,
+                immutable=False,
+                base=base,
+                top=new_id(),
+                written=False,
+                box_base=None,
+                vcpu=now.vcpu if wanted.vcpu is None else wanted.vcpu,
+                memory_mib=now.memory_mib if wanted.memory_mib is None else wanted.memory_mib,
+                disk_mib=now.disk_mib if wanted.disk_mib is None else wanted.disk_mib,
+                network=now.network if request.network is None else request.network,
+                root_source_id=now.root_source_id or now.id,
+                root_source_name=now.root_source_name if now.root_source_id else now.name,
+                origin=None,
+                created_at=at,
+                last_active_at=None,
+                expires_at=None if request.ttl is None else at + int(request.ttl * 1e6),
+                labels=None if request.labels is None else json.dumps(request.labels),
+                pool_id=home.pool_id,
+                hidden=home.hidden,
+                depth=depth,
+            )
+            _insert(connection, row)
+            sessions = session_rows.copy(connection, source.id, vm_id, new_id, at)
+            if not sessions or sessions[0].idx != 0:
+                sessions.insert(0, SessionRow(new_id(), vm_id, 0, "", None, None, at, None))
+                session_rows.insert(connection, sessions[0])
+            also(connection, vm_id)
+            return row, sessions
+
+        try:
+            light = session_rows.state_bytes(self._database.near, source.id) < SMALL_BYTES
+            return await self._database.write(make, small=light)
+        except BaseException:
+            if plan.copy is not None:
+                self._layers.orphaned(plan.copy)
+            raise
+
+
+def _insert(connection: sqlite3.Connection, row: VMRow) -> None:
+    try:
+        rows.insert(connection, row)
+    except sqlite3.IntegrityError as error:
+        if row.name is not None and rows.by_name(connection, row.org_id, row.name) is not None:
+            raise AlreadyExists("vm", f"there is a VM named {row.name} already") from error
+        raise
+
+
+def check_resources(wanted: Resources) -> None:
+    for field, value in (("vcpu", wanted.vcpu), ("memory_mib", wanted.memory_mib), ("disk_mib", wanted.disk_mib)):
+        if value is not None and not 0 <= value <= 1 << 40:
+            raise BadRequest(f"{field}: out of range", [(field, "out of range")])
+    if wanted.vcpu is not None and wanted.vcpu > 255:
+        raise words.refuse("vcpu", "at most 255")
+    if wanted.vcpu == 0:
+        raise InsufficientResources("a VM needs at least one vcpu", "cpu", 1)
+    if wanted.memory_mib is not None and wanted.memory_mib < MEMORY_MIB:
+        raise InsufficientResources(f"a VM needs at least {MEMORY_MIB} MiB of memory", "memory", MEMORY_MIB * MIB)
+
+
+def checked(request: ForkRequest) -> ForkRequest:
+    """With what the caller wrote in its proper form. BadRequest, InsufficientResources."""
+    check_resources(request.resources)
+    if request.command is not None:
+        words.text("command", request.command)
+    return replace(
+        request,
+        name=None if request.name is None else words.name(request.name),
+        description=words.description(request.description),
+        network=words.network(request.network),
+        ttl=words.seconds("ttl", request.ttl),
+        labels=words.labels(request.labels),
+    )

@@ -1,0 +1,241 @@
+"""Records: documents of the dialects' own, about things that the core has no word for, kept where the VMs are kept.
+
+A record has a kind (its dialect's word), a namespace and a name, which together are unique in its organisation, and a
+body, which is a JSON object. One that belongs to a VM goes when the VM goes, whoever deletes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from boxwood.core import clock, words
+from boxwood.core.changes import Change, Changes
+from boxwood.core.errors import AlreadyExists, CapacityUnavailable, NotFound, PayloadTooLarge
+from boxwood.core.expiry import Expiry
+from boxwood.core.ids import new_id
+from boxwood.core.model import Caller, Record
+from boxwood.core.tasks import Tasks
+from boxwood.store import records as rows
+from boxwood.store.database import SMALL_BYTES, Database
+from boxwood.store.records import RecordRow
+
+T = TypeVar("T")
+Body = dict[str, Any]
+BODY_BYTES = 8 << 20
+NAME_CHARACTERS = 253
+MOST = 100_000  # of one organisation
+
+
+class Records:
+    def __init__(self, database: Database, changes: Changes, tasks: Tasks) -> None:
+        self._database = database
+        self._changes = changes
+        self._tasks = tasks
+        self._counts: Counter[str] = Counter()
+        self.expiry = Expiry(database, tasks, "record", rows.expired, rows.next_expiry, self._expire)
+
+    def start(self) -> None:
+        self._counts.update(rows.counts(self._database.near))
+        self._changes.begin_after(rows.newest_revision(self._database.near))
+        self.expiry.start()
+
+    async def create(
+        self,
+        caller: Caller,
+        kind: str,
+        namespace: str,
+        name: str,
+        body: Mapping[str, Any],
+        *,
+        vm_id: str | None = None,
+        ttl: float | None = None,
+    ) -> Record:
+        """`ttl`: seconds until it is deleted by itself. BadRequest (namespace, name), AlreadyExists, PayloadTooLarge,
+        CapacityUnavailable (the organisation has too many)."""
+        for field, value in (("namespace", namespace), ("name", name)):
+            words.text(field, value)
+            if not 1 <= len(value) <= NAME_CHARACTERS:
+                raise words.refuse(field, f"1 to {NAME_CHARACTERS} characters")
+        if self._counts[caller.org_id] >= MOST:
+            raise CapacityUnavailable(f"there are {MOST} objects already: delete some")
+        at = clock.now()
+        row = RecordRow(new_id(), caller.org_id, kind, namespace, name, _encoded(body), vm_id, 0, at, _ends(at, ttl))
+
+        def insert(connection: sqlite3.Connection) -> RecordRow:
+            made = replace(row, revision=self._changes.next())
+            try:
+                rows.insert(connection, made)
+            except sqlite3.IntegrityError:
+                raise AlreadyExists("resource", f"there is a {kind} {namespace}/{name} already") from None
+            return made
+
+        return await self._tasks.finish(self._change("added", insert, row.body))
+
+    def get(self, caller: Caller, kind: str, namespace: str, name: str) -> Record:
+        """NotFound."""
+        row = rows.by_name(self._database.near, caller.org_id, kind, namespace, name)
+        if row is None:
+            raise _none(kind, namespace, name)
+        return shown(row)
+
+    async def list(
+        self,
+        caller: Caller,
+        kind: str,
+        namespace: str | None = None,
+        *,
+        prefix: str = "",
+        limit: int = 1000,
+        newest: bool = False,
+    ) -> tuple[Record, ...]:
+        """Those whose name begins with `prefix`, at most `limit`, by namespace and name or the newest first."""
+        found = await self._database.read(
+            lambda connection: rows.page(connection, caller.org_id, kind, namespace, prefix, limit, newest=newest)
+        )
+        return tuple(map(shown, found))
+
+    async def update(
+        self,
+        caller: Caller,
+        kind: str,
+        namespace: str,
+        name: str,
+        change: Callable[[Body], Body],
+        *,
+        vm_id: str | None = None,
+        ttl: float | None = None,
+    ) -> Record:
+        """`change` makes the new body of the old one; it is called in the transaction, and what it raises is raised
+        here, with nothing changed. `vm_id`, `ttl`: set if given. NotFound, PayloadTooLarge."""
+
+        def alter(connection: sqlite3.Connection) -> RecordRow:
+            row = rows.by_name(connection, caller.org_id, kind, namespace, name)
+            if row is None:
+                raise _none(kind, namespace, name)
+            made = replace(
+                row,
+                body=_encoded(change(json.loads(row.body))),
+                vm_id=row.vm_id if vm_id is None else vm_id,
+                expires_at=row.expires_at if ttl is None else _ends(clock.now(), ttl),
+                revision=self._changes.next(),
+            )
+            rows.replace(connection, made)
+            return made
+
+        now = rows.by_name(self._database.near, caller.org_id, kind, namespace, name)
+        return await self._tasks.finish(self._change("modified", alter, "" if now is None else now.body))
+
+    async def delete(self, caller: Caller, kind: str, namespace: str, name: str) -> Record:
+        """The record as it was; its VM stays. NotFound."""
+
+        def remove(connection: sqlite3.Connection) -> RecordRow:
+            row = rows.by_name(connection, caller.org_id, kind, namespace, name)
+            if row is None:
+                raise _none(kind, namespace, name)
+            rows.delete(connection, row.id)
+            return replace(row, revision=self._changes.next())
+
+        return await self._tasks.finish(self._change("deleted", remove, ""))
+
+    # For what takes up its work again when the server has been started
+
+    async def of_kind(self, kind: str) -> tuple[Record, ...]:
+        """Of every organisation, the oldest first."""
+        return tuple(map(shown, await self._database.read(lambda connection: rows.of_kind(connection, kind))))
+
+    def caller_of(self, record: Record) -> Caller:
+        """Whoever the record belongs to."""
+        return Caller(record.org_id, "", "")
+
+    # For the core
+
+    def bind(self, connection: sqlite3.Connection, org_id: str, ref: tuple[str, str, str], vm_id: str) -> RecordRow:
+        """Give a record (kind, namespace, name) its VM, in a transaction of somebody else's, who then calls `is_bound`.
+        NotFound."""
+        row = rows.by_name(connection, org_id, *ref)
+        if row is None:
+            raise _none(*ref)
+        made = replace(row, vm_id=vm_id, revision=self._changes.next())
+        rows.replace(connection, made)
+        return made
+
+    def is_bound(self, row: RecordRow) -> None:
+        self._tell("modified", row)
+
+    def delete_of(self, connection: sqlite3.Connection, vm_id: str) -> Sequence[Record]:
+        """The records of a VM, in the transaction that deletes it; whoever does calls `are_gone` afterwards."""
+        return [shown(replace(row, revision=self._changes.next())) for row in rows.delete_of_vm(connection, vm_id)]
+
+    def are_gone(self, records: Iterable[Record]) -> None:
+        for record in records:
+            self._counts[record.org_id] -= 1
+            self._changes.tell(Change(record.kind, "deleted", record, record.revision))
+
+    # Changing
+
+    async def _change(self, kind: str, work: Callable[[sqlite3.Connection], RecordRow], body: str) -> Record:
+        """Listeners hear of changes in the order in which they were committed."""
+        done = self._database.submit(work, small=len(body) < SMALL_BYTES)
+        done.add_done_callback(lambda task: self._committed(kind, task))
+        return shown(await done)
+
+    def _committed(self, kind: str, task: asyncio.Future[RecordRow]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            self._tell(kind, task.result())
+
+    def _tell(self, kind: str, row: RecordRow) -> None:
+        record = shown(row)
+        if kind == "deleted":
+            self.are_gone([record])
+            return
+        if kind == "added":
+            self._counts[record.org_id] += 1
+        self._changes.tell(Change(record.kind, "added" if kind == "added" else "modified", record, record.revision))
+        if record.expires_at is not None:
+            self.expiry.changed()
+
+    async def _expire(self, record_id: str) -> None:
+        def remove(connection: sqlite3.Connection) -> RecordRow | None:
+            row = rows.delete_expired(connection, record_id, clock.now())
+            return None if row is None else replace(row, revision=self._changes.next())
+
+        gone = await self._database.write(remove, small=True)
+        if gone is not None:
+            self.are_gone([shown(gone)])
+
+
+def shown(row: RecordRow) -> Record:
+    return Record(
+        record_id=row.id,
+        org_id=row.org_id,
+        kind=row.kind,
+        namespace=row.namespace,
+        name=row.name,
+        body=json.loads(row.body),
+        vm_id=row.vm_id,
+        revision=row.revision,
+        created_at=clock.shown(row.created_at),
+        expires_at=clock.shown_or_none(row.expires_at),
+    )
+
+
+def _encoded(body: Mapping[str, Any]) -> str:
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    size = len(text.encode(errors="surrogatepass"))
+    if size > BODY_BYTES:
+        raise PayloadTooLarge(f"the object has {size} bytes; at most {BODY_BYTES} are kept", BODY_BYTES, size)
+    return text.encode(errors="replace").decode()
+
+
+def _ends(now: int, ttl: float | None) -> int | None:
+    return None if ttl is None else now + int(ttl * 1e6)
+
+
+def _none(kind: str, namespace: str, name: str) -> NotFound:
+    return NotFound("resource", f"there is no {kind} {namespace}/{name}")

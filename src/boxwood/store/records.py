@@ -1,0 +1,110 @@
+"""Rows of records: the dialects' own documents."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, slots=True)
+class RecordRow:
+    id: str
+    org_id: str
+    kind: str
+    namespace: str
+    name: str
+    body: str  # JSON
+    vm_id: str | None
+    revision: int
+    created_at: int
+    expires_at: int | None
+
+
+_COLUMNS = ", ".join(field.name for field in fields(RecordRow))
+_SELECT = f"SELECT {_COLUMNS} FROM records"
+_INSERT = f"INSERT INTO records ({_COLUMNS}) VALUES ({', '.join('?' * len(fields(RecordRow)))})"
+
+
+def _row(row: sqlite3.Row | None) -> RecordRow | None:
+    return None if row is None else RecordRow(*row)
+
+
+def _values(row: RecordRow) -> tuple[object, ...]:
+    return tuple(getattr(row, field.name) for field in fields(RecordRow))
+
+
+def by_name(connection: sqlite3.Connection, org_id: str, kind: str, namespace: str, name: str) -> RecordRow | None:
+    where = "org_id = ? AND kind = ? AND namespace = ? AND name = ?"
+    return _row(connection.execute(f"{_SELECT} WHERE {where}", (org_id, kind, namespace, name)).fetchone())
+
+
+def insert(connection: sqlite3.Connection, row: RecordRow) -> None:
+    """sqlite3.IntegrityError if the name is taken."""
+    connection.execute(_INSERT, _values(row))
+
+
+def replace(connection: sqlite3.Connection, row: RecordRow) -> None:
+    values = (row.body, row.vm_id, row.revision, row.expires_at, row.id)
+    connection.execute("UPDATE records SET body = ?, vm_id = ?, revision = ?, expires_at = ? WHERE id = ?", values)
+
+
+def delete(connection: sqlite3.Connection, record_id: str) -> RecordRow | None:
+    """The row that was there."""
+    return _row(connection.execute(f"DELETE FROM records WHERE id = ? RETURNING {_COLUMNS}", (record_id,)).fetchone())
+
+
+def delete_expired(connection: sqlite3.Connection, record_id: str, now: int) -> RecordRow | None:
+    sql = f"DELETE FROM records WHERE id = ? AND expires_at <= ? RETURNING {_COLUMNS}"
+    return _row(connection.execute(sql, (record_id, now)).fetchone())
+
+
+def delete_of_vm(connection: sqlite3.Connection, vm_id: str) -> list[RecordRow]:
+    rows = connection.execute(f"DELETE FROM records WHERE vm_id = ? RETURNING {_COLUMNS}", (vm_id,)).fetchall()
+    return [RecordRow(*row) for row in rows]
+
+
+def page(
+    connection: sqlite3.Connection,
+    org_id: str,
+    kind: str,
+    namespace: str | None,
+    prefix: str,
+    limit: int,
+    *,
+    newest: bool,
+) -> list[RecordRow]:
+    """By namespace and name, or the newest first."""
+    conditions, params = ["org_id = ?", "kind = ?"], [org_id, kind]  # type: tuple[list[str], list[object]]
+    if namespace is not None:
+        conditions.append("namespace = ?")
+        params.append(namespace)
+    if prefix:
+        conditions.append("substr(name, 1, ?) = ?")
+        params += [len(prefix), prefix]
+    order = "created_at DESC, id DESC" if newest else "namespace, name"
+    sql = f"{_SELECT} WHERE {' AND '.join(conditions)} ORDER BY {order} LIMIT ?"
+    return [RecordRow(*row) for row in connection.execute(sql, (*params, limit))]
+
+
+def of_kind(connection: sqlite3.Connection, kind: str) -> list[RecordRow]:
+    return [RecordRow(*row) for row in connection.execute(f"{_SELECT} WHERE kind = ? ORDER BY id", (kind,))]
+
+
+def counts(connection: sqlite3.Connection) -> dict[str, int]:
+    """How many each organisation has."""
+    return dict(connection.execute("SELECT org_id, count(*) FROM records GROUP BY org_id").fetchall())
+
+
+def newest_revision(connection: sqlite3.Connection) -> int:
+    found: int = connection.execute("SELECT coalesce(max(revision), 0) FROM records").fetchone()[0]
+    return found
+
+
+def expired(connection: sqlite3.Connection, now: int) -> list[str]:
+    return [ident for (ident,) in connection.execute("SELECT id FROM records WHERE expires_at <= ?", (now,))]
+
+
+def next_expiry(connection: sqlite3.Connection, now: int) -> int | None:
+    sql = "SELECT min(expires_at) FROM records WHERE expires_at > ?"
+    found: int | None = connection.execute(sql, (now,)).fetchone()[0]
+    return found
