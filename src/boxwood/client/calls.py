@@ -85,8 +85,8 @@ def fork(
     command: str | Sequence[str] | None,
     idempotency_key: str | None,
 ) -> Call:
-    """`source`: what has the shape of an id is one (no name has it). Without a key the call gets one of its own."""
-    body: dict[str, Any] = {"source_vm_id": source.upper()} if VM_ID.fullmatch(source) else {"source_vm_name": source}
+    """Without a key the call gets one of its own."""
+    body = _source(source)
     sizes = _given(vcpu=vcpu, memory_mib=memory_mib, disk_mib=disk_mib)
     body |= _given(name=name, description=description, public=public or None, resources=sizes or None, network=network)
     if command is not None:
@@ -143,6 +143,63 @@ def sync_write(vm: str, path: str, size: int, upload_id: str, start: int, data: 
     entry = {"path": path, "size": size, "upload_id": upload_id, "start": start, "end": start + len(data)}
     entry["content"] = b64encode(data).decode("ascii")
     return Call("POST", vm_path(vm, "sync"), {"op": "write", "writes": [entry]}, replay_safe=True)
+
+
+def create_pool(
+    name: str,
+    source: str,
+    *,
+    namespace: str,
+    replicas: int,
+    vcpu: int | None,
+    memory_mib: int | None,
+    disk_mib: int | None,
+    network: str | None,
+) -> Call:
+    sizes = _given(vcpu=vcpu, memory_mib=memory_mib, disk_mib=disk_mib)
+    body: dict[str, Any] = {"name": name, "namespace": namespace, "replicas": replicas, **_source(source)}
+    return Call("POST", "/v1/warm-pools", body | _given(resources=sizes or None, network=network))
+
+
+def get_pool(name: str, namespace: str) -> Call:
+    return get(_pool_path(name), namespace=namespace)
+
+
+def change_pool(name: str, namespace: str, replicas: int) -> Call:
+    return Call("PATCH", _in_namespace(_pool_path(name), namespace), {"replicas": replicas}, replay_safe=True)
+
+
+def delete_pool(name: str, namespace: str, vms: bool) -> Call:
+    return delete(_in_namespace(_pool_path(name), namespace) + ("&vms=true" if vms else ""))
+
+
+def claim(
+    pool: str,
+    namespace: str,
+    *,
+    name: str | None,
+    description: str | None,
+    ttl: float | None,
+    idempotency_key: str | None,
+) -> Call:
+    """Without a key the call gets one of its own."""
+    key = idempotency_key if idempotency_key is not None else f"boxwood-{secrets.token_hex(16)}"
+    body = _given(name=name, description=description, ttl=_number(ttl))
+    path = _in_namespace(_pool_path(pool, "claim"), namespace)
+    return Call("POST", path, body, {"idempotency-key": checked_key(key)}, replay_safe=True, patience=60)
+
+
+def _pool_path(name: str, *rest: str) -> str:
+    return "/".join(["/v1/warm-pools", *(segment(part) for part in (name, *rest))])
+
+
+def _in_namespace(path: str, namespace: str) -> str:
+    return f"{path}?{urlencode({'namespace': namespace})}"
+
+
+def _source(source: str) -> dict[str, Any]:
+    """What has the shape of an id is one: no name has it."""
+    return {"source_vm_id": source.upper()} if VM_ID.fullmatch(source) else {"source_vm_name": source}
 
 
 def update_vm(vm: str, changes: Mapping[str, Any]) -> Call:

@@ -20,6 +20,7 @@ __all__ = [
     "Manifest",
     "ManifestEntry",
     "NetworkUsage",
+    "PoolRecord",
     "Preparing",
     "Resources",
     "RunRecord",
@@ -150,6 +151,27 @@ class Manifest(msgspec.Struct, frozen=True):
     truncated: bool = False
 
 
+class PoolRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A warm pool as the server last told it. `replicas` VMs are to wait; `ready` can be claimed now, `starting` are
+    being made, `allocated` were claimed and are still there. `problem`: why none can be made. `state`: running, or
+    stopped where none is to wait."""
+
+    name: str
+    namespace: str = "default"
+    pool_id: str | None = None
+    state: str = "running"
+    source_vm_name: str | None = None
+    replicas: int = 0
+    ready: int = 0
+    starting: int = 0
+    allocated: int = 0
+    problem: str | None = None
+    resources: Resources | None = None
+    network: str | None = None
+    labels: dict[str, str] = {}
+    created_at: datetime | None = None
+
+
 class Identity(msgspec.Struct, frozen=True):
     """Whose key this is."""
 
@@ -226,6 +248,10 @@ class RunPage(msgspec.Struct, frozen=True):
 class SessionPage(msgspec.Struct, frozen=True):
     sessions: list[SessionRecord] = []
     next_cursor: str | None = None
+
+
+class PoolList(msgspec.Struct, frozen=True):
+    pools: list[PoolRecord] = []
 
 
 class KeyList(msgspec.Struct, frozen=True):

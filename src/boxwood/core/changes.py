@@ -45,6 +45,11 @@ class Changes:
         """The newest."""
         return self._last
 
+    def told(self, kind: str) -> int:
+        """The newest change of a kind that has been told: whoever looks at all there is now and then subscribes since
+        this revision misses nothing, and hears of the latest perhaps twice."""
+        return next((change.revision for change in reversed(self._log) if change.kind == kind), self._forgotten)
+
     def next(self) -> int:
         """A revision that is newer than all others; the clock's, so that they grow over restarts."""
         with self._lock:

@@ -47,6 +47,7 @@ class Config:
     output_bytes: int = 64 * MIB  # kept of each stream of a run
     file_bytes: int = 1024 * MIB  # largest file that can be written
     wait_seconds: float = 300.0  # longest time a request waits for the end of a run
+    arl_hold_seconds: float = 60.0  # how long ARL's gateway holds a request for what it asks, before it says 202
     layers_merged_above: int = 48
     layers_refused_above: int = 400
     network: str = "internet"  # of a VM that was not told otherwise; or "none"
@@ -102,6 +103,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("output_bytes", 65536, 1 << 40),
     ("file_bytes", 1, 1 << 44),
     ("wait_seconds", 0, 3600),
+    ("arl_hold_seconds", 0, 3600),
     ("layers_merged_above", 1, 400),
     ("layers_refused_above", 2, 480),
 )

@@ -78,8 +78,9 @@ class Core:
             repeats, self.records, signer, config, self._tasks,
         )  # fmt: skip
         self.pools = Pools(
-            database, self._boxes, access, self.vms.forks, self.vms, self.records, self.changes, config, self._tasks
-        )
+            database, self._boxes, access, self.vms.forks, self.vms, self.records, self.changes, repeats, config,
+            self._tasks,
+        )  # fmt: skip
         self._held = contextlib.ExitStack()
         self._closed = False
 

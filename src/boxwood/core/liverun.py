@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boxwood.core import clock
+from boxwood.core.argv import argv_of
 from boxwood.core.model import Run, RunRequest
 from boxwood.core.output import INLINE_BYTES, Output
 from boxwood.engine.api import Box, RunEnd, RunSpec
@@ -29,7 +30,8 @@ FLOOD_BYTES = 8 << 20  # a box holds 1 MiB of each stream back until it is safe;
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a run needs beside its command. Kept with a run that is not over, so that another server can start it."""
+    """What a run needs beside its command. Kept with a run that is not over, so that another server can start it.
+    `direct`: the command is a program and its arguments, see `argv`."""
 
     timeout: float | None = None
     stdin: bytes | None = None
@@ -37,18 +39,22 @@ class Options:
     cwd: str | None = None
     user: str | None = None
     prompt: str = "auto"
+    direct: bool = False
 
     @classmethod
     def of(cls, request: RunRequest) -> Options:
         env = None if request.env is None else dict(request.env)
         if request.beside and env is None:
             env = {}  # what makes the box run it beside the session's shell
-        return cls(request.timeout or None, request.stdin, env, request.cwd, request.user, request.prompt)
+        return cls(
+            request.timeout or None, request.stdin, env, request.cwd, request.user, request.prompt,
+            request.argv is not None,
+        )  # fmt: skip
 
     def text(self) -> str | None:
         if self == _PLAIN:
             return None
-        values: dict[str, Any] = {name: getattr(self, name) for name in ("timeout", "env", "cwd", "user", "prompt")}
+        values: dict[str, Any] = {name: getattr(self, name) for name in _STORED}
         values["stdin"] = None if self.stdin is None else base64.b64encode(self.stdin).decode()
         return json.dumps(values)
 
@@ -62,6 +68,7 @@ class Options:
 
 
 _PLAIN = Options()
+_STORED = ("timeout", "env", "cwd", "user", "prompt", "direct")  # as they are
 
 
 class LiveRun:
@@ -91,6 +98,7 @@ class LiveRun:
         self.tag = tag
         self.state = "pending"
         self.exit_code: int | None = None
+        self.not_started = False
         self.fail_reason: str | None = None
         self.started_at = clock.now()
         self.completed_at: int | None = None
@@ -116,11 +124,16 @@ class LiveRun:
     def over(self) -> bool:
         return self.completed_at is not None
 
+    @property
+    def argv(self) -> tuple[str, ...] | None:
+        return argv_of(self.command) if self.options.direct else None
+
     def spec(self) -> RunSpec:
-        o = self.options
+        o, argv = self.options, self.argv
         return RunSpec(
-            self.id, self.session_id, self.command.encode(), o.timeout, o.stdin, o.env, o.cwd, o.user, o.prompt
-        )
+            self.id, self.session_id, self.command.encode() if argv is None else b"", o.timeout, o.stdin, o.env, o.cwd,
+            o.user, o.prompt, None if argv is None else tuple(map(str.encode, argv)),
+        )  # fmt: skip
 
     def start_lost(self, error: BaseException) -> None:
         log.error("run %s: its start was not recorded: %s", self.id, error)
@@ -160,6 +173,7 @@ class LiveRun:
         elif end.reason == "broken":
             self.finish("failed", end.exit_code, "the shell was left unable to report how the command ended")
         else:
+            self.not_started = end.not_started and self.options.direct
             self.finish("completed", end.exit_code)
 
     def lost(self, reason: str) -> None:
@@ -271,6 +285,8 @@ class LiveRun:
             err_bytes=err.kept,
             truncated=out.dropped + err.dropped,
             tag=self.tag,
+            direct=self.options.direct,
+            not_started=self.not_started,
         )
 
     async def shown(self) -> Run:
@@ -291,6 +307,8 @@ class LiveRun:
             stderr=await err.read() if err.spooled else err.memory(),
             truncated=out.dropped + err.dropped,
             tag=self.tag,
+            argv=self.argv,
+            not_started=self.not_started,
         )
 
 

@@ -187,8 +187,9 @@ class VMFilter:
 class RunRequest:
     """`wait`: seconds to wait for the end inline; None = as long as the core allows.
 
-    `beside`: in no session of the caller's, in a shell of its own, never behind another run. `tag`: told again with
-    the run.
+    `beside`: in no session of the caller's, in a shell of its own, never behind another run. `argv`: a program, looked
+    for along the PATH of the run's environment, and its arguments, without a shell; only `beside`, with `command`
+    empty. `tag`: told again with the run.
     """
 
     command: str
@@ -204,11 +205,16 @@ class RunRequest:
     stdin: bytes | None = None
     beside: bool = False
     tag: str | None = None
+    argv: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """stdout and stderr are the bytes so far; in lists they are empty. `truncated`: bytes that were not kept."""
+    """stdout and stderr are the bytes so far; in lists they are empty. `truncated`: bytes that were not kept.
+
+    `argv`: of a run that was started with one; `command` is then the same, quoted as for a shell. `not_started`: its
+    program could not be; stderr is `PROGRAM: REASON` and the exit code 127 (there is none) or 126.
+    """
 
     run_id: str
     vm_id: str
@@ -225,6 +231,8 @@ class Run:
     stderr: bytes = b""
     truncated: int = 0
     tag: str | None = None
+    argv: tuple[str, ...] | None = None
+    not_started: bool = False
 
     @property
     def ended(self) -> bool:

@@ -12,7 +12,8 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from boxwood.core import clock, words
@@ -23,6 +24,7 @@ from boxwood.core.config import Config
 from boxwood.core.errors import AlreadyExists, NotFound
 from boxwood.core.filling import Filler, PoolState
 from boxwood.core.forks import Forks, Home, checked
+from boxwood.core.idempotency import Claim, Idempotency
 from boxwood.core.ids import new_id
 from boxwood.core.model import VM, Caller, ClaimRequest, ForkRequest, Pool, PoolRequest, Resources
 from boxwood.core.records import Records
@@ -37,6 +39,15 @@ from boxwood.store.records import RecordRow
 from boxwood.store.vms import VMRow
 
 
+@dataclass(slots=True)
+class _Also:
+    """What else is recorded in the transaction of a claim."""
+
+    record: tuple[str, str, str] | None
+    once: Claim | None
+    bound: RecordRow | None = None
+
+
 class Pools:
     def __init__(
         self,
@@ -47,6 +58,7 @@ class Pools:
         vms: VMs,
         records: Records,
         changes: Changes,
+        idempotency: Idempotency,
         config: Config,
         tasks: Tasks,
     ) -> None:
@@ -57,6 +69,7 @@ class Pools:
         self._vms = vms
         self._records = records
         self._changes = changes
+        self._idempotency = idempotency
         self._config = config
         self._tasks = tasks
         self._pools: dict[str, PoolState] = {}
@@ -219,30 +232,39 @@ class Pools:
     # Claiming
 
     async def claim(
-        self, caller: Caller, name: str, namespace: str = "default", request: ClaimRequest | None = None
+        self,
+        caller: Caller,
+        name: str,
+        namespace: str = "default",
+        request: ClaimRequest | None = None,
+        idempotency_key: str | None = None,
     ) -> VM:
         """A VM that nobody has used, booted already if one is ready. BadRequest, NotFound (pool; the request's record),
-        AlreadyExists (name), and what a fork is refused with."""
+        AlreadyExists (name), IdempotencyConflict, and what a fork is refused with."""
         wanted = request or ClaimRequest()
         fork = checked(
             ForkRequest(name=wanted.name, description=wanted.description, ttl=wanted.ttl, labels=wanted.labels)
         )
         state = self._state(caller, name, namespace)
         self._filler.claimed()
-        return self._vm(await self._tasks.finish(self._claim(state, fork, wanted.record)))
+        with self._idempotency.claim(f"claim:{caller.org_id}:{state.row.id}", idempotency_key, wanted) as once:
+            if once is not None and once.made is not None:
+                row = vm_rows.by_id(self._database.near, once.made)
+                if row is None:
+                    raise NotFound("vm", "the VM that was claimed with this Idempotency-Key is not there any more")
+                return self._vm(row)
+            return self._vm(await self._tasks.finish(self._claim(state, fork, _Also(wanted.record, once))))
 
-    async def _claim(self, state: PoolState, fork: ForkRequest, record: tuple[str, str, str] | None) -> VMRow:
+    async def _claim(self, state: PoolState, fork: ForkRequest, also: _Also) -> VMRow:
         try:
             while state.ready:
-                if (row := await self._take(state, state.ready.popleft(), fork, record)) is not None:
+                if (row := await self._take(state, state.ready.popleft(), fork, also)) is not None:
                     return row
-            return await self._cold(state, fork, record)
+            return await self._cold(state, fork, also)
         finally:
             self._filler.wake()
 
-    async def _take(
-        self, state: PoolState, vm_id: str, fork: ForkRequest, record: tuple[str, str, str] | None
-    ) -> VMRow | None:
+    async def _take(self, state: PoolState, vm_id: str, fork: ForkRequest, also: _Also) -> VMRow | None:
         """None: it is not there any more."""
         now = clock.now()
         values = {
@@ -252,15 +274,14 @@ class Pools:
             "created_at": now,
             "expires_at": None if fork.ttl is None else now + int(fork.ttl * 1e6),
         }
-        bound: list[RecordRow] = []
 
         def take(connection: sqlite3.Connection) -> VMRow | None:
             try:
                 taken = vm_rows.claim(connection, vm_id, values)
             except sqlite3.IntegrityError:
                 raise AlreadyExists("vm", f"there is a VM named {fork.name} already") from None
-            if taken and record is not None:
-                bound.append(self._records.bind(connection, state.row.org_id, record, vm_id))
+            if taken:
+                self._do_also(connection, vm_id, state, also)
             return vm_rows.by_id(connection, vm_id) if taken else None
 
         state.allocated.add(vm_id)
@@ -279,30 +300,36 @@ class Pools:
             state.allocated.discard(vm_id)
             return None
         self._boxes.release(vm_id)
-        self._settle(row, bound)
+        self._settle(row, also)
         return row
 
-    async def _cold(self, state: PoolState, fork: ForkRequest, record: tuple[str, str, str] | None) -> VMRow:
-        bound: list[RecordRow] = []
-
-        def also(connection: sqlite3.Connection, vm_id: str) -> None:
-            if record is not None:
-                bound.append(self._records.bind(connection, state.row.org_id, record, vm_id))
-
+    async def _cold(self, state: PoolState, fork: ForkRequest, also: _Also) -> VMRow:
         try:
-            made = await self._forks.make(state.row.org_id, fork, state.template, also, Home(state.row.id))
+            made = await self._forks.make(
+                state.row.org_id,
+                fork,
+                state.template,
+                partial(self._do_also, state=state, also=also),
+                Home(state.row.id),
+            )
         except NotFound as error:
             raise error if error.resource == "resource" else _none(state.row.namespace, state.row.name) from None
         state.allocated.add(made.row.id)
         self._changed(state)
-        self._settle(made.row, bound)
+        self._settle(made.row, also)
         return made.row
 
-    def _settle(self, row: VMRow, bound: list[RecordRow]) -> None:
+    def _do_also(self, connection: sqlite3.Connection, vm_id: str, state: PoolState, also: _Also) -> None:
+        if also.record is not None:
+            also.bound = self._records.bind(connection, state.row.org_id, also.record, vm_id)
+        if also.once is not None:
+            also.once.record(connection, vm_id)
+
+    def _settle(self, row: VMRow, also: _Also) -> None:
         if row.expires_at is not None:
             self._vms.expiry.changed()
-        for record in bound:
-            self._records.is_bound(record)
+        if also.bound is not None:
+            self._records.is_bound(also.bound)
 
     async def list(self, caller: Caller, namespace: str | None = None) -> tuple[Pool, ...]:
         """By namespace and name."""

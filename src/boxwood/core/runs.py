@@ -10,6 +10,7 @@ from typing import Any
 
 from boxwood.core import clock, words
 from boxwood.core.access import Access
+from boxwood.core.argv import argv_of, text_of
 from boxwood.core.boxes import Boxes
 from boxwood.core.config import Config
 from boxwood.core.errors import (
@@ -39,6 +40,7 @@ from boxwood.store.sessions import SessionRow
 from boxwood.store.vms import VMRow
 
 COMMAND_BYTES = 4 << 20
+ARGUMENT_BYTES = 9  # that each costs in the kernel, beside its own
 STDIN_BYTES = 8 << 20
 FOR_EVER = 1e9  # seconds
 PIECE_BYTES = 64 << 10  # of each stream in an answer of `output`
@@ -77,7 +79,8 @@ class Runs:
         """Start a run and wait `request.wait` seconds for its end (0: not at all; None: `config.wait_seconds`).
 
         Without a session: the default one (index 0); an unknown index is made. The answer may still be pending or
-        running. What goes wrong with the box is told by the run (`failed`, `fail_reason`), not raised.
+        running. What goes wrong with the box is told by the run (`failed`, `fail_reason`), not raised; a program that
+        cannot be started (`request.argv`) is a run that has completed (`Run.not_started`).
         BadRequest, NotFound (vm, session), Forbidden (a public VM of others), InvalidState (immutable),
         PayloadTooLarge (command over 4 MiB), ResourceBusy (too many are pending), IdempotencyConflict,
         Unavailable (not started within `queueing_timeout`; the session is being deleted), CapacityUnavailable.
@@ -107,9 +110,8 @@ class Runs:
         return await self._sessions.at(row, request.session_index or 0)
 
     def _accept(self, row: VMRow, session: SessionRow, request: RunRequest, claim: Claim | None) -> LiveRun:
-        run = self._lanes.make(
-            new_id(), row.id, row.name, session.id, request.command, Options.of(request), request.tag
-        )
+        command = request.command if request.argv is None else text_of(request.argv)
+        run = self._lanes.make(new_id(), row.id, row.name, session.id, command, Options.of(request), request.tag)
         self._lanes.enqueue(run)
         if request.queueing_timeout and run.state == "pending":
             self._lanes.give_up_after(run, request.queueing_timeout)
@@ -279,6 +281,10 @@ class Runs:
 
 def _check(request: RunRequest) -> None:
     size = len(words.text("command", request.command))
+    if request.argv is not None:
+        if not request.argv or request.command or not request.beside:
+            raise words.refuse("argv", "a program at least, instead of a command, beside all sessions")
+        size = sum(len(words.text("argv", argument)) + ARGUMENT_BYTES for argument in request.argv)
     if size > COMMAND_BYTES:
         raise PayloadTooLarge(f"the command has {size} bytes; at most {COMMAND_BYTES} are taken", COMMAND_BYTES, size)
     if request.stdin is not None and len(request.stdin) > STDIN_BYTES:
@@ -337,6 +343,8 @@ def _run(row: RunRow, vm_name: str | None, out: bytes, err: bytes) -> Run:
         stderr=err,
         truncated=row.truncated,
         tag=row.tag,
+        argv=argv_of(row.command) if row.direct else None,
+        not_started=bool(row.not_started),
     )
 
 

@@ -8,10 +8,22 @@ from datetime import datetime
 from types import TracebackType
 
 from boxwood.client import calls, discovery
+from boxwood.client._async.pool import AsyncPool
 from boxwood.client._async.transport import AsyncTransport
 from boxwood.client._async.vm import AsyncVM
 from boxwood.client.answers import Retry
-from boxwood.client.models import Anything, ApiKey, Health, Identity, Image, KeyList, VMPage, VMRecord
+from boxwood.client.models import (
+    Anything,
+    ApiKey,
+    Health,
+    Identity,
+    Image,
+    KeyList,
+    PoolList,
+    PoolRecord,
+    VMPage,
+    VMRecord,
+)
 
 PUBLIC_ORG = "ArkerHQ"  # whose VMs are the goldens
 
@@ -115,6 +127,39 @@ class AsyncBoxwood:
     async def images(self) -> builtins.list[AsyncVM]:
         """The goldens of this server, to be forked by name."""
         return [vm async for vm in self.list(public=True, org_id=PUBLIC_ORG)]
+
+    async def create_pool(
+        self,
+        name: str,
+        source: AsyncVM | str = "ubuntu",
+        *,
+        replicas: int = 1,
+        namespace: str = "default",
+        vcpu: int | None = None,
+        memory_mib: int | None = None,
+        disk_mib: int | None = None,
+        network: str | None = None,
+    ) -> AsyncPool:
+        """Has `replicas` VMs booted ahead of demand, of what `source` shows now; see `fork` for the rest.
+
+        :param namespace: in which the pool's name is unique.
+        :raises NotFound: no such source.
+        :raises AlreadyExists: the name is taken.
+        """
+        call = calls.create_pool(
+            name, source.id if isinstance(source, AsyncVM) else source, namespace=namespace, replicas=replicas,
+            vcpu=vcpu, memory_mib=memory_mib, disk_mib=disk_mib, network=network,
+        )  # fmt: skip
+        return AsyncPool(self._transport, await self._transport.call(call, PoolRecord))
+
+    async def pool(self, name: str, namespace: str = "default") -> AsyncPool:
+        """:raises NotFound: there is no such pool."""
+        return AsyncPool(self._transport, await self._transport.call(calls.get_pool(name, namespace), PoolRecord))
+
+    async def pools(self, namespace: str | None = None) -> builtins.list[AsyncPool]:
+        """Your warm pools, of one namespace or of all."""
+        call = calls.get("/v1/warm-pools", namespace=namespace)
+        return [AsyncPool(self._transport, record) for record in (await self._transport.call(call, PoolList)).pools]
 
     async def import_image(self, name: str, path: str, *, replace: bool = False) -> Image:
         """Makes a golden of a root filesystem: a directory or a tar archive, at `path` on the server's machine.

@@ -9,10 +9,22 @@ from datetime import datetime
 from types import TracebackType
 
 from boxwood.client import calls, discovery
+from boxwood.client._sync.pool import Pool
 from boxwood.client._sync.transport import Transport
 from boxwood.client._sync.vm import VM
 from boxwood.client.answers import Retry
-from boxwood.client.models import Anything, ApiKey, Health, Identity, Image, KeyList, VMPage, VMRecord
+from boxwood.client.models import (
+    Anything,
+    ApiKey,
+    Health,
+    Identity,
+    Image,
+    KeyList,
+    PoolList,
+    PoolRecord,
+    VMPage,
+    VMRecord,
+)
 
 PUBLIC_ORG = "ArkerHQ"  # whose VMs are the goldens
 
@@ -116,6 +128,39 @@ class Boxwood:
     def images(self) -> builtins.list[VM]:
         """The goldens of this server, to be forked by name."""
         return list(self.list(public=True, org_id=PUBLIC_ORG))
+
+    def create_pool(
+        self,
+        name: str,
+        source: VM | str = "ubuntu",
+        *,
+        replicas: int = 1,
+        namespace: str = "default",
+        vcpu: int | None = None,
+        memory_mib: int | None = None,
+        disk_mib: int | None = None,
+        network: str | None = None,
+    ) -> Pool:
+        """Has `replicas` VMs booted ahead of demand, of what `source` shows now; see `fork` for the rest.
+
+        :param namespace: in which the pool's name is unique.
+        :raises NotFound: no such source.
+        :raises AlreadyExists: the name is taken.
+        """
+        call = calls.create_pool(
+            name, source.id if isinstance(source, VM) else source, namespace=namespace, replicas=replicas,
+            vcpu=vcpu, memory_mib=memory_mib, disk_mib=disk_mib, network=network,
+        )  # fmt: skip
+        return Pool(self._transport, self._transport.call(call, PoolRecord))
+
+    def pool(self, name: str, namespace: str = "default") -> Pool:
+        """:raises NotFound: there is no such pool."""
+        return Pool(self._transport, self._transport.call(calls.get_pool(name, namespace), PoolRecord))
+
+    def pools(self, namespace: str | None = None) -> builtins.list[Pool]:
+        """Your warm pools, of one namespace or of all."""
+        call = calls.get("/v1/warm-pools", namespace=namespace)
+        return [Pool(self._transport, record) for record in (self._transport.call(call, PoolList)).pools]
 
     def import_image(self, name: str, path: str, *, replace: bool = False) -> Image:
         """Makes a golden of a root filesystem: a directory or a tar archive, at `path` on the server's machine.

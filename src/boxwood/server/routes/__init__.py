@@ -5,7 +5,7 @@ from __future__ import annotations
 from boxwood.dialects import agentkernel, arker_legacy
 from boxwood.server.dialect import Dialect
 from boxwood.server.exchange import Operation
-from boxwood.server.routes import files, keys, network, operator, refused, runs, service, sessions, vms
+from boxwood.server.routes import files, keys, network, operator, pools, refused, runs, service, sessions, vms
 
 OPERATIONS: tuple[Operation, ...] = (
     *service.OPERATIONS,
@@ -14,6 +14,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *sessions.OPERATIONS,
     *files.OPERATIONS,
     *network.OPERATIONS,
+    *pools.OPERATIONS,
     *keys.OPERATIONS,
     *refused.OPERATIONS,
     *operator.OPERATIONS,

@@ -36,7 +36,7 @@ async def fork(exchange: Exchange) -> Response:
         name=body.name,
         description=body.description,
         public=bool(body.public),
-        resources=_resources(body.resources, body),
+        resources=resources_of(body.resources, body),
         network=network.asked(body.network, body.egress, old=exchange.agent.old),
         command=body.command,
     )
@@ -75,7 +75,7 @@ async def patch_vm(exchange: Exchange) -> Response:
     if body.name is not UNSET:
         changes["name"] = body.name
     if body.resources is not None:
-        changes["resources"] = _resources(body.resources)
+        changes["resources"] = resources_of(body.resources)
     if body.immutable is not None:
         changes["immutable"] = body.immutable
     vms, vm = exchange.core.vms, exchange.params["id"]
@@ -87,11 +87,11 @@ async def delete_vm(exchange: Exchange) -> Response:
     return exchange.answer(wire.DeleteVMAnswer(deleted=True))
 
 
-def answer(exchange: Exchange, of: VM) -> Response:
-    return exchange.answer(wire.vm(of, flat_sizes=exchange.agent.urllib))
+def answer(exchange: Exchange, of: VM, status: int = 200) -> Response:
+    return exchange.answer(wire.vm(of, flat_sizes=exchange.agent.urllib), status)
 
 
-def _resources(of: wire.ResourcesBody | None, flat: wire.ForkBody | None = None) -> Resources:
+def resources_of(of: wire.ResourcesBody | None, flat: wire.ForkBody | None = None) -> Resources:
     """`flat`: where clients of 0.5 and 0.6 put the sizes."""
     if of is not None:
         of.refuse_later()
