@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from boxwood import VM, Boxwood
+from boxwood import VM, Boxwood, Pool
 from measure import Series, rounds, timed
 
 FILES, FILE_BYTES = 20_000, (1 << 30) // 20_000
@@ -65,6 +65,38 @@ def _fork_and_run(box: Boxwood, command: str, source: VM | str = "ubuntu", netwo
     assert run.exit_code == 0, run
     vm.delete()
     return took
+
+
+def claims(box: Boxwood, n: int) -> list[Series]:
+    """From a pool that is full, and from one that is empty."""
+    full, empty = box.create_pool("bench-full", replicas=8), box.create_pool("bench-empty", replicas=0)
+    try:
+        while full.refresh().ready < 8:
+            time.sleep(0.01)
+
+        def claim(pool: Pool, command: str | None) -> float:
+            began = time.perf_counter()
+            vm = pool.claim()
+            if command is not None:
+                vm.run(command, check=True)
+            took = (time.perf_counter() - began) * 1e3
+            vm.delete()
+            return took
+
+        return list(
+            rounds(
+                n,
+                {
+                    "claim from a pool": lambda: claim(full, None),
+                    "claim from a pool + first command": lambda: claim(full, ":"),
+                    "claim from an empty pool": lambda: claim(empty, None),
+                    "claim from an empty pool + first command": lambda: claim(empty, ":"),
+                },
+            ).values()
+        )
+    finally:
+        full.delete()
+        empty.delete()
 
 
 # --- many clients

@@ -12,6 +12,8 @@ from measure import Series
 HOME = Path(__file__).parents[1]
 SINGLE = "One client, over HTTP, beside bubblewrap and runc"
 DOCKER = "Beside Docker"
+CLIENTS = "Through other people's published clients, beside Docker's API"
+POOLS = "Warm pools"
 NETWORK = "The network of a box"
 MANY = "32 clients at once"
 GROWTH = "How a fork grows"

@@ -2,13 +2,14 @@
 
     bench/run.py [--quick] [--only SECTION ...] [--no-docs]
 
-Sections: one, docker, network, many, growth, memory, floor. Writes bench/results/latest.json and the tables of
-README.md and docs/benchmarks.md (a full run only). Exit code 1: an aim was missed.
+Sections: one, docker, clients, pools, network, many, growth, memory, floor. Writes bench/results/latest.json
+and the tables of README.md and docs/benchmarks.md (a full run only). Exit code 1: an aim was missed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -25,6 +26,7 @@ import memory
 import network
 import ours
 import peers
+import published
 import report as reports
 from boxwood import VM, Boxwood
 from measure import Series, dump, rounds, timed
@@ -32,7 +34,7 @@ from report import HOME, Aim, Report
 from server import Server
 
 CACHE = HOME / ".cache/bench"
-SECTIONS = ("one", "docker", "network", "many", "growth", "memory", "floor")
+SECTIONS = ("one", "docker", "clients", "pools", "network", "many", "growth", "memory", "floor")
 
 
 def main() -> int:
@@ -94,6 +96,31 @@ def beside_docker(report: Report, server: Server, scratch: Path, quick: bool) ->
         report.ratio(f"Docker's {theirs}, in Boxwood's {name}", over, under, bar, at_least=True)
 
 
+def clients(report: Report, server: Server, scratch: Path, quick: bool) -> None:
+    """In the same rounds as Docker, where there is Docker."""
+    n = 2 if quick else 10
+    with contextlib.ExitStack() as stack:
+        try:
+            steps = dict(stack.enter_context(published.steps(server, CACHE, scratch)))
+        except peers.Unavailable as error:
+            report.remarks.append(f"published clients: {error}")
+            return
+        try:
+            daemon = stack.enter_context(docker.daemon(scratch / "docker", CACHE, peers.busybox_tar(scratch)))
+            container = daemon.create()
+            steps["Docker: create + first exec"] = daemon.first
+            steps["Docker: exec"] = lambda: timed(lambda: daemon.run(container, ["true"]))
+        except peers.Unavailable as error:
+            report.remarks.append(f"Docker beside published clients: {error}")
+        found = rounds(n, steps, burst=3)
+    report.add(reports.CLIENTS, map(published.noted, found.values()))
+
+
+def pools(report: Report, server: Server, scratch: Path, quick: bool) -> None:
+    with server.client() as box:
+        report.add(reports.POOLS, ours.claims(box, 3 if quick else 20))
+
+
 def outside(report: Report, server: Server, scratch: Path, quick: bool) -> None:
     """With Docker's bridge where there is Docker; what a network adds to a fork."""
     n = 1 if quick else 5
@@ -147,6 +174,8 @@ def floor(report: Report, server: Server, scratch: Path, quick: bool) -> None:
 MEASURES: dict[str, Callable[[Report, Server, Path, bool], None]] = {
     "one": one,
     "docker": beside_docker,
+    "clients": clients,
+    "pools": pools,
     "network": outside,
     "many": many,
     "growth": growth,

@@ -37,7 +37,11 @@ class Server:
             time.sleep(0.02)
 
     def client(self) -> Boxwood:
-        return Boxwood(self.url, (self.data / "root.key").read_text().strip())
+        return Boxwood(self.url, self.key)
+
+    @property
+    def key(self) -> str:
+        return (self.data / "root.key").read_text().strip()
 
     @property
     def pid(self) -> int:
