@@ -38,6 +38,8 @@ class Config:
     images: Path = Path("/var/cache/boxwood/images")
     host: str = "127.0.0.1"
     port: int = 18888
+    kubernetes_port: int = -1  # of the https listener for kubectl and its like; -1: the port after `port`
+    arl_port: int = 0  # on which ARL's gateway protocol is served without its prefix; 0: nowhere
     idle_seconds: float = 60.0  # a box that has nothing to do for so long is parked
     pool_vms: int = 512  # that may wait in all pools together
     ready_boxes: int = 8  # booted ahead of demand, of the images and VMs that are forked these days
@@ -45,6 +47,9 @@ class Config:
     memory_mib: int = 2048
     pids: int = 4096
     output_bytes: int = 64 * MIB  # kept of each stream of a run
+    runs_kept: int = 10_000  # of each VM: ended runs, the newest
+    runs_kept_bytes: int = 1024 * MIB  # … with so much output
+    runs_kept_seconds: float = 30 * 86400.0  # … for so long
     file_bytes: int = 1024 * MIB  # largest file that can be written
     wait_seconds: float = 300.0  # longest time a request waits for the end of a run
     arl_hold_seconds: float = 60.0  # how long ARL's gateway holds a request for what it asks, before it says 202
@@ -94,6 +99,8 @@ class Config:
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("port", 0, 65535),
+    ("kubernetes_port", -1, 65535),
+    ("arl_port", 0, 65535),
     ("idle_seconds", 0, 30 * 86400),
     ("pool_vms", 0, 100_000),
     ("ready_boxes", 0, 1000),
@@ -101,6 +108,9 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("memory_mib", 0, 1 << 24),
     ("pids", 16, 1 << 22),
     ("output_bytes", 65536, 1 << 40),
+    ("runs_kept", 1, 1 << 40),
+    ("runs_kept_bytes", 0, 1 << 44),
+    ("runs_kept_seconds", 0, 100 * 366 * 86400),
     ("file_bytes", 1, 1 << 44),
     ("wait_seconds", 0, 3600),
     ("arl_hold_seconds", 0, 3600),

@@ -5,22 +5,18 @@ One `Core` per data directory: a second one is refused as long as the first hold
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
-import logging
 import os
 from pathlib import Path
 
-from boxwood.core import clock
 from boxwood.core.access import Access
 from boxwood.core.boxes import Boxes
 from boxwood.core.changes import Changes
 from boxwood.core.config import Config
-from boxwood.core.errors import CoreError
 from boxwood.core.files import Files
 from boxwood.core.goldens import Goldens
-from boxwood.core.idempotency import KEPT_SECONDS, Idempotency
+from boxwood.core.idempotency import Idempotency
 from boxwood.core.keys import Keys
 from boxwood.core.lanes import Lanes
 from boxwood.core.layers import Layers
@@ -28,6 +24,7 @@ from boxwood.core.networks import Networks
 from boxwood.core.pools import Pools
 from boxwood.core.records import Records
 from boxwood.core.refusals import of_store
+from boxwood.core.retention import Retention
 from boxwood.core.runs import Runs
 from boxwood.core.sessions import Sessions
 from boxwood.core.signing import Signer
@@ -35,11 +32,7 @@ from boxwood.core.tasks import Tasks
 from boxwood.core.uploads import Uploads
 from boxwood.core.vms import VMs
 from boxwood.engine.api import Engine
-from boxwood.store import idempotency as idempotency_rows
 from boxwood.store.database import Database
-
-SWEEP_SECONDS = 3600.0
-log = logging.getLogger(__name__)
 
 
 class DataInUse(Exception):
@@ -62,6 +55,8 @@ class Core:
         self.layers = Layers(database, engine, config, self._tasks, spool)
         self._boxes.put_down_hook = self.layers.box_gone
         self._uploads = Uploads(database, config.data / "uploads")
+        self._retention = Retention(database, self._uploads, config, self._tasks, spool)
+        self._lanes.recorded_hook = self._retention.ended
         access = Access(database, self._boxes)
         self.changes = Changes()
         self.records = Records(database, self.changes, self._tasks)
@@ -77,6 +72,7 @@ class Core:
             database, engine, self._boxes, access, self._lanes, self.runs, self.layers, self._uploads, self.goldens,
             repeats, self.records, signer, config, self._tasks,
         )  # fmt: skip
+        self.vms.deleted_hooks.append(self._retention.gone)
         self.pools = Pools(
             database, self._boxes, access, self.vms.forks, self.vms, self.records, self.changes, repeats, config,
             self._tasks,
@@ -116,7 +112,7 @@ class Core:
         try:
             await self._lanes.recover(await self._boxes.adopt(live))
             await self.layers.sweep()
-            await self._sweep()
+            await self._retention.sweep()
             self.goldens.look()
         except BaseException:
             await self.engine.close()
@@ -125,20 +121,7 @@ class Core:
         self.records.start()
         self.pools.start()
         self.vms.expiry.start()
-        self._tasks.start(self._sweep_often())
-
-    async def _sweep(self) -> None:
-        await self._uploads.sweep()
-        before = clock.now() - KEPT_SECONDS * 1_000_000
-        await self._database.write(lambda connection: idempotency_rows.expire(connection, before))
-
-    async def _sweep_often(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_SECONDS)
-            try:
-                await self._sweep()
-            except (CoreError, OSError) as error:
-                log.error("old uploads were not removed: %s", error)
+        self._retention.start()
 
     async def close(self) -> None:
         """Let go of everything; boxes and their runs live on and are taken over by the next `open`. Twice is once."""

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -54,6 +54,7 @@ class Lanes:
         self._tasks = tasks
         self._spool = spool
         self._live: dict[str, LiveRun] = {}
+        self.recorded_hook: Callable[[str, int], None] = lambda vm_id, output: None  # its end is on record
         self._lanes: dict[str, Lane] = {}
         self._stopped = False
 
@@ -237,6 +238,7 @@ class Lanes:
         else:
             run.recorded = True
             self._live.pop(run.id, None)
+            self.recorded_hook(run.vm_id, sum(stream.kept for stream in run.streams.values()))
             if run.box is not None and not run.box.gone.done():
                 run.box.forget(run.id)
         run.wake()

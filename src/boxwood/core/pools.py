@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Literal
 
 from boxwood.core import clock, words
-from boxwood.core.access import Access
+from boxwood.core.access import Access, resources_of
 from boxwood.core.boxes import Boxes
 from boxwood.core.changes import POOL, Change, Changes
 from boxwood.core.config import Config
@@ -26,7 +26,7 @@ from boxwood.core.filling import Filler, PoolState
 from boxwood.core.forks import Forks, Home, checked
 from boxwood.core.idempotency import Claim, Idempotency
 from boxwood.core.ids import new_id
-from boxwood.core.model import VM, Caller, ClaimRequest, ForkRequest, Pool, PoolRequest, Resources
+from boxwood.core.model import VM, Caller, ClaimRequest, ForkRequest, Pool, PoolRequest
 from boxwood.core.records import Records
 from boxwood.core.tasks import Tasks
 from boxwood.core.vms import VMs
@@ -75,7 +75,7 @@ class Pools:
         self._pools: dict[str, PoolState] = {}
         self._names: dict[tuple[str, str, str], PoolState] = {}
         self._filler = Filler(self._pools, boxes, forks, vms, tasks, self._changed)
-        vms.deleted_hook = self._vm_gone
+        vms.deleted_hooks.append(self._vm_gone)
 
     # Start
 
@@ -372,7 +372,7 @@ class Pools:
             starting=state.starting,
             allocated=len(state.allocated),
             problem=state.problem,
-            resources=Resources(template.vcpu, template.memory_mib, template.disk_mib),
+            resources=resources_of(template),
             network=self._boxes.network(template),
             labels=json.loads(row.labels) if row.labels else {},
             about=json.loads(row.about) if row.about else {},

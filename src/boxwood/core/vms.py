@@ -83,7 +83,7 @@ class VMs:
         self._records = records
         self._signer = signer
         self._tasks = tasks
-        self.deleted_hook: Callable[[VMRow], None] = lambda row: None
+        self.deleted_hooks: list[Callable[[VMRow], None]] = []
         self.expiry = Expiry(database, tasks, "VM", rows.expired, rows.next_expiry, self._expire)
         self.forks = Forks(
             database, engine, boxes, access, runs, layers, goldens, idempotency, config, tasks, self.expiry.changed
@@ -326,7 +326,8 @@ class VMs:
                 slot.deleted = False
                 raise
         self._records.are_gone(records)
-        self.deleted_hook(row)
+        for hook in self.deleted_hooks:
+            hook(row)
         self._layers.released(vm_id, row.base, row.top if row.written else None)
         await self._uploads.remove(files)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,7 +12,8 @@ from boxwood.store.database import SMALL_BYTES
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """`out` and `err`: None is in DATA/spool, or nowhere yet as long as `completed_at` is None."""
+    """`out` and `err`: None is in DATA/spool, or nowhere yet as long as `completed_at` is None.
+    `direct`: the command is a program and its arguments."""
 
     id: str
     vm_id: str
@@ -30,6 +32,8 @@ class RunRow:
     err_bytes: int
     truncated: int
     tag: str | None = None
+    direct: bool = False
+    not_started: bool = False
 
     @property
     def small(self) -> bool:
@@ -71,3 +75,35 @@ def page(connection: sqlite3.Connection, conditions: list[str], params: dict[str
         f"SELECT {_BRIEF} FROM runs WHERE {where} ORDER BY id DESC LIMIT :limit", params | {"limit": limit}
     )
     return [RunRow(*row) for row in rows]
+
+
+def older(connection: sqlite3.Connection, before: int) -> list[str]:
+    """Runs that had ended by then."""
+    return [run_id for (run_id,) in connection.execute("SELECT id FROM runs WHERE completed_at < ?", (before,))]
+
+
+def crowded(connection: sqlite3.Connection, count: int, output: int) -> list[str]:
+    """VMs that have more."""
+    having = "count(*) > ? OR sum(out_bytes + err_bytes - truncated) > ?"
+    sql = f"SELECT vm_id FROM runs WHERE completed_at IS NOT NULL GROUP BY vm_id HAVING {having}"
+    return [vm_id for (vm_id,) in connection.execute(sql, (count, output))]
+
+
+_SURPLUS = """
+    SELECT id FROM (
+        SELECT id, row_number() OVER newest AS number, sum(out_bytes + err_bytes - truncated) OVER newest AS total
+        FROM runs WHERE vm_id = ? AND completed_at IS NOT NULL WINDOW newest AS (ORDER BY id DESC)
+    ) WHERE number > ? OR (total > ? AND number > 1)
+"""
+
+
+def surplus(connection: sqlite3.Connection, vm_id: str, count: int, output: int) -> list[str]:
+    """Ended runs of a VM but for the newest `count` that have put out at most `output` bytes together; the newest one
+    is no surplus."""
+    return [run_id for (run_id,) in connection.execute(_SURPLUS, (vm_id, count, output))]
+
+
+def delete(connection: sqlite3.Connection, ids: Iterable[str]) -> list[tuple[str, str]]:
+    """VM and run of those that were there."""
+    sql = "DELETE FROM runs WHERE id = ? RETURNING vm_id, id"
+    return [(vm_id, run_id) for ident in ids for vm_id, run_id in connection.execute(sql, (ident,)).fetchall()]

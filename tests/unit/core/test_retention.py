@@ -1,0 +1,87 @@
+"""Runs that are forgotten in time."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+
+import pytest
+
+from boxwood.core import errors
+
+
+async def kept(world, vm) -> list[str]:
+    """Their commands, the oldest first."""
+    return [run.command for run in reversed((await world.core.runs.list(world.caller, vm.vm_id)).items)]
+
+
+async def until_kept(world, vm, wanted) -> None:
+    while await kept(world, vm) != wanted:
+        await asyncio.sleep(0.002)
+
+
+async def test_only_so_many_runs_of_a_vm(make_world):
+    world = await make_world(runs_kept=3)
+    vm, other = await world.fork(), await world.fork()
+    await world.out(other, "echo other")
+    first = await world.run(vm, "echo 0")
+    for number in range(1, 10):
+        await world.out(vm, f"echo {number}")
+    await until_kept(world, vm, ["echo 7", "echo 8", "echo 9"])
+    assert await kept(world, other) == ["echo other"]
+    with pytest.raises(errors.NotFound):
+        await world.core.runs.get(world.caller, vm.vm_id, first.run_id)
+
+
+async def test_only_so_much_output_of_a_vm(make_world):
+    world = await make_world(runs_kept_bytes=500_000)
+    vm = await world.fork()
+    for _ in range(3):
+        await world.run(vm, "flood 200000")
+    last = await world.run(vm, "flood 300000")
+    spool = world.config.data / "spool" / vm.vm_id
+    while len(await kept(world, vm)) > 2 or len(list(spool.iterdir())) > 2:
+        await asyncio.sleep(0.002)
+    assert len((await world.core.runs.get(world.caller, vm.vm_id, last.run_id)).stdout) == 300_000
+
+
+async def test_the_newest_run_is_kept_however_large(make_world):
+    world = await make_world(runs_kept_bytes=1000)
+    vm = await world.fork()
+    await world.out(vm, "echo small")
+    await world.run(vm, "flood 200000")
+    await until_kept(world, vm, ["flood 200000"])
+
+
+async def test_runs_that_go_on_are_kept(make_world):
+    world = await make_world(runs_kept=1)
+    vm = await world.fork()
+    going = await world.run(vm, "hang", wait=0)
+    for number in range(3):
+        await world.run(vm, f"echo {number}", session_index=1)
+    await until_kept(world, vm, ["hang", "echo 2"])
+    await world.release(vm)
+    assert (await world.core.runs.wait(world.caller, vm.vm_id, going.run_id, 10)).state == "completed"
+
+
+async def test_old_runs_are_gone_at_the_next_start(world):
+    vm = await world.fork()
+    old, large = await world.run(vm, "echo old"), await world.run(vm, "flood 200000")
+    await world.run(vm, "echo new")
+    spool = world.config.data / "spool" / vm.vm_id
+    assert list(spool.iterdir())
+    await world.core.close()
+    with sqlite3.connect(world.config.data / "boxwood.db") as database:
+        database.execute("UPDATE runs SET completed_at = 1 WHERE id IN (?, ?)", (old.run_id, large.run_id))
+    database.close()
+    await world.start()
+    assert await kept(world, vm) == ["echo new"]
+    assert not list(spool.iterdir())
+
+
+async def test_fewer_are_kept_from_a_start_on(world):
+    vm = await world.fork()
+    for number in range(5):
+        await world.run(vm, f"echo {number}")
+    await world.restart(runs_kept=2)
+    assert await kept(world, vm) == ["echo 3", "echo 4"]
