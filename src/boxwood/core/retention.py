@@ -46,13 +46,15 @@ class Retention:
 
     def ended(self, vm_id: str, output: int) -> None:
         """A run has been recorded that put out so many bytes."""
-        config = self._config
         self._ended[vm_id] += 1
         self._bytes[vm_id] += output
-        many = self._ended[vm_id] > config.runs_kept // SLACK or self._bytes[vm_id] > config.runs_kept_bytes // SLACK
-        if many and vm_id not in self._trimming:
+        if self._many(vm_id) and vm_id not in self._trimming:
             self._trimming.add(vm_id)
             self._tasks.start(self._trim(vm_id))
+
+    def _many(self, vm_id: str) -> bool:
+        config = self._config
+        return self._ended[vm_id] > config.runs_kept // SLACK or self._bytes[vm_id] > config.runs_kept_bytes // SLACK
 
     def gone(self, row: VMRow) -> None:
         """There is no such VM any more."""
@@ -63,13 +65,15 @@ class Retention:
         self._bytes.pop(vm_id, None)
 
     async def _trim(self, vm_id: str) -> None:
-        self._forget_counts(vm_id)
         config = self._config
         try:
-            ids = await self._database.read(
-                lambda connection: run_rows.surplus(connection, vm_id, config.runs_kept, config.runs_kept_bytes)
-            )
-            await self._forget(ids)
+            while self._many(vm_id):
+                self._forget_counts(vm_id)
+                await self._forget(
+                    await self._database.read(
+                        lambda connection: run_rows.surplus(connection, vm_id, config.runs_kept, config.runs_kept_bytes)
+                    )
+                )
         finally:
             self._trimming.discard(vm_id)
 
@@ -99,6 +103,7 @@ class Retention:
         for vm_id in await self._database.read(
             lambda connection: run_rows.crowded(connection, self._config.runs_kept, self._config.runs_kept_bytes)
         ):
+            self._ended[vm_id] = self._config.runs_kept + 1
             await self._trim(vm_id)
         before = now - int(self._config.runs_kept_seconds * 1e6)
         await self._forget(await self._database.read(lambda connection: run_rows.older(connection, before)))
