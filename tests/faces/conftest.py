@@ -12,7 +12,7 @@ from unit.client.stub import StubServer, serving
 
 VARIABLES = (
     "AGENTKERNEL_API_KEY", "AGENTKERNEL_BASE_URL", "ARKER_API_KEY", "ARKER_BASE_URL", "ARKER_REGION", "BOXWOOD_API_KEY",
-    "BOXWOOD_URL",
+    "BOXWOOD_URL", "KUBECONFIG", "KUBERNETES_SERVICE_HOST",
 )  # fmt: skip
 
 

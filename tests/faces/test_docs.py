@@ -20,8 +20,10 @@ def printed(face: str) -> str:
     (program,) = (
         block for block in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL) if f"faces.{face}" in block
     )
-    names = ("PATH", "ARKER_BASE_URL", "ARKER_API_KEY", "AGENTKERNEL_BASE_URL", "AGENTKERNEL_API_KEY")
-    environment = {name: os.environ[name] for name in names}
+    names = [
+        f"{face}_{name}" for face in ("ARKER", "AGENTKERNEL", "BOXWOOD") for name in ("BASE_URL", "URL", "API_KEY")
+    ]
+    environment = {name: os.environ[name] for name in ("PATH", *names) if name in os.environ}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -43,4 +45,19 @@ def test_agentkernel(real: servers.Server) -> None:
         "kept",
         "",
         "500 1 Command exited with code 1: ",
+    ]
+
+
+def test_arl(real: servers.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BOXWOOD_URL", real.url)
+    monkeypatch.setenv("BOXWOOD_API_KEY", real.key)
+    lines = printed("arl").splitlines()
+    assert real.request("DELETE", "/k8s/apis/arl.infra.io/v1alpha1/namespaces/default/warmpools/python-pool")[0] == 200
+    assert lines == [
+        "exit code 0",
+        "File created: /workspace/a.py",
+        "Hello!",
+        "",
+        "a command did not end within 0.5 s, and was killed",
+        "404 WarmPool 'nothing' not found in namespace 'default'; there are: python-pool",
     ]
