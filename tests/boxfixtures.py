@@ -60,10 +60,11 @@ class Runner:
         top: str | None = None,
         limits: Limits = Limits(),
         network: bool = False,
+        read_only: bool = False,
     ) -> Box:
         stack = Stack((*layers, self.golden), top or new_id(), frozenset({self.golden}))
         self.stack = stack
-        self.box = await self.engine.boot(BoxSpec(new_id(), stack, "testbox", limits, network))
+        self.box = await self.engine.boot(BoxSpec(new_id(), stack, "testbox", limits, network, read_only=read_only))
         self.box.listen(self)
         await self.box.open_session(SessionSpec(self.session))
         return self.box

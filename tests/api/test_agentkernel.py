@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import pytest
 
 from boxwood.core.core import Core
-from boxwood.dialects.agentkernel import commands, words
+from boxwood.dialects.agentkernel import words
 from boxwood.engine.api import EngineError
 from fakes import fake_engine, release
 
@@ -106,8 +106,22 @@ async def test_profiles(ak):
         box = ak.api.machine.called("boot")[-1]
         assert (box.limits.memory_mib, box.limits.vcpu) == (size, 1 if asked == "moderate" else 4)
         await ak.ok("DELETE", "/sandboxes/a")
-    await ak.refused(422, "read-only", "POST", "/sandboxes", {"name": "a", "profile": "restrictive"})
     await ak.refused(400, "permissive, moderate, restrictive", "POST", "/sandboxes", {"name": "a", "profile": "lax"})
+
+
+async def test_the_restrictive_profile(ak):
+    for asked, memory in ({}, 256), ({"memory_mb": 2048, "vcpus": 4, "network": False}, 256), ({"memory_mb": 128}, 128):
+        made = await ak.create("a", profile="Restrictive", **asked)
+        assert (made["profile"], made["vcpus"], made["memory_mb"], made.get("ip")) == ("restrictive", 1, memory, None)
+        box = ak.api.machine.called("boot")[-1]
+        assert (box.limits.vcpu, box.limits.memory_mib, box.network, box.read_only) == (0.5, memory, False, True)
+        assert (await ak.api.ok("GET", "/vms/a"))["resources"]["vcpu"] == 1
+        await ak.refused(400, "read-only", "PUT", "/sandboxes/a/files/srv/f", {"content": "x"})
+        await ak.ok("PUT", "/sandboxes/a/files/tmp/f", {"content": "x"})
+        assert (await ak.ok("GET", "/sandboxes/a/files/tmp/f"))["content"] == "x"
+        await ak.ok("DELETE", "/sandboxes/a")
+    body = {"name": "a", "profile": "restrictive", "network": "internet"}
+    await ak.refused(400, "restrictive", "POST", "/sandboxes", body)
 
 
 async def test_networks(ak):
@@ -259,15 +273,15 @@ async def test_stop_ends_what_runs(ak):
 async def test_arguments_arrive_as_they_are(ak, argv):
     await ak.create("a")
     assert json.loads(await ak.exec("a", *argv)) == argv[1:]
-    assert commands.argv_of(commands.script(argv)) == argv
+    (entry,) = [entry for entry in await ak.ok("GET", "/sandboxes/a/logs") if entry["type"] == "command_executed"]
+    assert entry["command"] == argv
 
 
-def test_scripts_and_back():
-    assert commands.script(["echo", "it's"]) == "exec 'echo' 'it'\\''s'"
-    assert commands.script(["-x"]) == "exec -- '-x'"
-    assert commands.argv_of("exec -- '-x'") == ["-x"]
-    for text in ("echo hi", "exec 'a", "exec a", "exec 'a' b", "exec 'a'  'b'"):
-        assert commands.argv_of(text) == [text]
+async def test_what_was_started_otherwise_is_one_text(ak):
+    vm = (await ak.create("a"))["uuid"]
+    await ak.api.run(words.vm_id_of(vm), "echo 'a' 'b'")
+    (entry,) = [entry for entry in await ak.ok("GET", "/sandboxes/a/logs") if entry["type"] == "command_executed"]
+    assert entry["command"] == ["echo 'a' 'b'"]
 
 
 async def test_output_is_both_streams(ak):

@@ -20,6 +20,8 @@ def test_what_outlives_the_server(make_server: Callable[..., Server]) -> None:
     server = make_server()
     ok(server, "POST", "/sandboxes", {"name": "a"})
     ok(server, "PUT", "/sandboxes/a/files/srv/f", {"content": "kept"})
+    ok(server, "POST", "/sandboxes", {"name": "restrictive", "profile": "restrictive"})
+    ok(server, "PUT", "/sandboxes/restrictive/files/tmp/f", {"content": "in memory"})
     ok(server, "POST", "/sandboxes", {"name": "stopped"})
     ok(server, "POST", "/sandboxes/stopped/stop")
     ok(server, "POST", "/sandboxes", {"name": "short"})
@@ -32,6 +34,7 @@ def test_what_outlives_the_server(make_server: Callable[..., Server]) -> None:
     server.start()
     assert ok(server, "GET", url)["status"] == "running"
     assert ok(server, "GET", "/sandboxes/a/files/srv/f")["content"] == "kept"
+    assert ok(server, "GET", "/sandboxes/restrictive/files/tmp/f")["content"] == "in memory"
     assert ok(server, "GET", "/sandboxes/stopped")["status"] == "stopped"
     until(lambda: server.request("GET", "/sandboxes/short")[0] == 404)
     ok(server, "PUT", "/sandboxes/a/files/tmp/go", {"content": ""})
@@ -66,3 +69,40 @@ def test_the_sandbox_of_a_run_whose_server_dies_is_not_for_ever(make_server: Cal
     database.close()
     server.start()
     until(lambda: not server.request("GET", "/v1/vms")[1]["vms"])
+
+
+def test_the_restrictive_profile_holds(boxwood_server: Server) -> None:
+    server = boxwood_server
+    ok(server, "POST", "/sandboxes", {"name": "r", "profile": "restrictive"})
+    try:
+        script = "echo x > /x; echo x > /tmp/x && cat /tmp/x; cp /bin/true /tmp/t; /tmp/t; ls /sys/class/net; nproc"
+        status, said = server.request("POST", "/sandboxes/r/exec", {"command": ["sh", "-c", script]})
+        assert status == 200, said
+        assert "Read-only file system" in said["data"]["output"] and "Permission denied" in said["data"]["output"]
+        status, said = server.request("PUT", "/sandboxes/r/files/srv/f", {"content": "x"})
+        assert status == 400 and "read-only" in said["error"], said
+        ok(server, "PUT", "/sandboxes/r/files/tmp/f", {"content": "kept"})
+        assert ok(server, "GET", "/sandboxes/r/files/tmp/f")["content"] == "kept"
+        status, said = server.request(
+            "POST", "/sandboxes/r/exec", {"command": ["python3", "-c", "x = bytearray(400 << 20)"]}
+        )
+        assert (status, said["exit_code"]) == (409, 137), said
+        with server.client() as client:
+            child = client.vm("r").fork()
+            assert child.run("echo x > /etc/x").exit_code != 0
+            assert child.run("cat /tmp/f").exit_code != 0, "what is in memory is not forked"
+            child.delete()
+    finally:
+        ok(server, "DELETE", "/sandboxes/r")
+    status, said = server.request("POST", "/run", {"command": ["touch", "/x"], "profile": "restrictive"})
+    assert status == 409 and "Read-only file system" in said["error"], said
+    assert ok(server, "POST", "/run", {"command": ["pwd"], "profile": "restrictive"})["output"].startswith("/")
+
+
+def test_a_program_that_is_not_there(boxwood_server: Server) -> None:
+    server = boxwood_server
+    status, said = server.request("POST", "/run", {"command": ["no such program", "x"]})
+    assert (status, said["exit_code"]) == (409, 127)
+    assert said["error"] == "Command exited with code 127: no such program: No such file or directory\n"
+    status, said = server.request("POST", "/run", {"command": ["/etc"]})
+    assert (status, said["exit_code"], said["output"]) == (409, 126, "/etc: Permission denied\n")

@@ -220,7 +220,7 @@ async def test_goldens_are_not_to_be_harmed(api):
 
 async def test_the_fork_of_a_busy_vm_tells_its_price(api):
     vm = await api.fork()
-    await api.run(vm, "daemon")
+    await api.run(vm, "put /x y; daemon")
     made = await api.ok("POST", "/fork", {"source_vm_id": vm})
     assert set(made["copied"]) == {"inodes", "bytes", "frozen_ms", "total_ms"}
     assert "copied" not in await api.ok("GET", f"/vms/{made['vm_id']}")

@@ -29,7 +29,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_disk_full(small_disk: Path, make_server: Callable[..., Server]) -> None:
-    server = make_server(data=small_disk / "data")
+    server = make_server(data=small_disk / "data", disk_spare_mib=0)
     ballast = small_disk / "ballast"
     with server.client() as box:
         vm = box.fork("ubuntu")

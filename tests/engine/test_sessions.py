@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -116,3 +117,62 @@ async def test_closing_a_session(runner: Runner) -> None:
     await runner.box.close_session(runner.session)
     assert result.end is not None and result.end.reason == "killed"
     assert (await runner.box.settle()).idle
+
+
+async def start(runner: Runner, *argv: str, **options: Any) -> Result:
+    """A program without a shell, to its end."""
+    options = {"env": {}, "timeout": 20, **options}
+    result = Result()
+    spec = RunSpec(new_id(), runner.session, b"", argv=tuple(map(str.encode, argv)), **options)
+    await runner.box.start_run(spec, result)
+    await result.wait(runner.box)
+    runner.box.forget(spec.run_id)
+    return result
+
+
+async def test_a_program_has_what_a_shell_has_and_no_more(runner: Runner) -> None:
+    """Its privileges, its place in the order of those killed when memory is short, and its terminal: none."""
+    about = (
+        "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp:|Dumpable)' /proc/self/status; cat /proc/self/oom_score_adj;"
+        "ls -l /proc/self/fd | wc -l; umask; ulimit -n; id -G"
+    )
+    beside = await runner.run(about, env={})
+    for _ in range(2):  # by a new minder, and by one that has started something
+        result = await start(runner, "sh", "-c", about)
+        assert (result.text, bytes(result.err)) == (beside.text, b"")
+    as_user = await start(runner, "sh", "-c", about, user="user", cwd="/")
+    assert as_user.text == (await runner.run(about, user="user", cwd="/")).text
+    assert (await start(runner, "sh", "-c", about)).text == beside.text
+
+
+async def test_a_minder_cannot_be_read_or_traced(runner: Runner) -> None:
+    script = (
+        "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\npid = os.getppid()\n"
+        "for name in ('mem', 'environ', 'maps', 'fd/3'):\n"
+        " try: print(name, os.open(f'/proc/{pid}/{name}', os.O_RDONLY))\n"
+        " except OSError as e: print(e.errno)\n"
+        "print(libc.ptrace(16, pid, 0, 0), ctypes.get_errno())"
+    )
+    result = await start(runner, "python3", "-c", script)
+    assert result.text == "13\n13\n13\n13\n-1 1\n", (result.text, bytes(result.err))
+
+
+async def test_what_a_program_left_is_waited_for(runner: Runner) -> None:
+    result = await start(runner, "sh", "-c", "(sleep 0.3; echo late) &")
+    assert (result.code, result.text) == (0, "late\n")
+    assert (await start(runner, "sh", "-c", DAEMON.format(0.3) + "; ls /tmp/done")).code == 2
+    assert (await start(runner, "ls", "/tmp/done")).code == 0
+    result = await start(runner, "sh", "-c", DAEMON.format(60), timeout=1)
+    assert result.end is not None and (result.end.reason, result.end.exit_code) == ("timeout", 124)
+    assert (await runner.run("ps -e | grep -c python3")).text == "0\n"
+    assert (await runner.box.settle()).idle
+
+
+async def test_a_program_that_cannot_be_started(runner: Runner) -> None:
+    result = await start(runner, "nosuch")
+    assert result.end is not None and (result.end.exit_code, result.end.not_started) == (127, True)
+    assert bytes(result.err) == b"nosuch: No such file or directory\n"
+    result = await start(runner, "sh", "-c", "nosuch")
+    assert result.end is not None and (result.end.exit_code, result.end.not_started) == (127, False)
+    with pytest.raises(GuestError, match="No such file"):
+        await start(runner, "true", cwd="/no/such")

@@ -105,7 +105,7 @@ class Access:
             immutable=bool(row.immutable),
             state="running" if self._boxes.running(row.id) else "idle",
             live=self._boxes.live(row.id),
-            resources=Resources(row.vcpu, row.memory_mib, row.disk_mib),
+            resources=resources_of(row),
             network=self._boxes.network(row),
             address=self._boxes.address(row.id),
             root_source_id=row.root_source_id,
@@ -119,6 +119,7 @@ class Access:
             stopped=bool(row.stopped),
             labels=json.loads(row.labels) if row.labels else {},
             pool_id=row.pool_id,
+            read_only=bool(row.read_only),
         )
 
     def session(self, row: SessionRow) -> Session:
@@ -131,6 +132,13 @@ class Access:
             env=session_rows.env_of(row.env),
             started_at=clock.shown_or_none(row.started_at),
         )
+
+
+def resources_of(row: VMRow) -> Resources:
+    cores = row.vcpu
+    if cores is not None and cores == int(cores):
+        cores = int(cores)
+    return Resources(cores, row.memory_mib, row.disk_mib)
 
 
 def _may_see(caller: Caller, row: VMRow) -> bool:

@@ -17,8 +17,9 @@ from functools import partial
 from typing import Protocol
 
 from boxwood.core import clock
+from boxwood.core.admission import Admission
 from boxwood.core.config import Config
-from boxwood.core.errors import Conflict, CoreError, Internal, InvalidState, NotFound, Unavailable
+from boxwood.core.errors import CapacityUnavailable, Conflict, CoreError, Internal, InvalidState, NotFound, Unavailable
 from boxwood.core.tasks import Tasks
 from boxwood.engine.api import (
     Box,
@@ -38,6 +39,7 @@ from boxwood.store.database import Database
 from boxwood.store.vms import VMRow
 
 ACTIVE_MARK_SECONDS = 60.0
+SPARED_SECONDS = 1.0  # after a VM turned out not to be idle
 SETTLE_SECONDS = 1.0  # for an answer that can do without
 STATE_BYTES = 8 << 20
 log = logging.getLogger(__name__)
@@ -63,6 +65,7 @@ class Slot:
         self.directories: dict[str, str] = {}  # where sessions are, as far as this box has said
         self.deleted = False
         self.idle_since = 0.0
+        self.spared_until = 0.0
         self.marked_at = float("-inf")
         self.timer: asyncio.TimerHandle | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -105,9 +108,11 @@ class Slot:
 
 
 class Boxes:
-    def __init__(self, database: Database, engine: Engine, config: Config, tasks: Tasks) -> None:
+    def __init__(self, database: Database, engine: Engine, config: Config, tasks: Tasks, admission: Admission) -> None:
         self._database = database
         self._engine = engine
+        self._admission = admission
+        self._booting = 0
         self._config = config
         self._tasks = tasks
         self._slots: weakref.WeakValueDictionary[str, Slot] = weakref.WeakValueDictionary()
@@ -228,7 +233,27 @@ class Boxes:
                 raise NotFound("vm", f"there is no VM {slot.vm_id}")
             if self._closing:
                 raise Unavailable("the server is stopping")
-            self._install(slot, await self._boot(slot))
+            await self._make_room()
+            self._booting += 1
+            try:
+                self._install(slot, await self._boot(slot))
+            finally:
+                self._booting -= 1
+
+    async def _make_room(self) -> None:
+        """Those that have been idle longest are parked for others. CapacityUnavailable: nobody is idle."""
+        while (reason := self._admission.box_refused(len(self._live) + self._booting)) is not None:
+            idle = [slot for slot in self._live.values() if self._parkable(slot)]
+            if not idle:
+                raise CapacityUnavailable(reason)
+            slot = min(idle, key=lambda slot: slot.idle_since)
+            slot.spared_until = asyncio.get_running_loop().time() + SPARED_SECONDS  # should something live in it
+            await self._park_idle(slot.vm_id)
+
+    def _parkable(self, slot: Slot) -> bool:
+        if slot.busy or slot.lock.locked() or slot.vm_id in self._kept:
+            return False
+        return slot.spared_until <= asyncio.get_running_loop().time()
 
     async def _boot(self, slot: Slot) -> Box:
         """The mark that its layers are in use is committed while the box is made. Whoever could take the layers away
@@ -245,7 +270,10 @@ class Boxes:
         marked = self._database.submit(mark, small=True)
         try:
             stack, networked = Stack(layers, row.top, images), self.network(row) != "none"
-            spec = BoxSpec(vm_id, stack, _hostname(row), self._limits(row), networked, ahead=row.hidden)
+            spec = BoxSpec(
+                vm_id, stack, _hostname(row), self._limits(row), networked, ahead=row.hidden,
+                read_only=bool(row.read_only),
+            )  # fmt: skip
             box = await self._engine.boot(spec)
         except EngineError as error:
             if not marked.cancel():  # as a wait: it is committed all the same, and taken back

@@ -43,6 +43,10 @@ class Config:
     idle_seconds: float = 60.0  # a box that has nothing to do for so long is parked
     pool_vms: int = 512  # that may wait in all pools together
     ready_boxes: int = 8  # booted ahead of demand, of the images and VMs that are forked these days
+    vms_most: int = 100_000  # there may be, of all organisations
+    boxes_most: int = 4096  # live boxes at once; idle ones are parked for others
+    memory_spare_mib: int = 256  # of the host's, without which no more boxes are booted
+    disk_spare_mib: int = 256  # … no more VMs are made
     vcpu: int = 0
     memory_mib: int = 2048
     pids: int = 4096
@@ -52,7 +56,7 @@ class Config:
     runs_kept_seconds: float = 30 * 86400.0  # … for so long
     file_bytes: int = 1024 * MIB  # largest file that can be written
     wait_seconds: float = 300.0  # longest time a request waits for the end of a run
-    arl_hold_seconds: float = 60.0  # how long ARL's gateway holds a request for what it asks, before it says 202
+    arl_hold_seconds: float = 240.0  # how long ARL's gateway holds a request for its result, before it says 202
     layers_merged_above: int = 48
     layers_refused_above: int = 400
     network: str = "internet"  # of a VM that was not told otherwise; or "none"
@@ -104,6 +108,10 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("idle_seconds", 0, 30 * 86400),
     ("pool_vms", 0, 100_000),
     ("ready_boxes", 0, 1000),
+    ("vms_most", 0, 1 << 40),
+    ("boxes_most", 1, 1 << 20),
+    ("memory_spare_mib", 0, 1 << 24),
+    ("disk_spare_mib", 0, 1 << 34),
     ("vcpu", 0, 255),
     ("memory_mib", 0, 1 << 24),
     ("pids", 16, 1 << 22),

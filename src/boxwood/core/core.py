@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from boxwood.core.access import Access
+from boxwood.core.admission import Admission
 from boxwood.core.boxes import Boxes
 from boxwood.core.changes import Changes
 from boxwood.core.config import Config
@@ -50,7 +51,8 @@ class Core:
         self.keys = keys
         self._database = database
         self._tasks = Tasks()
-        self._boxes = Boxes(database, engine, config, self._tasks)
+        self._admission = Admission(database, engine, config)
+        self._boxes = Boxes(database, engine, config, self._tasks, self._admission)
         self._lanes = Lanes(database, self._boxes, config, self._tasks, spool)
         self.layers = Layers(database, engine, config, self._tasks, spool)
         self._boxes.put_down_hook = self.layers.box_gone
@@ -69,10 +71,10 @@ class Core:
             database, self._boxes, access, self._lanes, self.sessions, repeats, signer, config, self._tasks, spool
         )
         self.vms = VMs(
-            database, engine, self._boxes, access, self._lanes, self.runs, self.layers, self._uploads, self.goldens,
-            repeats, self.records, signer, config, self._tasks,
+            database, engine, self._boxes, access, self._admission, self._lanes, self.runs, self.layers, self._uploads,
+            self.goldens, repeats, self.records, signer, config, self._tasks,
         )  # fmt: skip
-        self.vms.deleted_hooks.append(self._retention.gone)
+        self.vms.deleted_hooks += [self._retention.gone, self._admission.gone]
         self.pools = Pools(
             database, self._boxes, access, self.vms.forks, self.vms, self.records, self.changes, repeats, config,
             self._tasks,
@@ -118,6 +120,7 @@ class Core:
             await self.engine.close()
             raise
         self.layers.start()
+        self._admission.start()
         self.records.start()
         self.pools.start()
         self.vms.expiry.start()

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from boxwood.core import clock, words
 from boxwood.core.access import Access
+from boxwood.core.admission import Admission
 from boxwood.core.boxes import Boxes, Slot
 from boxwood.core.config import Config
 from boxwood.core.errors import AlreadyExists, BadRequest, InsufficientResources, Internal, NotFound, ResourceBusy
@@ -81,6 +82,7 @@ class Forks:
         engine: Engine,
         boxes: Boxes,
         access: Access,
+        admission: Admission,
         runs: Runs,
         layers: Layers,
         goldens: Goldens,
@@ -93,6 +95,7 @@ class Forks:
         self._engine = engine
         self._boxes = boxes
         self._access = access
+        self._admission = admission
         self._runs = runs
         self._layers = layers
         self._goldens = goldens
@@ -137,6 +140,7 @@ class Forks:
         self, org_id: str, request: ForkRequest, source: VMRow, also: Also = _nothing, home: Home = NO_POOL
     ) -> Made:
         """Of a request that has been checked. `also` is done in the same transaction, with the new VM's id."""
+        self._admission.check_vm()
         if self._boxes.slot(source.id).still and not source.written:
             row, sessions = await self._make(org_id, request, source, _Plan(), also, home)
             plan = _Plan()
@@ -144,6 +148,7 @@ class Forks:
             async with self._boxes.alone(source.id) as slot:
                 plan = await self._plan(slot)
                 row, sessions = await self._make(org_id, request, source, plan, also, home)
+        self._admission.made()
         self._layers.grown(row.base, row.depth)
         if row.expires_at is not None:
             self._expiring()
@@ -160,6 +165,8 @@ class Forks:
             )
         for _ in range(2):
             try:
+                if slot.box is not None and await self._is_unchanged(slot, slot.box, row):
+                    return _Plan()
                 if slot.box is not None and not await self._boxes.park_held(slot):
                     return await self._copy(slot.box, row)
                 if not row.written or await self._engine.is_empty(row.top):
@@ -170,6 +177,14 @@ class Forks:
             except EngineError as error:
                 raise of_engine(error, "source") from error
         raise Internal("the source's box died twice while it was forked", recovery={"work": "stopped"})
+
+    async def _is_unchanged(self, slot: Slot, box: Box, row: VMRow) -> bool:
+        """Nothing has been written since the box was made: it can live on, whatever runs in it."""
+        if not await self._engine.is_empty(row.top):
+            return False
+        if not slot.runs:
+            await box.settle()  # its shells are saved, for the child to have them
+        return await self._engine.is_empty(row.top)
 
     async def _copy(self, box: Box, row: VMRow) -> _Plan:
         """Its processes go on; the child gets a copy of the top."""
@@ -220,6 +235,7 @@ class Forks:
                 labels=None if request.labels is None else json.dumps(request.labels),
                 pool_id=home.pool_id,
                 hidden=home.hidden,
+                read_only=bool(now.read_only if request.read_only is None else request.read_only),
                 depth=depth,
             )
             _insert(connection, row)

@@ -34,7 +34,7 @@ class Page(Generic[T]):
 class Resources:
     """vcpu in cores, memory and disk in MiB; None: the default of the configuration or of the source."""
 
-    vcpu: int | None = None
+    vcpu: float | None = None
     memory_mib: int | None = None
     disk_mib: int | None = None
 
@@ -74,6 +74,7 @@ class VM:
     stopped: bool = False  # nothing boots it until it is started
     labels: Mapping[str, str] = field(default_factory=dict)
     pool_id: str | None = None  # that it was claimed from
+    read_only: bool = False  # nothing but /tmp can be written in its boxes, and that is gone with each
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ class ForkRequest:
     command: str | None = None  # started as a background run in the default session
     ttl: float | None = None  # seconds until it is deleted by itself; None: never
     labels: Mapping[str, str] | None = None
+    read_only: bool | None = None  # None: as the source
 
 
 @dataclass(frozen=True, slots=True)

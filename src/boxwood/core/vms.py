@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from boxwood.core import clock, words
 from boxwood.core.access import Access
+from boxwood.core.admission import Admission
 from boxwood.core.boxes import Boxes, Slot
 from boxwood.core.config import Config
 from boxwood.core.errors import (
@@ -63,6 +64,7 @@ class VMs:
         engine: Engine,
         boxes: Boxes,
         access: Access,
+        admission: Admission,
         lanes: Lanes,
         runs: Runs,
         layers: Layers,
@@ -86,7 +88,18 @@ class VMs:
         self.deleted_hooks: list[Callable[[VMRow], None]] = []
         self.expiry = Expiry(database, tasks, "VM", rows.expired, rows.next_expiry, self._expire)
         self.forks = Forks(
-            database, engine, boxes, access, runs, layers, goldens, idempotency, config, tasks, self.expiry.changed
+            database,
+            engine,
+            boxes,
+            access,
+            admission,
+            runs,
+            layers,
+            goldens,
+            idempotency,
+            config,
+            tasks,
+            self.expiry.changed,
         )
 
     async def fork(self, caller: Caller, request: ForkRequest, idempotency_key: str | None = None) -> VM:

@@ -70,7 +70,8 @@ class Stack:
 @dataclass(frozen=True, slots=True)
 class BoxSpec:
     """`network`: a wire to the internet, where the host can give one; without it the box has its loopback alone.
-    `ahead`: nobody waits for it."""
+    `ahead`: nobody waits for it. `read_only`: nothing of its disk can be written, and what is put into /tmp (at most
+    64 MiB, which count as memory; nothing there can be executed) is gone with the box."""
 
     vm_id: str
     stack: Stack
@@ -78,6 +79,7 @@ class BoxSpec:
     limits: Limits = Limits()
     network: bool = True
     ahead: bool = False
+    read_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,10 +184,11 @@ class Activity:
 
     runs: int
     processes: int  # anything that is neither the agent nor an idle shell
+    files: bool = False  # there are some in the /tmp of a read-only box, which would be gone with it
 
     @property
     def idle(self) -> bool:
-        return not self.runs and not self.processes
+        return not self.runs and not self.processes and not self.files
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +280,14 @@ class Box(Protocol):
         """Put the box down; returns when no process of it is left, and so nothing that could write."""
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What the host has left: memory that can be had without swapping, and disk where layers are written."""
+
+    memory_bytes: int
+    disk_bytes: int
+
+
 class Engine(Protocol):
     """One host."""
 
@@ -312,6 +323,9 @@ class Engine(Protocol):
 
     def account(self, sink: Callable[[str, Usage], None]) -> None:
         """From now on, for every box that has ended: its VM, and what it had moved in all. On the event loop."""
+
+    def room(self) -> Room:
+        """As it is now."""
 
     def features(self) -> AsyncIterator[tuple[str, bool, str]]:
         """Isolation layers of this host: name, active, and why or how to get it."""

@@ -48,7 +48,7 @@ def live_as_box(ground: box.Ground, hook: socket.socket) -> NoReturn:
         fields = json.loads(packet)
         layers = tuple((place, ident) for place, ident in fields["layers"])
         wire = Wire(*fields["wire"]) if fields["wire"] else None
-        plan = box.Plan(layers, fields["top"], fields["hostname"], wire)
+        plan = box.Plan(layers, fields["top"], fields["hostname"], wire, fields["read_only"])
         box.become(ground, plan, plug, pid_one.desk.open_up, step)
     except BaseException as error:
         socket.socket(fileno=link).sendall(frames.pack({"boot": "failed", "error": failure or _told(step, error)}))

@@ -44,6 +44,7 @@ HIDDEN_SYS = (
 
 STAGED = ("proc", "dev", "run", "sys")
 SHM_MIB, RUN_MIB = 64, 64  # bounds of the two tmpfs; their pages count as the box's memory
+TMP_MIB = 64  # … and of one more where the root is read-only
 MOST_TERMINALS = 256  # the kernel's bound, some 3000, is for all boxes together
 # oom_score_adj: boxes before what else lives on the host; in a box its payload before its agent.
 AGENT_OOM, PAYLOAD_OOM = b"100", b"400"
@@ -72,6 +73,7 @@ class Plan:
     top: str
     hostname: str
     wire: Wire | None
+    read_only: bool
 
 
 class Step:
@@ -129,10 +131,12 @@ def become(ground: Ground, plan: Plan, plug: Plug, on_root: Callable[[], None], 
     plug.settle(plan.wire)
     plug.close()
     step.name = "overlay"
-    root = mount_root(plan.layers, plan.top, ground.range, by_path=ground.places is not None)
+    root = mount_root(plan.layers, plan.top, ground.range, by_path=ground.places is not None, read_only=plan.read_only)
     step.name = "mounts"
     for name in STAGED:
         k.move_attached(name, f"root/{name}")
+    if plan.read_only:
+        _let_write_only_to_memory(root, ground.range.base)
     os.fchdir(root)
     os.close(root)
     k.sethostname(plan.hostname)
@@ -190,6 +194,28 @@ def _mount_kernel_filesystems(range_: Range) -> None:
         os.chmod(f"run/{name}", mode)
         os.chown(f"run/{name}", base, base)
     k.mount("sysfs", "sys", "sysfs", flags | k.MS_NOEXEC | k.MS_RDONLY)
+
+
+def _let_write_only_to_memory(root: int, base: int) -> None:
+    """A read-only root gets a /tmp, and no place that can be written has what can be executed. Without a directory
+    /tmp, which nobody can make now, there is none."""
+    run = os.open("run", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+    k.mount_setattr(run, k.ATTR_NOEXEC, recursive=False)
+    os.close(run)
+    try:
+        place = os.open("tmp", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+    except OSError:
+        return
+    filesystem = k.Filesystem("tmpfs")
+    for name, value in (
+        ("source", "tmp"), ("mode", "1777"), ("size", f"{TMP_MIB}m"), ("nr_inodes", "65536"), ("uid", str(base)),
+        ("gid", str(base)),
+    ):  # fmt: skip
+        filesystem.set(name, value)
+    tree = filesystem.create(k.ATTR_NOSUID | k.ATTR_NODEV | k.ATTR_NOEXEC)
+    k.move_mount(tree, "", place)
+    os.close(tree)
+    os.close(place)
 
 
 def _go_last() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from boxwood.engine import doctor
-from boxwood.engine.api import Box, BoxGone, BoxSpec, CopyReport, EngineError, EngineUnavailable, Stack, Usage
+from boxwood.engine.api import Box, BoxGone, BoxSpec, CopyReport, EngineError, EngineUnavailable, Room, Stack, Usage
 from boxwood.engine.daemon import Outside, Zygote
 from boxwood.engine.hostbox import HostBox
 from boxwood.engine.network.desk import Visitor
@@ -149,7 +149,7 @@ class HostEngine:
 
     async def _adopt_one(self, row: dict[str, Any]) -> Box | None:
         box = HostBox(row["box"], row["vm"], row["top"], self._put_down)
-        box.address = row["address"]
+        box.address, box.read_only = row["address"], row.get("read_only", False)
         self._boxes[box.box_id] = box
         ours, theirs = socket.socketpair()
         try:
@@ -202,7 +202,7 @@ class HostEngine:
     async def _assign(self, box: HostBox, spec: BoxSpec) -> None:
         """Make a ready box that has the VM's top the VM's. If it cannot be done, the box is gone afterwards."""
         fields = _boot_fields(spec)
-        del fields["layers"]
+        del fields["layers"], fields["read_only"]
         box.vm_id, box.hostname, box.limits = spec.vm_id, spec.hostname, spec.limits
         try:
             await self._zygote.ask("assign", {"box": box.box_id, **fields})
@@ -229,12 +229,16 @@ class HostEngine:
     async def _boot(self, spec: BoxSpec) -> HostBox:
         await self._connect()
         box = HostBox(new_ulid(), spec.vm_id, spec.stack.top, self._put_down, spec.hostname, spec.limits)
+        box.read_only = spec.read_only
         ours, theirs = socket.socketpair()
         self._boxes[box.box_id] = box
         try:
             with theirs:
                 fields = {"box": box.box_id, **_boot_fields(spec)}
-                box.address = (await self._zygote.ask("boot", fields, (theirs.fileno(),)))["address"]
+                said = await self._zygote.ask("boot", fields, (theirs.fileno(),))
+                box.address = said["address"]
+                if spec.read_only and not said.get("read_only"):
+                    raise EngineError("the zygote of an older version makes no read-only boxes: boxwood down ends it")
         except BaseException:
             ours.close()
             self._boxes.pop(box.box_id, None)
@@ -342,6 +346,14 @@ class HostEngine:
     def account(self, sink: Callable[[str, Usage], None]) -> None:
         self._account = sink
 
+    # --- the host
+
+    def room(self) -> Room:
+        with open("/proc/meminfo", "rb") as file:  # some 20 µs
+            memory = next((int(line.split()[1]) << 10 for line in file if line.startswith(b"MemAvailable:")), 1 << 62)
+        disk = os.statvfs(self._data)
+        return Room(memory, disk.f_bavail * disk.f_frsize)
+
     # --- work of the zygote's
 
     async def _job(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -374,7 +386,7 @@ def _boot_fields(spec: BoxSpec) -> dict[str, Any]:
     limits = {"vcpu": spec.limits.vcpu, "memory_mib": spec.limits.memory_mib, "pids": spec.limits.pids}
     return {
         "vm": spec.vm_id, "layers": layers, "top": checked(stack.top), "hostname": spec.hostname, "limits": limits,
-        "network": spec.network,
+        "network": spec.network, "read_only": spec.read_only,
     }  # fmt: skip
 
 

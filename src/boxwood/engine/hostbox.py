@@ -27,7 +27,7 @@ from boxwood.engine.api import (
     SessionSpec,
 )
 from boxwood.engine.frames import FrameError
-from boxwood.engine.kernel import OVERLAYFS_MAGIC, filesystem_type
+from boxwood.engine.kernel import OVERLAYFS_MAGIC, TMPFS_MAGIC, filesystem_type
 from boxwood.engine.link import Answer, Link, integer, text
 
 ANSWER_SECONDS = 30.0  # an agent that does not answer for so long is replaced
@@ -68,6 +68,7 @@ class HostBox:
         self.hostname = hostname
         self.limits = limits
         self.address = ""
+        self.read_only = False
         self.gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.known_runs: dict[str, RunEnd | None] = {}
         self._put_down = put_down
@@ -151,7 +152,7 @@ class HostBox:
 
     async def settle(self) -> Activity:
         header, *_ = await self._ask("settle", {})
-        return Activity(integer(header, "runs"), integer(header, "processes"))
+        return Activity(integer(header, "runs"), integer(header, "processes"), header.get("files") is True)
 
     # --- runs
 
@@ -166,9 +167,11 @@ class HostBox:
             "env": None if spec.env is None else dict(spec.env),
             "cwd": spec.cwd,
             "user": spec.user,
+            "argv": spec.argv is not None,
         }
+        command = spec.command if spec.argv is None else b"".join(argument + b"\0" for argument in spec.argv)
         try:
-            await self._ask("run.start", fields, (spec.stdin or b"") + spec.command)
+            await self._ask("run.start", fields, (spec.stdin or b"") + command)
         except GuestError as error:
             self._runs.pop(spec.run_id, None)
             opening = self._opening.get(spec.session_id)
@@ -202,7 +205,7 @@ class HostBox:
     async def read_file(self, path: str) -> OpenFile:
         _, _, (fd,) = await self._ask("file.read", {"path": path}, takes=1)
         try:
-            return _checked_file(fd)
+            return _checked_file(fd, may_be_in_memory=self.read_only)
         except (FrameError, OSError) as error:
             os.close(fd)
             self._on_broken(f"the agent handed over what is no file of the VM: {error}")
@@ -307,13 +310,16 @@ def _run_end(fields: Mapping[str, Any]) -> RunEnd:
         raise FrameError(f"an exit code of {str(code)[:20]}")
     if reason not in _REASONS:
         raise FrameError(f"a reason of {str(reason)[:20]}")
-    return RunEnd(code, reason, integer(dict(fields), "out"), integer(dict(fields), "err"))
+    sizes = integer(dict(fields), "out"), integer(dict(fields), "err")
+    return RunEnd(code, reason, *sizes, not_started=fields.get("started") is False)
 
 
-def _checked_file(fd: int) -> OpenFile:
-    """What came must be a regular file on an overlay: nothing else can be read without a surprise."""
+def _checked_file(fd: int, *, may_be_in_memory: bool = False) -> OpenFile:
+    """What came must be a regular file on an overlay, or on the tmpfs of a read-only box: nothing else can be read
+    without a surprise."""
     found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode) or filesystem_type(fd) != OVERLAYFS_MAGIC:
+    kinds = (OVERLAYFS_MAGIC, TMPFS_MAGIC) if may_be_in_memory else (OVERLAYFS_MAGIC,)
+    if not stat.S_ISREG(found.st_mode) or filesystem_type(fd) not in kinds:
         raise FrameError("not a regular file on the VM's disk")
     return OpenFile(fd, found.st_size, stat.S_IMODE(found.st_mode))
 

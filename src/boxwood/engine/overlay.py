@@ -74,13 +74,16 @@ def attach_views(range_: Range, places: Places) -> None:
         os.close(tree)
 
 
-def mount_root(layers: Sequence[tuple[str, str]], top: str, range_: Range, *, by_path: bool) -> int:
+def mount_root(
+    layers: Sequence[tuple[str, str]], top: str, range_: Range, *, by_path: bool, read_only: bool = False
+) -> int:
     """An overlay at `root` of the working directory, as a descriptor of its root directory.
 
-    `layers`: (place, id), topmost first; place is `data` or `image`. `by_path`: after `attach_views`.
+    `layers`: (place, id), topmost first; place is `data` or `image`. `by_path`: after `attach_views`. `read_only`: of
+    file system and mount, and nobody in the box may mount anything.
     """
     if by_path:
-        return _mount_by_path(layers, top, range_)
+        return _mount_by_path(layers, top, range_, read_only)
     opened = []
     try:
         for place, ident in layers:
@@ -96,8 +99,10 @@ def mount_root(layers: Sequence[tuple[str, str]], top: str, range_: Range, *, by
                 filesystem.set("lowerdir+", fd)
             filesystem.set("upperdir", upper)
             filesystem.set("workdir", work)
+            if read_only:
+                filesystem.set("ro")
             # nodev: a layer may hold a device node, and the box's root may open what is 0666
-            root = filesystem.create(k.ATTR_NODEV)
+            root = filesystem.create(k.ATTR_NODEV | (k.ATTR_RDONLY if read_only else 0))
         k.move_mount(root, "root")
         return root
     finally:
@@ -105,13 +110,14 @@ def mount_root(layers: Sequence[tuple[str, str]], top: str, range_: Range, *, by
             os.close(fd)
 
 
-def _mount_by_path(layers: Sequence[tuple[str, str]], top: str, range_: Range) -> int:
+def _mount_by_path(layers: Sequence[tuple[str, str]], top: str, range_: Range, read_only: bool) -> int:
     names = [f"{'images' if place == 'image' else 'layers'}/{ident}/upper" for place, ident in layers]
     options = f"lowerdir={':'.join(names)},upperdir=layers/{top}/upper,workdir=layers/{top}/work"
     if len(options) > _LONGEST_OPTIONS:
         raise OSError(errno.E2BIG, f"{len(layers)} layers: this kernel takes the names of about 110")
     with _as_range(range_.base):
-        k.mount("boxwood", "root", "overlay", k.MS_NODEV, ",".join((options, *_OPTIONS)))
+        flags = k.MS_NODEV | (k.MS_RDONLY if read_only else 0)
+        k.mount("boxwood", "root", "overlay", flags, ",".join((options, *_OPTIONS)))
     return os.open("root", _DIRECTORY)
 
 

@@ -1,6 +1,7 @@
 """Boxes that are up, with a shell that waits, before there is a VM for them: of the stacks that are forked these days.
 
-A box depends on its VM only by name, limits and the name of its top, and all three can be changed later; so a VM that
+A box depends on its VM only by name, limits and the name of its top, and all three can be changed later (whether its
+root can be written cannot: there are boxes of both kinds); so a VM that
 has never had a box, and so no top, can be given one that is ready. They are booted when nobody has wanted a box for a
 moment: whoever waits for one comes first.
 """
@@ -20,7 +21,7 @@ _QUIET = 0.03  # seconds without a demand after which boxes are booted ahead
 _RECENT = 60.0  # stacks that were asked for within so many seconds share the places
 _KEPT = 600.0  # seconds without a demand after which ready boxes are put down
 _MOST_STACKS = 64  # that are remembered
-_Kind = tuple[tuple[str, ...], bool]  # the layers, and whether there is a network
+_Kind = tuple[tuple[str, ...], bool, bool]  # the layers, and whether there is a network, and whether it is read-only
 log = logging.getLogger(__name__)
 
 
@@ -31,6 +32,7 @@ class _Shelf:
     layers: tuple[str, ...]
     images: frozenset[str]
     network: bool
+    read_only: bool
     limits: Limits = Limits()  # of who asked last: the next one most likely wants the same
     asked: int = 0
     asked_at: float = 0.0
@@ -38,7 +40,7 @@ class _Shelf:
 
     @property
     def kind(self) -> _Kind:
-        return self.layers, self.network
+        return self.layers, self.network, self.read_only
 
     @property
     def wanted(self) -> bool:
@@ -65,12 +67,13 @@ class ReadyBoxes:
         self._closed = False
 
     def take(self, spec: BoxSpec) -> HostBox | None:
-        """A ready box with these layers and this network, if there is one. The demand is remembered."""
+        """A ready box with these layers and this network, read-only or not, if there is one. The demand is
+        remembered."""
         if not self._most or self._closed:
             return None
         stack = spec.stack
-        kind = stack.layers, spec.network
-        shelf = self._shelves.pop(kind, None) or _Shelf(stack.layers, stack.images, spec.network)
+        kind = stack.layers, spec.network, spec.read_only
+        shelf = self._shelves.pop(kind, None) or _Shelf(stack.layers, stack.images, spec.network, spec.read_only)
         self._shelves[kind] = shelf
         shelf.limits = spec.limits
         shelf.asked, shelf.asked_at = shelf.asked + 1, asyncio.get_running_loop().time()
@@ -145,7 +148,8 @@ class ReadyBoxes:
             await self._put_down([fullest.boxes.pop(0)])
         try:
             stack = Stack(shelf.layers, new_ulid(), shelf.images)
-            box = await self._boot(BoxSpec("", stack, limits=shelf.limits, network=shelf.network))
+            spec = BoxSpec("", stack, limits=shelf.limits, network=shelf.network, read_only=shelf.read_only)
+            box = await self._boot(spec)
         except Exception:
             shelf.asked = 0  # until it is asked for again
             raise

@@ -40,6 +40,7 @@ class Live:
     box: str = ""
     vm: str = ""  # empty also of a box that was booted ahead of its VM
     top: str = ""
+    read_only: bool = False
     hostname: str = ""
     wire: Wire | None = None  # it has, or is to have
     address: str = ""  # that has been its own at any time: not free before the network has forgotten it

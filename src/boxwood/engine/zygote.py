@@ -226,22 +226,26 @@ class Zygote:
             self._uplink.wait()
         live = self._spares.next()
         wire = (live.wire or self._uplink.wire(live.range)) if self._spares.wired else None
-        plan = {"layers": layers, "top": top, "hostname": hostname, "wire": wire and wire.fields()}
+        read_only = bool(request["read_only"])
+        plan = {
+            "layers": layers, "top": top, "hostname": hostname, "wire": wire and wire.fields(), "read_only": read_only,
+        }  # fmt: skip
         limits = Limits(**request["limits"])
         self._cgroups.limit(live.group, limits, live.limits)
         self._spares.remove(live)
         live.box, live.vm, live.top, live.hostname, live.limits = box_id, vm, top, hostname, limits
+        live.read_only = read_only
         live.wire, live.address = wire, wire.address if wire else live.address
         self._boxes[box_id] = live
         if wire and vm:
             self._uplink.belongs(wire.address, vm)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds[:1]))]
         live.hook.sendmsg([json.dumps(plan).encode()], rights, socket.MSG_NOSIGNAL)
-        return {"ok": True, "pid": live.pid, "address": wire.address if wire else ""}
+        return {"ok": True, "pid": live.pid, "address": wire.address if wire else "", "read_only": read_only}
 
     def _assign(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        """Give a box that was booted ahead of its VM (with no `vm`) to one that has the same layers. Its top has the
-        name that the VM's is to have already."""
+        """Give a box that was booted ahead of its VM (with no `vm`) to one that has the same layers, and the same right
+        to write. Its top has the name that the VM's is to have already."""
         assert self._cgroups is not None
         live, vm, top, hostname = (
             self._live(request),
@@ -312,7 +316,7 @@ class Zygote:
         shown = [
             {
                 "box": live.box, "vm": live.vm, "top": live.top, "pid": live.pid,
-                "address": live.wire.address if live.wire else "",
+                "address": live.wire.address if live.wire else "", "read_only": live.read_only,
             }
             for live in (self._boxes[name] for name in names)
         ]  # fmt: skip

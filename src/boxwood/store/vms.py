@@ -20,7 +20,7 @@ class VMRow:
     top: str
     written: bool
     box_base: str | None
-    vcpu: int | None
+    vcpu: float | None
     memory_mib: int | None
     disk_mib: int | None
     network: str | None
@@ -34,6 +34,7 @@ class VMRow:
     labels: str | None = None  # JSON
     pool_id: str | None = None
     hidden: bool = False
+    read_only: bool = False
     depth: int = 0  # of its base; not a column
 
 

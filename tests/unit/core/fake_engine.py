@@ -4,7 +4,7 @@ A `Machine` is what outlives an engine, as the host outlives the server: layers 
 is one server's view of it. Commands, separated by `;`:
 
     echo WORDS · err WORDS · cat PATH · put PATH TEXT · rm PATH · cd DIR · pwd · export K=V · env K · exit N
-    hang (until killed, signalled or `Machine.release`) · argv WORDS (as JSON) · bytes HEX · whoami
+    mkdir -p -- PATHS (does nothing) · hang (until killed, signalled or `Machine.release`) · argv WORDS (as JSON) · bytes HEX · whoami
     flood BYTES · daemon (leaves a process) · prompt
     fetch BYTES (over the network) · knock NAME (where nobody may)
 """
@@ -33,6 +33,7 @@ from boxwood.engine.api import (
     Manifest,
     ManifestEntry,
     OpenFile,
+    Room,
     RunEnd,
     RunSink,
     RunSpec,
@@ -68,6 +69,7 @@ class Process:
     released: asyncio.Event = field(default_factory=asyncio.Event)
     reason: str = "exit"
     code: int | None = None
+    not_started: bool = False
 
     def total(self, stream: int) -> int:
         return self.base[stream] + len(self.streams[stream])
@@ -117,15 +119,26 @@ class LivingBox:
         self.processes = 0
         self.address = f"198.18.0.{len(machine.called('boot')) % 250 + 2}" if spec.network else ""
         self.moved = Usage()
+        self.memory: dict[str, bytes] = {}  # the /tmp of a read-only box
         self.handle: FakeBox | None = None
         self.dead: str | None = None
 
     def tree(self) -> dict[str, bytes]:
-        return self.machine.view((self.spec.stack.top, *self.spec.stack.layers))
+        return self.machine.view((self.spec.stack.top, *self.spec.stack.layers)) | self.memory
 
     @property
     def top(self) -> Tree:
         return self.machine.layers[self.spec.stack.top]
+
+    def write(self, path: str, data: bytes | None) -> None:
+        if not self.spec.read_only:
+            self.top[path] = data
+        elif not path.startswith("/tmp/"):
+            raise GuestError(errno.EROFS, f"the VM is read-only, but for /tmp: {path} cannot be written")
+        elif data is None:
+            self.memory.pop(path, None)
+        else:
+            self.memory[path] = data
 
     def save(self, session_id: str) -> None:
         shell = self.shells[session_id]
@@ -158,7 +171,7 @@ class LivingBox:
         code: int | None = 0
         try:
             async with asyncio.timeout(spec.timeout):
-                for step in _steps(spec.command.decode()):
+                for step in _steps(spec):
                     code = await self.step(process, shell, step)
                     if code:
                         break
@@ -172,8 +185,9 @@ class LivingBox:
         if process.reason == "prompt":
             code = None
         end = RunEnd(
-            code, "exit" if process.reason == "signalled" else process.reason, process.total(1), process.total(2)
-        )
+            code, "exit" if process.reason == "signalled" else process.reason, process.total(1), process.total(2),
+            not_started=process.not_started,
+        )  # fmt: skip
         if spec.session_id in self.shells:
             self.save(spec.session_id)
         process.end = end
@@ -196,9 +210,11 @@ class LivingBox:
             case ["cat", path]:
                 await process.write(1, self.read(posixpath.join(shell.cwd, path)))
             case ["put", path, *rest]:
-                self.top[posixpath.normpath(posixpath.join(shell.cwd, path))] = " ".join(rest).encode()
+                self.write(posixpath.normpath(posixpath.join(shell.cwd, path)), " ".join(rest).encode())
             case ["rm", "-f", "--", path] | ["rm", path]:
-                self.top[posixpath.normpath(posixpath.join(shell.cwd, path))] = None
+                self.write(posixpath.normpath(posixpath.join(shell.cwd, path)), None)
+            case ["mkdir", "-p", "--", *_]:
+                pass  # a tree has files alone
             case ["cd", path]:
                 shell.cwd = posixpath.normpath(posixpath.join(shell.cwd, path))
             case ["pwd"]:
@@ -233,7 +249,9 @@ class LivingBox:
             case []:
                 pass
             case _:
-                await process.write(2, f"{words[0]}: not found\n".encode())
+                process.not_started = process.spec.argv is not None
+                why = "No such file or directory" if process.not_started else "not found"
+                await process.write(2, f"{words[0]}: {why}\n".encode())
                 return 127
         return 0
 
@@ -250,6 +268,7 @@ class Machine:
     """A host: layers and boxes, which outlive engines. `calls` lists what engines were asked."""
 
     def __init__(self) -> None:
+        self.room = Room(1 << 40, 1 << 40)
         self.layers: dict[str, Tree] = {}
         self.images: dict[str, Tree] = {IMAGE: {"/etc/os-release": b"fake"}}
         self.boxes: dict[str, LivingBox] = {}
@@ -273,14 +292,19 @@ class Machine:
         return {path: data for path, data in shown.items() if data is not None}
 
 
-def _steps(command: str) -> list[list[str]]:
-    """The words of each; `exec` and quoted words are one, whatever is in them."""
+def _steps(spec: RunSpec) -> list[list[str]]:
+    """The words of each. A program and its arguments are one, but for `sh -c`."""
+    command = spec.command.decode()
     if command.startswith("exec '"):
         argv = shlex.split(command)[1:]
-        if argv[:2] == ["sh", "-c"]:
-            return [step.split() for step in argv[2].split(";")]
-        return [argv]
-    return [step.split() for step in command.split(";")]
+    elif spec.argv is not None:
+        assert not command
+        argv = [argument.decode() for argument in spec.argv]
+    else:
+        argv = ["sh", "-c", command]
+    if argv[:2] == ["sh", "-c"]:
+        return [step.split() for step in argv[2].split(";")]
+    return [argv]
 
 
 class FakeBox:
@@ -371,7 +395,7 @@ class FakeBox:
     async def settle(self) -> Activity:
         living = self._alive("settle")
         await asyncio.sleep(0)
-        return Activity(sum(p.end is None for p in living.runs.values()), living.processes)
+        return Activity(sum(p.end is None for p in living.runs.values()), living.processes, bool(living.memory))
 
     async def read_file(self, path: str) -> OpenFile:
         data = self._alive("read_file", path).read(path)
@@ -383,7 +407,7 @@ class FakeBox:
         living = self._alive("write_file", path)
         if isinstance(data, int):
             data = os.pread(data, os.fstat(data).st_size, 0)
-        living.top[posixpath.normpath(path)] = data
+        living.write(posixpath.normpath(path), data)
         return len(data)
 
     async def manifest(self, path: str, limit: int = 50_000) -> Manifest:
@@ -472,6 +496,9 @@ class FakeEngine:
 
     def account(self, sink: Callable[[str, Usage], None]) -> None:
         self.sink = sink
+
+    def room(self) -> Room:
+        return self.machine.room
 
     async def features(self) -> AsyncIterator[tuple[str, bool, str]]:
         yield "memory", True, "all of it"

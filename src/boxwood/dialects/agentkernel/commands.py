@@ -1,14 +1,10 @@
-"""A command is a list of arguments, never a text for a shell; and what is told of it once it has ended.
-
-The core runs texts in shells, so the arguments are quoted and the shell replaces itself by the program: it arrives
-with exactly these bytes, and is neither a builtin nor a keyword.
-"""
+"""A command is a list of arguments, never a text for a shell; and what is told of it once it has ended."""
 
 from __future__ import annotations
 
 import asyncio
-import shlex
 from collections.abc import Coroutine
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -24,30 +20,11 @@ T = TypeVar("T")
 EXEC = "agentkernel.exec"
 DETACHED = "agentkernel.detached"
 FILE = "agentkernel.file"  # what a route of files needs a program for
-_EXEC = "exec "
-_EXEC_DASHED = "exec -- "  # of a program whose name begins with a dash
 
 
-def script(argv: list[str]) -> str:
-    """A text that a shell reads as these arguments, byte for byte."""
-    return (_EXEC_DASHED if argv[0].startswith("-") else _EXEC) + " ".join(map(_quoted, argv))
-
-
-def _quoted(argument: str) -> str:
-    return "'" + argument.replace("'", "'\\''") + "'"
-
-
-def argv_of(command: str) -> list[str]:
-    """The arguments of a `script`; of any other text, itself."""
-    for start in (_EXEC_DASHED, _EXEC):
-        if command.startswith(start + "'"):
-            try:
-                argv = shlex.split(command.removeprefix(start))
-            except ValueError:
-                break
-            if script(argv) == command:
-                return argv
-    return [command]
+def argv_of(run: Run) -> list[str]:
+    """Its arguments; of one that was started with a text for a shell, the text."""
+    return [run.command] if run.argv is None else list(run.argv)
 
 
 def request(
@@ -60,7 +37,7 @@ def request(
 ) -> RunRequest:
     """BadRequest."""
     return RunRequest(
-        script(words.command(argv)),
+        "",
         wait=0,
         prompt="none",
         env=words.environment(env),
@@ -68,14 +45,15 @@ def request(
         user=user,
         beside=True,
         tag=tag,
+        argv=tuple(words.command(argv)),
     )
 
 
 async def run_to_end(exchange: Exchange, vm_id: str, wanted: RunRequest) -> str:
     """The output of a command that ended well. CommandFailed, CommandLost, and what the core refuses."""
     runs, caller = exchange.core.runs, exchange.caller
-    run = await runs.start(caller, vm_id, wanted)
-    return output_of(await runs.ended(caller, vm_id, run.run_id))
+    run = await runs.start(caller, vm_id, replace(wanted, wait=None))  # a short one is on record once, with its end
+    return output_of(run if run.ended else await runs.ended(caller, vm_id, run.run_id))
 
 
 def output_of(run: Run) -> str:

@@ -116,7 +116,7 @@ def _shown(vm: VM, run: Run) -> DetachedCommand:
     return DetachedCommand(
         id=run.run_id,
         sandbox=vm.name or "",
-        command=commands.argv_of(run.command),
+        command=commands.argv_of(run),
         pid=NO_PID,
         status=("completed" if run.state == "completed" and code == 0 else "failed") if run.ended else "running",
         exit_code=code,
@@ -131,7 +131,7 @@ async def logs(exchange: Exchange) -> Response:
     entries = [(vm.created_at, created)]
     for run in await runs_of(exchange, vm, RunFilter()):
         if run.tag != commands.FILE and run.completed_at is not None:
-            argv = commands.argv_of(run.command)
+            argv = commands.argv_of(run)
             said = {"sandbox": vm.name, "command": argv, "exit_code": run.exit_code}
             entries.append((run.completed_at, _entry(run.completed_at, "command_executed", **said)))
     return done([entry for _, entry in sorted(entries, key=itemgetter(0))])

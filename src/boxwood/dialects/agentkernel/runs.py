@@ -74,7 +74,7 @@ async def _output(exchange: Exchange, wanted: RunBody) -> str:
 
 @contextlib.asynccontextmanager
 async def fresh(exchange: Exchange, wanted: RunBody) -> AsyncIterator[VM]:
-    """A sandbox for one command, without a name. BadRequest (image, profile), Unsupported."""
+    """A sandbox for one command, without a name. BadRequest (image, profile)."""
     core, caller = exchange.core, exchange.caller
     image = wanted.image or images.guess(exchange, wanted.command)
     request = images.source(exchange, image)
@@ -82,8 +82,7 @@ async def fresh(exchange: Exchange, wanted: RunBody) -> AsyncIterator[VM]:
     vm = await core.vms.fork(
         caller,
         replace(
-            request,
-            resources=profile.resources(None, None),
+            profile.applied(request),
             labels={IMAGE: image, PROFILE: profile.name},
             ttl=LEASE_SECONDS,
         ),

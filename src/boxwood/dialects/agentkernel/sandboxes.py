@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl
@@ -84,7 +85,7 @@ def info(vm: VM) -> SandboxInfo:
         status="stopped" if vm.stopped else "running",
         backend=BACKEND,
         image=vm.labels.get(IMAGE) or vm.root_source_name,
-        vcpus=vm.resources.vcpu,
+        vcpus=None if vm.resources.vcpu is None else math.ceil(vm.resources.vcpu),  # clients read whole numbers
         memory_mb=vm.resources.memory_mib,
         created_at=shown(vm.created_at),
         expires_at=None if vm.expires_at is None else shown(vm.expires_at),
@@ -128,11 +129,9 @@ async def create(exchange: Exchange) -> Response:
         vm = await core.vms.fork(
             caller,
             replace(
-                request,
+                profile.applied(request, wanted.vcpus, wanted.memory_mb, wanted.network),
                 name=wanted.name,
                 description=wanted.description,
-                resources=profile.resources(wanted.vcpus, wanted.memory_mb),
-                network=profiles.network(wanted.network),
                 labels=labels,
             ),
         )

@@ -7,6 +7,7 @@ import os
 from boxwood.engine.agent import pipelock
 from boxwood.engine.agent.folder import Folder
 from boxwood.engine.agent.loop import Loop
+from boxwood.engine.agent.minder import Minders
 from boxwood.engine.agent.procs import Orphanage
 from boxwood.engine.agent.shell import SHELLS
 from boxwood.engine.agent.state import State
@@ -16,6 +17,7 @@ class Common:
     def __init__(self, loop: Loop, directory: bytes, shells: tuple[bytes, ...] = SHELLS) -> None:
         self.loop = loop
         self.orphanage = Orphanage(loop)
+        self.minders = Minders(loop)
         self.directory = directory
         self.links = Folder(directory + b"/links")
         self.shells = shells

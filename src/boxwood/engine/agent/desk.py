@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from boxwood.engine.agent import files
 from boxwood.engine.agent.berth import Berth
 from boxwood.engine.agent.common import Common
 from boxwood.engine.agent.dialects import saved_state
@@ -135,6 +136,8 @@ class Desk:
 
         def closed() -> None:
             del self._sessions[sid]
+            if not self._sessions:
+                self._common.minders.close()
             reply()
             self._on_quiet()
 
@@ -173,6 +176,8 @@ class Desk:
         self._make_room()
         run = Run(rid, session.sid, self._send)
         beside = any(header.get(name) is not None for name in ("env", "cwd", "user"))
+        if command.argv is not None and not beside:
+            raise ValueError("a program of its own runs beside the session")
         self._runs[rid] = run
         try:
             if beside:
@@ -216,7 +221,7 @@ class Desk:
             return
         if run.end is not None:
             del self._oneshots[run.rid]
-        reply()
+        reply(hurry=False)
 
     def _oneshot_ended(self, oneshot: OneShot) -> None:
         self._oneshots = {rid: o for rid, o in self._oneshots.items() if o is not oneshot}
@@ -283,9 +288,11 @@ class Desk:
         waiting, self._settling = self._settling, []
         runs = sum(run.end is None for run in self._runs.values())
         self._common.orphanage.collect(None)
-        processes = self._count_processes()
+        said: dict[str, Any] = {"runs": runs, "processes": self._count_processes()}
+        if files.has_files_in_memory():
+            said["files"] = True
         for reply in waiting:
-            reply({"runs": runs, "processes": processes})
+            reply(said)
 
     def _count_processes(self) -> int:
         """All but ourselves, what we do, and idle shells."""
@@ -347,6 +354,11 @@ def _command(header: Mapping[str, Any], payload: bytes) -> Command:
         raise ValueError("prompt must be auto or none")
     stdin = None if length is None else payload[:length]
     text = payload[length or 0 :]
+    argv = None
+    if header.get("argv"):
+        if not text.endswith(b"\0"):
+            raise ValueError("each argument must end in NUL")
+        text, argv = b"", tuple(text[:-1].split(b"\0"))
     if b"\0" in text:
         raise ValueError("a command cannot contain NUL")
-    return Command(text, timeout or None, stdin, prompt == "auto")
+    return Command(text, timeout or None, stdin, prompt == "auto", argv)

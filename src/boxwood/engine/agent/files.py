@@ -1,6 +1,7 @@
 """File work of the agent: inside the box's own mount namespace, so that no path can lead out of it.
 
-Only the VM's disk (the overlay) holds files: /proc, /sys, /dev and /run are refused. What a process of the box does
+Only the VM's disk (the overlay) holds files, and in a read-only box its /tmp, a file system of its own: /proc, /sys,
+/dev and /run are refused. What a process of the box does
 to a path meanwhile can make an answer wrong, but only about its own VM; the server checks what it is given.
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 
 _SLICE = 4 << 20  # bytes copied between two looks at the loop
 _NEW = ".boxwood-new-"
+_IN_MEMORY = "/tmp"  # noqa: S108  # of a read-only box
 _LONGEST = 4096  # bytes of a path, the end included: the kernel's PATH_MAX
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -53,7 +55,10 @@ class Writing:
         directory = os.path.dirname(target)
         if path.endswith("/") or target == "/":
             raise Refusal(errno.EISDIR, f"is a directory: {path}")
-        os.makedirs(directory, 0o755, exist_ok=True)
+        try:
+            os.makedirs(directory, 0o755, exist_ok=True)
+        except OSError as error:
+            raise _cannot_be_written(path) if error.errno == errno.EROFS else error from None
         _on_disk(directory)
         self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._name = os.path.basename(target)
@@ -62,6 +67,8 @@ class Writing:
         try:
             old = self._present(path)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            if os.fstatvfs(self._directory).f_flag & os.ST_RDONLY:
+                raise _cannot_be_written(path)
             self._fd = os.open(self._new, flags, 0o600, dir_fd=self._directory)
             if old is not None:
                 os.fchown(self._fd, old.st_uid, old.st_gid)
@@ -203,6 +210,36 @@ def _checked(path: Any) -> str:
     return path
 
 
+def _cannot_be_written(path: str) -> Refusal:
+    return Refusal(errno.EROFS, f"the VM is read-only, but for /tmp: {path} cannot be written")
+
+
+def is_read_only() -> bool:
+    return bool(os.statvfs("/").f_flag & os.ST_RDONLY)
+
+
+def has_files_in_memory() -> bool:
+    """Is there anything in the /tmp of a read-only box, which ends with the box?"""
+    try:
+        if len(_devices()) < 2:
+            return False
+        with os.scandir(_IN_MEMORY) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return True  # there may be
+
+
+def _devices() -> set[int]:
+    """Where files may be: the disk, and the /tmp of a read-only box, if it has one."""
+    devices = {os.stat("/").st_dev}
+    if is_read_only():
+        try:
+            devices.add(os.lstat(_IN_MEMORY).st_dev)
+        except OSError:
+            pass
+    return devices
+
+
 def _on_disk(directory: str) -> None:
-    if os.stat(directory).st_dev != os.stat("/").st_dev:
+    if os.stat(directory).st_dev not in _devices():
         raise Refusal(errno.EACCES, f"{directory} is not on the VM's disk: /proc, /sys, /dev and /run hold no files")

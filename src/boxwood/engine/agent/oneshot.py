@@ -1,6 +1,7 @@
 """A command beside a session's shell: in its directory and environment with some changes, perhaps as another user.
 
-It changes nothing in the session. Its shell is a subreaper like a session's, and is not waited for alone.
+It changes nothing in the session. It has a shell of its own, or is a program that a minder starts: a subreaper like a
+session's shell, and not waited for alone.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import time
 from collections.abc import Callable, Mapping
 
 from boxwood.engine.agent.common import Common
 from boxwood.engine.agent.dialects import dialect
 from boxwood.engine.agent.loop import Timer
+from boxwood.engine.agent.minder import Minder, Verdict
 from boxwood.engine.agent.procs import Account, Killing, ProcessTree, Streams, Vigil, spawn
 from boxwood.engine.agent.run import Command, Run, Source
 from boxwood.engine.agent.shell import find_shell
@@ -90,10 +93,15 @@ class OneShot:
         on_end: Callable[[OneShot], None],
     ) -> None:
         self.sid = sid
+        self._common = common
         self._loop = common.loop
+        self._command = command
         self._run = run
         self._on_end = on_end
         self._status: int | None = None
+        self._started = True
+        self._minder: Minder | None = None
+        self._minder_dies = False
         self._reason = "exit"
         self._killing = False
         self._over = False
@@ -102,13 +110,12 @@ class OneShot:
         self.tree.on_change = self._advance
         self._vigil = Vigil(self._loop, self._advance)
         account, about = find_user(user) if user else (None, {})
-        exe = find_shell(common.shells)
         try:
             place = os.open(cwd, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise OSError(error.errno, f"{os.fsdecode(cwd)}: {os.strerror(error.errno or errno.EIO)}") from None
         try:
-            self._sources = self._spawn(exe, command, {**env, **about, b"PWD": cwd, **changes}, place, account)
+            self._sources = self._spawn({**env, **about, b"PWD": cwd, **changes}, place, account)
         finally:
             os.close(place)
         for source in self._sources:
@@ -116,32 +123,64 @@ class OneShot:
         if command.timeout:
             self._timeout = self._loop.at(time.monotonic() + command.timeout, lambda: self.kill("timeout"))
 
-    def _spawn(
-        self, exe: bytes, command: Command, env: Mapping[bytes, bytes], place: int, account: Account | None
-    ) -> list[Source]:
-        stdin = _given(command.stdin) if command.stdin else os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        script = _given(command.text) if len(command.text) > _MOST_ARGUMENT else None
-        arguments = [b"-c", command.text] if script is None else [b"/proc/self/fd/3"]
+    def _spawn(self, env: Mapping[bytes, bytes], place: int, account: Account | None) -> list[Source]:
         ends = [*os.pipe2(os.O_CLOEXEC), *os.pipe2(os.O_CLOEXEC)]
-        streams = Streams(stdin, ends[1], ends[3], script)
+        stdin = script = -1
         try:
-            pid = spawn(exe, [dialect(exe).argv[0], *arguments], env, streams, place, account)
+            stdin, script = self._input()
+            streams = Streams(stdin, ends[1], ends[3], None if script < 0 else script)
+            pid = self._start(env, streams, place, account)
         except OSError:
             os.close(ends[0])
             os.close(ends[2])
             raise
         finally:
-            for fd in streams:
-                if fd is not None:
+            for fd in (stdin, script, ends[1], ends[3]):
+                if fd >= 0:
                     os.close(fd)
-        self._loop.child(pid, self._on_exit)
         self.tree.grow(pid)
         for fd in ends[0], ends[2]:
             os.set_blocking(fd, False)
         return [Source(self._loop, ends[0], 1), Source(self._loop, ends[2], 2)]
 
+    def _input(self) -> tuple[int, int]:
+        """What it reads, and its text if that has no place among a shell's arguments (else -1): descriptors."""
+        command = self._command
+        stdin = _given(command.stdin) if command.stdin else os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        return stdin, _given(command.text) if len(command.text) > _MOST_ARGUMENT else -1
+
+    def _start(self, env: Mapping[bytes, bytes], streams: Streams, place: int, account: Account | None) -> int:
+        """The root of what it is to be. OSError."""
+        if self._command.argv is not None:
+            minder = self._common.minders.start(self._command.argv, env, streams, place, account)
+            minder.on_verdict, minder.on_death = self._on_verdict, self._on_minder_death
+            self._minder, self.tree.group = minder, lambda: minder.program
+            return minder.pid
+        exe = find_shell(self._common.shells)
+        arguments = [b"-c", self._command.text] if streams.script is None else [b"/proc/self/fd/3"]
+        pid = spawn(exe, [dialect(exe).argv[0], *arguments], env, streams, place, account)
+        self._loop.child(pid, self._on_exit)
+        return pid
+
     def _on_exit(self, status: int) -> None:
         self._status = os.waitstatus_to_exitcode(status)
+        self.tree.root_died()
+        self._advance()
+
+    def _on_verdict(self, verdict: Verdict) -> None:
+        self._status = os.waitstatus_to_exitcode(verdict.status)
+        if verdict.refusal:
+            assert self._command.argv is not None
+            program, reason = self._command.argv[0], os.strerror(verdict.refusal).encode()
+            self._run.put(2, b"%s: %s\n" % (program, reason))
+            self._status, self._started = verdict.code, False
+        self._advance()
+
+    def _on_minder_death(self) -> None:
+        """Somebody has killed it."""
+        self._minder, self._minder_dies = None, False
+        if self._status is None:
+            self._status = -signal.SIGKILL
         self.tree.root_died()
         self._advance()
 
@@ -150,18 +189,22 @@ class OneShot:
             self._killing, self._reason = True, reason
             Killing(self._loop, self.tree, {}, True, self._on_killed)
 
-    def _on_killed(self, command_too: bool) -> None:
-        self._killing = False
+    def _on_killed(self, root_too: bool) -> None:
+        self._killing, self._minder_dies = False, root_too and self._minder is not None
         self._advance()
 
     def signal(self, signum: int) -> bool:
-        root = self.tree.root
-        return self.tree.signal([-root] if root is not None else self.tree.members({}), signum)
+        group = self.tree.group() if self._status is None else None
+        return self.tree.signal([-group] if group is not None else self.tree.members({}), signum)
 
     def _advance(self) -> None:
-        if self._over or self._killing or self._status is None:
+        if self._over or self._killing or self._minder_dies or self._status is None:
             return
         while live := self.tree.live():
+            if self._reason != "exit" and self.tree.root is None:
+                self._killing = True  # it was started in the moment in which the root was killed
+                Killing(self._loop, self.tree, {}, False, self._on_killed)
+                return
             if self._vigil.keep(set(live)):
                 return
         self._over = True
@@ -173,7 +216,10 @@ class OneShot:
             source.stop()
             os.close(source.fd)
         code = self._status if self._status >= 0 else 128 - self._status
-        self._run.finish(124 if self._reason == "timeout" else code, self._reason)
+        self._run.finish(124 if self._reason == "timeout" else code, self._reason, started=self._started)
+        if self._minder is not None:
+            self.tree.let_go()
+            self._common.minders.give_back(self._minder)
         self._on_end(self)
 
 

@@ -223,6 +223,7 @@ class ProcessTree:
         self.orphans: dict[int, int] = {}  # pid -> start time
         self._zombies: set[int] = set()  # below the root
         self.on_change: Callable[[], None] = lambda: None  # an orphan has ended
+        self.group: Callable[[], int | None] = lambda: self.root  # the process group that most of it is in
 
     def grow(self, pid: int) -> None:
         """There is a root now: a child of ours."""
@@ -233,6 +234,12 @@ class ProcessTree:
         self.root = None
         self._zombies.clear()
         self._orphanage.collect(self)
+        self._tidy()
+
+    def let_go(self) -> None:
+        """The root lives on, with nothing below it, and is to be the root of something else."""
+        self.root = None
+        self._zombies.clear()
         self._tidy()
 
     def adopt(self, pid: int, start: int) -> None:
@@ -391,8 +398,9 @@ class Killing:
         """The kernel lets nobody escape from a group by a fork. But what is to live must not be in it."""
         self._signal_root(signal.SIGKILL)
         spared = {found.pgid for pid in self._but if (found := stat(pid))}
-        if self._root is not None and self._root not in spared:
-            self._tree.signal([-self._root], signal.SIGKILL)
+        for group in {self._root, self._tree.group()} - spared:
+            if group is not None:
+                self._tree.signal([-group], signal.SIGKILL)
 
 
 class Vigil:

@@ -23,12 +23,14 @@ class Send(Protocol):
 
 
 class Command(NamedTuple):
-    """What a run is to do. `timeout` in seconds, None: never; `stdin` None: the terminal."""
+    """What a run is to do. `timeout` in seconds, None: never; `stdin` None: the terminal. `argv`: a program and its
+    arguments, instead of the text."""
 
     text: bytes
     timeout: float | None = None
     stdin: bytes | None = None
     prompt: bool = True  # may a prompt that waits for input be its end?
+    argv: tuple[bytes, ...] | None = None
 
 
 class Output:
@@ -93,10 +95,12 @@ class Run:
             at, output.sent = output.sent, output.sent + len(data)
             self._send({"ev": "out", "rid": self.rid, "stream": stream, "at": at}, data)
 
-    def finish(self, code: int | None, reason: str) -> None:
+    def finish(self, code: int | None, reason: str, *, started: bool = True) -> None:
         """All output has been put."""
         if self.end is None:
             self.end = {"code": code, "reason": reason, "out": self.outputs[0].end, "err": self.outputs[1].end}
+            if not started:
+                self.end["started"] = False
             self._tell_end()
             self.on_end()
 

@@ -10,7 +10,7 @@ from msgspec import Meta
 from boxwood.core import model
 from boxwood.server.schema.common import Answer, Query, Request, Seconds, Text1024
 from boxwood.server.schema.network import Mode
-from boxwood.server.schema.vm import Resources, ResourcesBody
+from boxwood.server.schema.vm import Resources, ResourcesBody, resources
 
 Replicas = Annotated[int, Meta(ge=0, le=100_000, description="VMs that are kept ready.")]
 Namespace = Annotated[str, Meta(max_length=63, description="In which the pool's name is unique.")]
@@ -76,7 +76,6 @@ class ClaimBody(Request, frozen=True, kw_only=True):
 
 
 def pool(of: model.Pool) -> WarmPool:
-    sizes = of.resources
     return WarmPool(
         pool_id=of.pool_id,
         name=of.name,
@@ -88,7 +87,7 @@ def pool(of: model.Pool) -> WarmPool:
         starting=of.starting,
         allocated=of.allocated,
         problem=of.problem,
-        resources=Resources(vcpu=sizes.vcpu, memory_mib=sizes.memory_mib, disk_mib=sizes.disk_mib),
+        resources=resources(of.resources),
         network=of.network,  # type: ignore[arg-type]
         labels=dict(of.labels),
         created_at=of.created_at,

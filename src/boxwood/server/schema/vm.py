@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform as machine
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
@@ -166,6 +167,12 @@ class DeleteVMAnswer(Answer, frozen=True, kw_only=True):
     deleted: bool
 
 
+def resources(of: model.Resources) -> Resources:
+    """The contract's cores are whole: a part of one is shown as one."""
+    cores = None if of.vcpu is None else math.ceil(of.vcpu)
+    return Resources(vcpu=cores, memory_mib=of.memory_mib, disk_mib=of.disk_mib)
+
+
 def vm(of: model.VM, *, flat_sizes: bool = False) -> VM:
     sizes = of.resources
     return VM(
@@ -178,7 +185,7 @@ def vm(of: model.VM, *, flat_sizes: bool = False) -> VM:
         immutable=of.immutable,
         state=of.state,  # type: ignore[arg-type]  # the core's states are the contract's
         sessions=[session(one) for one in of.sessions],
-        resources=Resources(vcpu=sizes.vcpu, memory_mib=sizes.memory_mib, disk_mib=sizes.disk_mib),
+        resources=resources(sizes),
         network=network(of),
         root_source_vm_id=of.root_source_id,
         root_source_vm_name=of.root_source_name,
@@ -186,7 +193,7 @@ def vm(of: model.VM, *, flat_sizes: bool = False) -> VM:
         region=REGION,
         provider=None,
         platform=PLATFORM,
-        vcpu_count=sizes.vcpu if flat_sizes else UNSET,
+        vcpu_count=resources(sizes).vcpu if flat_sizes else UNSET,
         memory_mib=sizes.memory_mib if flat_sizes else UNSET,
         disk_mib=sizes.disk_mib if flat_sizes else UNSET,
         copied=of.copied if of.copied is not None else UNSET,

@@ -1,0 +1,91 @@
+"""Whether there is room for one more: refused is what was not started."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import pytest
+
+from boxwood.core import errors
+from boxwood.core.model import PoolRequest
+
+Room = sys.modules["fake_engine"].Room
+GIB = 1 << 30
+
+
+def refused(match):
+    return pytest.raises(errors.CapacityUnavailable, match=match)
+
+
+async def test_so_many_vms(make_world):
+    world = await make_world(vms_most=2)
+    made = [await world.fork() for _ in range(2)]
+    with refused("vms_most") as caught:
+        await world.fork(name="third")
+    assert caught.value.recovery == {"work": "not_started"} and caught.value.retry_after
+    with pytest.raises(errors.NotFound):
+        await world.core.vms.named(world.caller, "third")
+    await world.core.vms.delete(world.caller, made[0].vm_id)
+    await world.fork(name="third")
+    await world.restart()
+    with refused("vms_most"):
+        await world.fork()
+
+
+async def test_a_disk_that_is_nearly_full(world):
+    world.machine.room = Room(GIB, 10 << 20)
+    with refused("disk_spare_mib"):
+        await world.fork()
+    world.machine.room = Room(GIB, GIB)
+    await world.fork()
+
+
+async def test_so_many_boxes(make_world):
+    world = await make_world(boxes_most=2)
+    busy = await world.fork()
+    await world.run(busy, "hang", wait=0)
+    vms = [await world.fork() for _ in range(3)]
+    for vm in vms:  # each in place of the one before, which is idle
+        assert await world.out(vm, "put /x y; cat /x") == "y"
+        assert len(world.machine.boxes) == 2
+    await world.run(vms[0], "hang", wait=0)
+    run = await world.run(vms[1], "echo")
+    assert (run.state, "boxes_most" in run.fail_reason) == ("failed", True)
+    await world.release(busy)
+    while (await world.core.vms.get(world.caller, busy.vm_id)).state == "running":
+        await asyncio.sleep(0)
+    assert await world.out(vms[1], "cat /x") == "y"
+
+
+async def test_something_lives_in_the_idle_one(make_world):
+    world = await make_world(boxes_most=1)
+    vm, other = await world.fork(), await world.fork()
+    await world.out(vm, "daemon")
+    run = await world.run(other, "echo")
+    assert run.state == "failed" and vm.vm_id in world.machine.boxes
+
+
+async def test_memory_that_is_short(world):
+    vm = await world.fork()
+    await world.out(vm, "pwd")
+    other = await world.fork()
+    world.machine.room = Room(10 << 20, GIB)
+    run = await world.run(other, "echo")
+    assert "memory_spare_mib" in run.fail_reason
+    assert not world.machine.boxes, "who is idle makes room first"
+    world.machine.room = Room(GIB, GIB)
+    assert await world.out(other, "echo x") == "x\n"
+
+
+async def test_what_waits_in_a_pool_is_not_idle(make_world):
+    world = await make_world(boxes_most=2)
+    await world.core.pools.create(world.caller, PoolRequest("p", source_name="ubuntu", replicas=2))
+    while world.core.pools.get(world.caller, "p").ready < 2:
+        await asyncio.sleep(0)
+    assert (await world.run(await world.fork(), "echo")).state == "failed"
+    assert len(world.machine.boxes) == 2
+    await world.core.pools.change(world.caller, "p", replicas=3)
+    while not (problem := world.core.pools.get(world.caller, "p").problem):
+        await asyncio.sleep(0)
+    assert "boxes_most" in problem
