@@ -34,6 +34,7 @@ def steps(box: Boxwood, vm: VM) -> dict[str, Callable[[], float]]:
         "fork + first /bin/true": lambda: _fork_and_run(box, "/bin/true"),
         "run of a builtin": lambda: timed(lambda: vm.run(":")),
         "run of /bin/true": lambda: timed(lambda: vm.run("/bin/true")),
+        "exec of /bin/true": lambda: timed(lambda: vm.exec(["/bin/true"])),
     }
 
 

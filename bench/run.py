@@ -86,12 +86,13 @@ def beside_docker(report: Report, server: Server, scratch: Path, quick: bool) ->
                     "Docker: exec": lambda: timed(lambda: daemon.run(container, ["true"])),
                     "fork + first /bin/true": mine["fork + first /bin/true"],
                     "run of /bin/true": mine["run of /bin/true"],
+                    "exec of /bin/true": mine["exec of /bin/true"],
                 }
                 report.add(reports.DOCKER, rounds(2 if quick else 10, steps, burst=3).values())
             report.machine["docker"] = daemon.version
     except peers.Unavailable as error:
         report.remarks.append(f"Docker: {error}")
-    for theirs, name, bar in (("create + first exec", "fork + first /bin/true", 25), ("exec", "run of /bin/true", 20)):
+    for theirs, name, bar in (("create + first exec", "fork + first /bin/true", 25), ("exec", "exec of /bin/true", 20)):
         over, under = report.find(reports.DOCKER, f"Docker: {theirs}"), report.find(reports.DOCKER, name)
         report.ratio(f"Docker's {theirs}, in Boxwood's {name}", over, under, bar, at_least=True)
 

@@ -24,7 +24,7 @@ def main():
     def stream():
         began = time.perf_counter()
         for event in client.run_stream(["sh", "-c", "echo hi; sleep 0.05"]):
-            if event.event_type == "output":
+            if event.type == "output":
                 return (time.perf_counter() - began) * 1e3
         raise AssertionError("no output")
 

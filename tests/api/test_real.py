@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 import contract
+from boxwood import VM
 from servers import Server
 
 
@@ -152,3 +153,21 @@ def test_a_busy_vm_is_forked_and_the_price_told(boxwood_server, vm):
 
 def sync_status(server: Server, vm: str, path: str) -> int:
     return server.request("POST", f"/v1/vms/{vm}/sync", {"op": "read", "path": path})[0]
+
+
+def test_a_program_without_a_shell(boxwood_server, vm):
+    with boxwood_server.client() as box:
+        _programs(box.get(vm))
+
+
+def _programs(vm: VM) -> None:
+    vm.run("cd /srv; export WORD=kept")
+    assert vm.exec(["printf", "%s\n", "$HOME 'x'", ""]).stdout == "$HOME 'x'\n\n"
+    assert vm.exec(["pwd"]).stdout == "/root\n"
+    assert vm.exec(["env"], env={"K": "V"}).stdout.count("K=V\n") == 1
+    assert vm.exec(["cat"], stdin=b"\xff\0").stdout_bytes == b"\xff\0"
+    missing = vm.exec(["no-such-program"])
+    assert (missing.exit_code, missing.stderr) == (127, "no-such-program: No such file or directory\n")
+    assert vm.exec(["/root"]).exit_code == 126
+    assert vm.exec(["sleep", "60"], timeout=0.1).exit_code == 124
+    assert vm.run("pwd").stdout == "/srv\n"

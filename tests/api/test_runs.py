@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 
 import pytest
 
@@ -259,3 +260,33 @@ async def test_commands_are_bounded(api):
     assert error["details"]["request_bytes"] > most
     done = await api.run(vm, "echo " + "y" * (most - 100))
     assert len(done["stdout"]) == most - 99
+
+
+async def test_a_program_without_a_shell(api):
+    vm = await api.fork()
+    run = await api.ok("POST", f"/vms/{vm}/runs", {"argv": ["argv", "two words", "$HOME", "'"]})
+    assert (json.loads(run["stdout"]), run["exit_code"]) == (["two words", "$HOME", "'"], 0)
+    missing = await api.ok("POST", f"/vms/{vm}/runs", {"argv": ["no-such-program"]})
+    assert (missing["exit_code"], missing["state"]) == (127, "completed")
+    listed = (await api.ok("GET", f"/vms/{vm}/runs"))["runs"]
+    assert [one["command"] for one in listed] == ["no-such-program", """argv 'two words' '$HOME' ''"'"''"""]
+    assert len((await api.ok("GET", f"/vms/{vm}/sessions"))["sessions"]) == 1, "it is in no session"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"argv": []},
+        {"argv": "ls"},
+        {"argv": ["a\0b"]},
+        {"argv": ["ls"], "command": "ls"},
+        {"argv": ["ls"], "session_idx": 0},
+        {"argv": ["ls"], "end_symbol": "none"},
+        {"argv": ["ls"], "queueing_timeout": 1},
+        {"argv": ["ls"], "signal": "SIGINT"},
+    ],
+)
+async def test_programs_that_are_none(api, body):
+    vm = await api.fork()
+    await api.refused(400, "bad_request", "POST", f"/vms/{vm}/runs", body)
+    assert not api.machine.called("boot")

@@ -124,6 +124,35 @@ def create_run(
     )  # fmt: skip
 
 
+def execute(
+    vm: str,
+    argv: Sequence[str],
+    *,
+    timeout: float | None,
+    env: Mapping[str, str] | None,
+    cwd: str | None,
+    user: str | None,
+    stdin: str | bytes | None,
+    background: bool,
+    idempotency_key: str | None,
+) -> Call:
+    """A program without a shell.
+
+    :raises BadRequest: nothing to run, or something that is not text.
+    """
+    if isinstance(argv, str):
+        raise BadRequest(
+            "bad_request", "a program and its arguments are a sequence of texts; `run` takes text for the shell"
+        )
+    command_text(argv)
+    call = create_run(
+        vm, "", timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, background=background, session=None,
+        idempotency_key=idempotency_key,
+    )  # fmt: skip
+    body = {"argv": list(argv), **{name: value for name, value in (call.body or {}).items() if name != "command"}}
+    return replace(call, body=body)
+
+
 def signal(vm: str, name: str, session_id: str | None) -> Call:
     if name not in SIGNALS:
         raise BadRequest("bad_request", f"not a signal that can be sent: {name!r}; there are {', '.join(SIGNALS)}")

@@ -178,3 +178,22 @@ def test_sessions(server: StubServer, vm: BoxVM) -> None:
         pass  # somebody else deleted it: no error
     with pytest.raises(NotFound):
         session.delete()
+
+
+def test_a_program_without_a_shell(server: StubServer, vm: BoxVM) -> None:
+    run = vm.exec(["printf", "%s", "$HOME"], env={"K": "V"}, cwd="/srv", user="nobody", stdin="in", timeout=5)
+    assert run.stdout == "hi"
+    assert server.last.body == {
+        "argv": ["printf", "%s", "$HOME"], "env": {"K": "V"}, "cwd": "/srv", "user": "nobody", "timeout": 5,
+        "stdin": "in", "stdin_encoding": "utf-8",
+    }  # fmt: skip
+    server.script(f"POST {RUNS}", (200, RUN | {"exit_code": 126}))
+    with pytest.raises(CommandFailed):
+        vm.exec(["x"], check=True, idempotency_key="k")
+    assert server.last.headers["idempotency-key"] == "k"
+    server.script(f"POST {RUNS}", (202, RUNNING))
+    assert not vm.exec(["x"], background=True).ended
+    assert server.last.body == {"argv": ["x"], "time_to_background": 0}
+    for wrong in ("ls", [], [1]):
+        with pytest.raises(BadRequest):
+            vm.exec(wrong)

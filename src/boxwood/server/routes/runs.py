@@ -29,6 +29,8 @@ async def create_run(exchange: Exchange) -> Response:
     # session_id goes before session_idx (wire 2.7)
     index = body.session_idx if body.session_id is None else None
     wait = _wait(exchange, body)
+    if body.argv is not None:
+        return await _direct(exchange, body, tuple(body.argv), wait)
     if body.command is None:
         if given := [name for name in ONLY_WITH_COMMAND if getattr(body, name) is not None]:
             raise _refused("command", f"is needed with {given[0]}")
@@ -52,6 +54,27 @@ async def create_run(exchange: Exchange) -> Response:
     return answer(exchange, await patiently(exchange, run, wait - UNBROKEN_SECONDS))
 
 
+async def _direct(exchange: Exchange, body: wire.RunBody, argv: tuple[str, ...], wait: float) -> Response:
+    """Beside all sessions."""
+    for name in ("command", "session_id", "session_idx", "queueing_timeout", "end_symbol"):
+        if getattr(body, name) is not None:
+            raise _refused(name, "not together with argv")
+    request = RunRequest(
+        "",
+        argv=argv,
+        timeout=body.timeout,
+        wait=min(wait, UNBROKEN_SECONDS),
+        prompt="none",
+        env=body.env,
+        cwd=body.cwd,
+        user=body.user,
+        stdin=_stdin(body),
+        beside=True,
+    )
+    run = await exchange.core.runs.start(exchange.caller, exchange.params["id"], request, exchange.idempotency_key)
+    return answer(exchange, await patiently(exchange, run, wait - UNBROKEN_SECONDS))
+
+
 async def patiently(exchange: Exchange, run: Run, seconds: float) -> Run:
     """Wait for the end of a run that goes on, unless the server ends first: the next one knows the run too."""
     if run.ended or seconds <= 0 or exchange.app.stopping.is_set():
@@ -67,7 +90,7 @@ async def patiently(exchange: Exchange, run: Run, seconds: float) -> Run:
 
 
 async def _signal(exchange: Exchange, body: wire.RunBody, name: str) -> Response:
-    if body.command is not None:
+    if body.command is not None or body.argv is not None:
         raise _refused("signal", "not together with command")
     if body.time_to_background is not None or body.background is not None:
         raise _refused("time_to_background", "not with a signal")

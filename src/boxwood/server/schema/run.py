@@ -22,6 +22,16 @@ class RunBody(Request, frozen=True, kw_only=True):
     """A command; or a signal to what runs; or nothing at all, which waits for the run that has been pending longest."""
 
     command: str | None = None
+    argv: (
+        Annotated[
+            list[str],
+            Meta(
+                min_length=1,
+                description="Instead of a command: a program and its arguments, without a shell and in no session.",
+            ),
+        ]
+        | None
+    ) = None
     session_id: str | None = None
     session_idx: Annotated[int, Meta(ge=0, le=0xFFFFFFFF)] | None = None
     timeout: Annotated[Seconds, Meta(description="Seconds until all that it started is killed; 0: never.")] | None = (
