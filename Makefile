@@ -1,10 +1,11 @@
 # make demo    see VMs fork, run and diverge          make check      style, types, layers
 # make test    every test, some minutes               make test-full  what takes longer too
+# make compatibility   run the published clients, and write docs/compatibility.md's tables from what they do
 # make bench   measure, beside bwrap, runc and Docker; fails when an aim is missed
 # Each target makes what it needs: a virtual environment in .venv, and Debian packages, which it names before it installs them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-full bench clean
+.PHONY: help setup demo check format test test-full compatibility bench clean
 MAKEFLAGS += --no-print-directory
 bin := .venv/bin
 tested := tests/unit tests/api tests/faces tests/engine tests/attack tests/conformance tests/chaos
@@ -36,6 +37,9 @@ test: setup
 
 test-full: setup
 	@scripts/test $(ARGS) $(tested)
+
+compatibility: setup
+	@BOXWOOD_COMPATIBILITY=write BOXWOOD_TEST_WORKERS=0 scripts/test -q $(ARGS) tests/conformance
 
 bench: setup
 	@scripts/packages "the peers of the benchmark, and the network of VMs" bubblewrap runc busybox-static nftables iproute2 || echo "bench: goes on without them"

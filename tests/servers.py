@@ -30,7 +30,8 @@ class Server:
         self.data = data
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._settings = {f"BOXWOOD_{name.upper()}": str(value) for name, value in settings.items()}
+        given = {"kubernetes_port": 0, **settings}  # any: the next one may be another server's
+        self._settings = {f"BOXWOOD_{name.upper()}": str(value) for name, value in given.items()}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

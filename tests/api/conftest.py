@@ -148,3 +148,77 @@ async def stranger(api: Api) -> AgentKernel:
     made = await core.keys.create(Caller("OTHER", "other", "", "admin"))
     assert made.key is not None
     return AgentKernel(api, made.key)
+
+
+@dataclass
+class ArlGateway:
+    """The same server, as a client of ARL's gateway speaks to it. No answer may hold null, and every refusal a text."""
+
+    api: Api
+    key: str
+
+    async def __call__(self, method: str, path: str, body: Any = None, **more: Any) -> httpx2.Response:
+        headers = {"authorization": f"Bearer {self.key}", **more.pop("headers", {})}
+        if body is not None:
+            more["json"] = body
+        response = await self.api.http.request(method, f"/arl{path}", headers=headers, **more)
+        if response.headers.get("content-type") == "application/json":
+            shown = response.json()
+            assert not _holds_null(shown), response.text
+            if response.status_code >= 400:
+                assert set(shown) <= {"error", "detail"} and all(isinstance(one, str) and one for one in shown.values())
+        return response
+
+    async def ok(self, method: str, path: str, body: Any = None, status: int = 200, **more: Any) -> Any:
+        response = await self(method, path, body, **more)
+        assert response.status_code == status, response.text
+        return response.json() if response.content else None
+
+    async def refused(self, status: int, text: str, method: str, path: str, body: Any = None, **more: Any) -> Any:
+        """The error's text holds `text`."""
+        response = await self(method, path, body, **more)
+        assert response.status_code == status, response.text
+        assert text in response.json()["error"]
+        return response.json()
+
+    async def session(self, **members: Any) -> str:
+        """The path of a new one."""
+        made = await self.ok("POST", "/v1/sessions", {"image": "ubuntu", "profile": "default", **members}, 201)
+        return f"/v1/sessions/{made['id']}"
+
+    async def execute(self, session: str, *argvs: list[str], **members: Any) -> list[Any]:
+        steps = [{"name": f"step {at}", "command": argv} for at, argv in enumerate(argvs)]
+        done = await self.ok("POST", f"{session}/execute", {"steps": steps, **members})
+        return list(done["results"])
+
+    async def said(self, session: str, *argv: str) -> str:
+        """What one command puts out."""
+        (result,) = await self.execute(session, list(argv))
+        assert result["output"]["exit_code"] == 0, result
+        return str(result["output"]["stdout"])
+
+
+def _holds_null(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_holds_null(one) for one in value.values())
+    return any(_holds_null(one) for one in value) if isinstance(value, list) else value is None
+
+
+@pytest.fixture
+def arl(api: Api) -> ArlGateway:
+    return ArlGateway(api, api.key)
+
+
+@pytest.fixture
+def arl_stranger(api: Api, stranger: AgentKernel) -> ArlGateway:
+    """A client with the key of another organisation."""
+    return ArlGateway(api, stranger.key)
+
+
+@pytest.fixture
+async def arl_user(api: Api) -> ArlGateway:
+    """A client with another key of the same organisation, which is no admin's."""
+    core = api.app.core
+    made = await core.keys.create(await core.keys.authenticate(api.key), "user", "member")
+    assert made.key is not None
+    return ArlGateway(api, made.key)

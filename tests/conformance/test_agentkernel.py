@@ -1,65 +1,56 @@
-"""agentkernel's published clients, unchanged, against a real server; and docs/compatibility.md, which tells of them."""
+"""agentkernel: the published clients, unchanged, and our face play the same scenarios against a real server."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import pytest
 
-COMPATIBILITY = Path(__file__).parents[2] / "docs/compatibility.md"
+from scenarios.play import FACE, check_differences, expected
+
 VERSIONS = ("0.4.0", "0.18.1", "0.21.0")
-CASES = [
-    "health", "run", "argv_is_what_arrives", "runs_share_nothing", "sandboxes", "session", "execs", "files", "logs", "batch",
-    "asynchronous",
-    "documented", "keys", "twenty_at_once",
-]  # fmt: skip
+SCENARIOS = [f"agentkernel_{name}" for name in ("async", "basic", "files", "sandboxes", "stream")]
+CASES = ["keys", "logs", "surface"]
 NEWER = ["exec_options", "bulk_files", "detached", "ttl", "by_uuid"]
-Drive = Callable[[str, str], str]
+PACKAGE = "agentkernel-sdk"
+Drive = Callable[[str, str, str, str], str]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("version", [*VERSIONS, FACE])
+def test_scenarios(version: str, scenario: str, played: Callable[[str, str, str], dict[str, Any]]) -> None:
+    assert played(scenario, PACKAGE, version) == expected(scenario, version)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_differences(scenario: str) -> None:
+    check_differences(scenario, {*VERSIONS, FACE})
+
+
+# --- what the published clients have and our face has not
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("version", VERSIONS)
-def test_what_all_have(version: str, case: str, agentkernel_case: Drive) -> None:
-    agentkernel_case(version, case)
+def test_what_all_have(version: str, case: str, published: Drive) -> None:
+    published(PACKAGE, version, "agentkernel_sdk", case)
 
 
 @pytest.mark.parametrize("case", NEWER)
 @pytest.mark.parametrize("version", VERSIONS[1:])
-def test_what_newer_ones_have(version: str, case: str, agentkernel_case: Drive) -> None:
-    agentkernel_case(version, case)
+def test_what_newer_ones_have(version: str, case: str, published: Drive) -> None:
+    published(PACKAGE, version, "agentkernel_sdk", case)
 
 
-def test_streams(agentkernel_case: Drive) -> None:
-    agentkernel_case("0.21.0", "streams")
+def test_a_ttl_is_kept(published: Drive) -> None:
+    published(PACKAGE, "0.21.0", "agentkernel_sdk", "ttl_is_kept")
 
 
-@pytest.mark.parametrize("version", VERSIONS[:2])
-def test_streams_that_are_broken_in_the_client(version: str, agentkernel_case: Drive) -> None:
-    agentkernel_case(version, "streams_are_broken_there")
-
-
-@pytest.mark.parametrize("case", ["run", "stream", "sandboxes", "files", "detached", "refusals"])
+@pytest.mark.parametrize("case", ["run", "stream", "sandboxes", "files", "detached", "refusals", "surface"])
 def test_node(case: str, agentkernel_node: Callable[[str], None]) -> None:
     agentkernel_node(case)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_the_table_of_methods_is_true(version: str, agentkernel_case: Drive) -> None:
-    found = json.loads(agentkernel_case(version, "surface"))
-    told = table()[f"agentkernel-sdk {version}"]
-    assert {method: cell for method, cell in told.items() if cell != "—"} == found
-
-
-def table() -> dict[str, dict[str, str]]:
-    """Client and version → method → cell."""
-    tables: dict[str, dict[str, str]] = {}
-    methods: list[str] = []
-    for line in COMPATIBILITY.read_text().splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if line.startswith("| client"):
-            methods = [cell.strip("`") for cell in cells[1:]]
-        elif line.startswith("| agentkernel-sdk "):
-            tables.setdefault(cells[0], {}).update(zip(methods, cells[1:], strict=True))
-    return tables
+def test_the_tables_are_true(check_tables: Callable[[str], None]) -> None:
+    check_tables("agentkernel")

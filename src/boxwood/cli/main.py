@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import boxwood
-from boxwood.cli import copy, image, key, network, pool, run, server, vms
+from boxwood.cli import copy, image, key, kubeconfig, network, pool, run, server, vms
 from boxwood.cli.output import abandon_output, report, say
 from boxwood.client.errors import BoxwoodError
 
@@ -51,6 +51,7 @@ app.command("ls")(vms.ls)
 app.command("rm")(vms.rm)
 app.command("cp")(copy.cp)
 app.command("net")(network.net)
+app.command("kubeconfig")(kubeconfig.kubeconfig)
 app.add_typer(image.app, name="image")
 app.add_typer(key.app, name="key")
 app.add_typer(pool.app, name="pool")

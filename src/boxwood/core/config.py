@@ -55,6 +55,9 @@ class Config:
     runs_kept_bytes: int = 1024 * MIB  # … with so much output
     runs_kept_seconds: float = 30 * 86400.0  # … for so long
     file_bytes: int = 1024 * MIB  # largest file that can be written
+    requests_per_second: float = 2000.0  # of one API key; 0: as many as come
+    requests_burst: int = 4000  # … at once after a rest
+    requests_at_once: int = 10_000  # … that have not been answered yet; 0: as many as come
     wait_seconds: float = 300.0  # longest time a request waits for the end of a run
     arl_hold_seconds: float = 240.0  # how long ARL's gateway holds a request for its result, before it says 202
     layers_merged_above: int = 48
@@ -120,6 +123,9 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("runs_kept_bytes", 0, 1 << 44),
     ("runs_kept_seconds", 0, 100 * 366 * 86400),
     ("file_bytes", 1, 1 << 44),
+    ("requests_per_second", 0, 1e9),
+    ("requests_burst", 1, 1 << 40),
+    ("requests_at_once", 0, 1 << 40),
     ("wait_seconds", 0, 3600),
     ("arl_hold_seconds", 0, 3600),
     ("layers_merged_above", 1, 400),

@@ -9,7 +9,8 @@ from boxwood.core.config import Config, ConfigError
 from boxwood.core.core import DataInUse
 from boxwood.engine.api import EngineError
 from boxwood.server import log
-from boxwood.server.main import CannotStart, serve
+from boxwood.server.listeners import CannotStart
+from boxwood.server.main import serve
 from boxwood.store.database import StoreError
 
 

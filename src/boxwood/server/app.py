@@ -6,18 +6,21 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
+from functools import cached_property
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from boxwood.core.core import Core
 from boxwood.core.errors import BadRequest, CoreError, Internal, Unavailable
+from boxwood.core.model import Caller
 from boxwood.server import auth, decode, errors
 from boxwood.server.agent import agent
 from boxwood.server.dialect import Dialect
 from boxwood.server.exchange import JSON, Exchange, Operation, encode
 from boxwood.server.hosts import Hosts
 from boxwood.server.openapi import document
+from boxwood.server.rate import Rates
 from boxwood.server.routes import DIALECTS, OPERATIONS
 from boxwood.server.routing import Found, Router
 from boxwood.server.schema.service import Preparing
@@ -37,6 +40,8 @@ class App:
     def __init__(self, core: Core, *, host: str = "127.0.0.1", on_down: Callable[[], None] | None = None) -> None:
         self.core = core
         self.hosts = Hosts(host)
+        config = core.config
+        self.rates = Rates(config.requests_per_second, config.requests_burst, config.requests_at_once)
         self.on_down = on_down
         self.stopping = asyncio.Event()
         self.preparing: Preparing | None = None
@@ -44,8 +49,12 @@ class App:
         self._isolation: dict[str, bool] = {}
         self._surveying: asyncio.Task[None] | None = None
         self._surveyed_at = 0.0
-        self.document = encode(document(OPERATIONS))
         self.dialects = tuple(dialect for dialect in DIALECTS if dialect.name in core.config.dialects)
+
+    @cached_property
+    def document(self) -> bytes:
+        """The OpenAPI document. Making it takes longer than the rest of a start."""
+        return encode(document(OPERATIONS))
 
     async def survey(self) -> None:
         """Learn which layers of isolation this host gives."""
@@ -76,9 +85,21 @@ class App:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = secrets.token_hex(12)
         headers, repeated = _headers(scope)
-        exchange = Exchange(self, scope, receive, request_id, headers, agent(headers.get(b"user-agent", b"")))
+        exchange = Exchange(
+            self, scope, receive, secrets.token_hex(12), headers, agent(headers.get(b"user-agent", b""))
+        )
+        try:
+            response = await self._answer(exchange, repeated)
+            if response is not None:
+                await response(scope, receive, send)
+        finally:
+            if exchange.admitted is not None:
+                self.rates.leave(exchange.admitted)
+
+    async def _answer(self, exchange: Exchange, repeated: str | None) -> Response | None:
+        """None: there is nobody to answer any more. `repeated`: a header that is there twice though it must not be."""
+        scope, request_id, headers = exchange.scope, exchange.request_id, exchange.headers
         found: Operation | None = None
         path = _path(scope)
         parts = decode.segments(path)
@@ -94,7 +115,7 @@ class App:
             found = route.operation
             response = await self._handle(exchange, found, route.params, route.allowed)
         except errors.Disconnected:
-            return
+            return None
         except CoreError as error:
             response = self._refusal(exchange, found, error, dialect)
         except Exception as error:
@@ -106,13 +127,13 @@ class App:
             (b"x-content-type-options", b"nosniff"),
         ]
         response.headers.setdefault("cache-control", "no-store")
-        await response(scope, receive, send)
+        return response
 
     async def _route(self, dialect: Dialect, exchange: Exchange, parts: tuple[str, ...] | None) -> Found:
         """Who has no key does not get to know what there is."""
         route = dialect.find(exchange.scope["method"], parts)
         if route is None:
-            await auth.caller(self.core, exchange.headers.get(b"authorization"))
+            await self._caller(exchange)
             raise errors.NoSuchRoute
         return route
 
@@ -125,10 +146,17 @@ class App:
         if self.stopping.is_set() and operation.access != "public":
             raise Unavailable("the server is stopping")
         if operation.access == "key":
-            exchange.caller = await auth.caller(self.core, exchange.headers.get(b"authorization"))
+            exchange.caller = await self._caller(exchange)
         elif operation.access == "operator":
             exchange.caller = await auth.operator(self.core, exchange.headers.get(b"authorization"))
         return await operation.handler(exchange)
+
+    async def _caller(self, exchange: Exchange) -> Caller:
+        """Whose request this is, if there may be one more of it. Unauthorized, RateLimited."""
+        caller = await auth.caller(self.core, exchange.headers.get(b"authorization"))
+        self.rates.enter(caller.key_id)
+        exchange.admitted = caller.key_id
+        return caller
 
     def _refusal(
         self, exchange: Exchange, operation: Operation | None, error: CoreError, dialect: Dialect | None

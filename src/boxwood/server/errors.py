@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from boxwood.core.errors import CoreError
+from boxwood.core.errors import NOT_STARTED, CoreError
 
 STATUS = {
     "bad_request": 400,
@@ -63,6 +63,16 @@ class OperationFailed(CoreError):
 
     def __init__(self, message: str, reason: str, recovery: dict[str, Any]) -> None:
         super().__init__(message, details={"reason": reason}, recovery=recovery)
+
+
+class RateLimited(CoreError):
+    """A key asks for more than it may. Nothing was started."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        recovery = dict(NOT_STARTED)
+        super().__init__(message, details={"limiter": "arker"}, recovery=recovery, retry_after=retry_after)
 
 
 class Disconnected(Exception):

@@ -64,10 +64,12 @@ class Operation:
 
 
 class Exchange:
-    """`host`: the Host header, checked. `params`: the path's, by name. `caller`: whose key it is."""
+    """`host`: the Host header, checked. `params`: the path's, by name. `caller`: whose key it is. `admitted`: the id of
+    the key that the request counts for."""
 
     __slots__ = (
         "_receive",
+        "admitted",
         "agent",
         "app",
         "caller",
@@ -95,6 +97,7 @@ class Exchange:
         self.request_id = request_id
         self.headers = headers
         self.agent = agent
+        self.admitted: str | None = None
 
     async def body(self, wanted: type[R]) -> R:
         """The JSON body. BadRequest, PayloadTooLarge, Unsupported (a member that is not there yet)."""

@@ -14,12 +14,10 @@ import logging
 import os
 import resource
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-import uvicorn
 import uvloop
 
 import boxwood
@@ -31,19 +29,14 @@ from boxwood.engine.host import HostEngine
 from boxwood.engine.kernel import prefer_short_turns
 from boxwood.engine.network.exceptions import Exceptions
 from boxwood.images.shelf import ImageError
-from boxwood.server import hosts
+from boxwood.server import private
 from boxwood.server.app import App
-from boxwood.server.protocol import BoundedProtocol
+from boxwood.server.listeners import CannotStart, Servers, bound
 from boxwood.server.schema.service import Preparing
 
 log = logging.getLogger("boxwood.server")
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-LAST_ANSWERS_SECONDS = 10  # for requests that are being answered when the server is told to end
-
-
-class CannotStart(Exception):
-    """The text says why, and what to do about it."""
 
 
 def serve(config: Config) -> None:
@@ -53,7 +46,7 @@ def serve(config: Config) -> None:
 
 
 async def _serve(config: Config) -> None:
-    with _bound(config) as listener:
+    with bound(config) as sockets:
         _allow_descriptors()
         engine = HostEngine(
             config.data,
@@ -68,17 +61,17 @@ async def _serve(config: Config) -> None:
         def on_down() -> None:
             nonlocal down
             down = True
-            server.should_exit = True
+            servers.end()
 
         app = App(core, host=config.host, on_down=on_down)
-        server = _Server(app, listener)
         try:
+            servers = Servers(app, config, sockets)
             await app.start()
             _collect_seldom()
-            with _announced(config, listener), _signals(app, server):
+            with _announced(config, servers), _signals(app, servers):
                 image = asyncio.create_task(_make_host_image(app))
                 try:
-                    await server.serve(sockets=[listener])
+                    await servers.serve()
                 finally:
                     app.stopping.set()
                     await image
@@ -112,59 +105,12 @@ def _allow_descriptors() -> None:
 
 
 @contextlib.contextmanager
-def _bound(config: Config) -> Iterator[socket.socket]:
-    try:
-        found = socket.getaddrinfo(
-            config.host.strip("[]"), config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        family, _, _, _, address = found[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise CannotStart(f"cannot listen on {config.host}: {error.strerror}") from None
-    with listener:
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except OSError as error:
-            hint = "; is another server running there? choose another port" if error.errno == 98 else ""
-            raise CannotStart(f"cannot listen on {config.host}, port {config.port}: {error.strerror}{hint}") from None
-        yield listener
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's server without its signal handling: it would end the process before the core is closed."""
-
-    def __init__(self, app: App, listener: socket.socket) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=BoundedProtocol,
-                ws="none",
-                loop="asyncio",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                timeout_keep_alive=75,
-                timeout_graceful_shutdown=LAST_ANSWERS_SECONDS,
-            )
-        )
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-@contextlib.contextmanager
-def _signals(app: App, server: _Server) -> Iterator[None]:
+def _signals(app: App, servers: Servers) -> Iterator[None]:
     loop = asyncio.get_running_loop()
 
     def end() -> None:
-        if server.should_exit:
-            server.force_exit = True
         app.stopping.set()
-        server.should_exit = True
+        servers.end(at_once=servers.ending)
 
     for signum in ENDING:
         loop.add_signal_handler(signum, end)
@@ -176,20 +122,20 @@ def _signals(app: App, server: _Server) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _announced(config: Config, listener: socket.socket) -> Iterator[None]:
+def _announced(config: Config, servers: Servers) -> Iterator[None]:
     """DATA/server.json, for as long as connections are taken: from here on they wait to be answered."""
-    listener.listen(2048)
-    url = hosts.url(config.host, listener.getsockname()[1])
+    urls = servers.listen()
     path = config.data / "server.json"
     said = {
-        "url": url,
+        **urls,
         "pid": os.getpid(),
         "version": boxwood.__version__,
         "started_at": datetime.now(UTC).isoformat(),
         "started": _started(),
     }
-    _write(path, json.dumps(said).encode())
-    log.info("boxwood %s serves %s", boxwood.__version__, url)
+    private.write(path, json.dumps(said).encode())
+    told = ", ".join(url for name, url in urls.items() if name.endswith("url"))
+    log.info("boxwood %s serves %s", boxwood.__version__, told)
     try:
         yield
     finally:
@@ -199,16 +145,6 @@ def _announced(config: Config, listener: socket.socket) -> Iterator[None]:
 def _started() -> int:
     """When this process was started, in clock ticks since the machine was: no other of its number has the same."""
     return int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-
-
-def _write(path: Path, data: bytes) -> None:
-    """A file that only its owner reads, there as a whole or not at all."""
-    part = path.with_name(f".{path.name}.new")
-    part.unlink(missing_ok=True)
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(data)
-    part.rename(path)
 
 
 async def _make_host_image(app: App) -> None:

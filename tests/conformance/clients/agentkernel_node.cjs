@@ -44,7 +44,7 @@ const cases = {
   },
   async stream() {
     const seen = [];
-    for await (const event of client.runStream(["sh", "-c", "echo a; sleep 2; date +%s%3N; exit 5"])) {
+    for await (const event of client.runStream(["sh", "-c", "echo a; sleep 1; date +%s%3N; exit 5"])) {
       seen.push([event.type, event.data, Date.now()]);
     }
     assert.deepEqual(seen.map(([type]) => type), ["started", "output", "output", "done"]);
@@ -83,6 +83,31 @@ const cases = {
       await client.detachedKill(name, made.id);
       assert.equal((await client.detachedStatus(name, made.id)).status, "failed");
       assert.deepEqual((await client.detachedList(name)).map((one) => one.id), [made.id]);
+    });
+  },
+  // Every public method: what becomes of it is noted by tests/scenarios/recorder.cjs.
+  async surface() {
+    await sandbox(async (name) => {
+      await client.writeFile(name, "/tmp/f", "x");
+      const id = (await client.execDetached(name, ["sleep", "600"])).id;
+      const calls = {
+        detachedStatus: [name, id], detachedLogs: [name, id], detachedKill: [name, id], getBackends: [],
+        takeSnapshot: [{ sandbox: name }], getSnapshot: ["x"], deleteSnapshot: ["x"], restoreSnapshot: ["x"], listSnapshots: [],
+        listOrchestrations: [], createOrchestration: [{ name: "x" }], getOrchestration: ["x"],
+        signalOrchestration: ["x", { name: "x" }], terminateOrchestration: ["x"], listOrchestrationDefinitions: [],
+        upsertOrchestrationDefinition: [{ name: "x" }], getOrchestrationDefinition: ["x"],
+        deleteOrchestrationDefinition: ["x"], listObjects: [], createObject: [{ class: "x", object_id: "y" }],
+        getObject: ["x"], callObject: ["x", "y", "z"], deleteObject: ["x"], patchObject: ["x", {}], listSchedules: [],
+        createSchedule: [{ name: "x", method: "y" }], getSchedule: ["x"], deleteSchedule: ["x"], listStores: [],
+        createStore: [{ name: "x", kind: "sqlite" }], getStore: ["x"], deleteStore: ["x"], queryStore: ["x", { sql: "x" }],
+        executeStore: ["x", { sql: "x" }], commandStore: ["x", { command: ["x"] }],
+      };
+      for (const [method, given] of Object.entries(calls)) await client[method]?.(...given).catch(() => {});
+      const box = await client.sandbox(fresh());
+      assert.equal((await box.run(["echo", "in"])).output, "in\n");
+      assert.equal((await box.info()).name, box.name);
+      assert.deepEqual(await box.writeFiles({ "/srv/1": "1" }), { written: 1 });
+      await box.remove();
     });
   },
   async refusals() {

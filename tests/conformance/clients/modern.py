@@ -5,7 +5,7 @@ import secrets
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import arker
@@ -271,6 +271,35 @@ def e2b_surface():
         assert not sandbox.files.exists("/root/d/a.txt")
     finally:
         sandbox.kill()
+
+
+def surface():
+    """The public methods that no other case calls: what becomes of them is noted by tests/scenarios/recorder.py."""
+    with forked() as vm:
+        made = client.create_api_key()
+        client.revoke_api_key(made.api_key_id)
+        assert made.api_key_id not in {key.api_key_id for key in client.list_api_keys().api_keys}
+        assert client.list_regions().regions
+        assert vm.update(description="told") and vm.refresh().id == vm.id
+        client_calls = {
+            "list_runs": (), "list_pools": (), "create_pool": ({"name": "x", "kind": "managed"},), "get_pool": ("x",),
+            "update_pool": ("x", {}), "rename_pool": ("x", "y"), "delete_pool": ("x",), "list_pool_workers": ("x",),
+            "add_pool_commitment": ("x", {}), "list_filesystems": (), "get_filesystem": ("x",),
+            "delete_filesystem": ("x",), "create_filesystem": (),
+        }  # fmt: skip
+        vm_calls = {
+            "get_policies": (), "set_policies": ({"network": {}},), "list_mounts": (), "delete_mount": ("x",),
+            "connect_pty": (), "create_mount": (), "update_session": (vm.create_session().session_id,),
+        }  # fmt: skip
+        named = {
+            "create_filesystem": {"name": "x"},
+            "create_mount": {"filesystem_id": "x", "path": "/mnt"},
+            "update_session": {"timeout_secs": 60},
+        }
+        for some, calls in ((client, client_calls), (vm, vm_calls)):
+            for method, given in calls.items():
+                with suppress(ArkerError):
+                    getattr(some, method)(*given, **named.get(method, {}))
 
 
 def twenty_at_once():

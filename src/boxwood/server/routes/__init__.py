@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from boxwood.dialects import agentkernel, arker_legacy
+from boxwood.dialects import agentkernel, arker_legacy, arl_gateway, arl_kubernetes
 from boxwood.server.dialect import Dialect
 from boxwood.server.exchange import Operation
 from boxwood.server.routes import files, keys, network, operator, pools, refused, runs, service, sessions, vms
@@ -21,4 +21,4 @@ OPERATIONS: tuple[Operation, ...] = (
     *arker_legacy.OPERATIONS,
 )
 
-DIALECTS: tuple[Dialect, ...] = (agentkernel.DIALECT,)
+DIALECTS: tuple[Dialect, ...] = (agentkernel.DIALECT, arl_gateway.DIALECT, arl_kubernetes.DIALECT)
