@@ -262,3 +262,21 @@ async def test_a_zygote_that_nobody_can_reach_ends(engine: HostEngine, data: Pat
     os.close(pidfd)
     assert gone[0]
     await engine.start()
+
+
+async def test_limits_and_name_of_a_live_box_change(engine: HostEngine, golden: str) -> None:
+    runner = Runner(engine, golden)
+    await runner.boot(limits=Limits(vcpu=1, memory_mib=64, pids=64))
+    hog = "python3 -c 'print(len(bytearray([7]) * (90 << 20)))'"
+    assert (await runner.run(f"{hog} || echo killed")).text == "killed\n"
+    await engine.change(runner.box, "renamed", Limits(vcpu=1, memory_mib=256, pids=64))
+    assert (await runner.run(hog)).text == f"{90 << 20}\n"
+    assert (await runner.run("hostname")).text == "renamed\n"
+    await runner.run("mkfifo /run/hold /run/held")
+    program = "data = bytearray([7]) * (90 << 20); open('/run/held', 'w').write('.'); open('/run/hold').read()"
+    holding = asyncio.create_task(runner.run(f'python3 -c "{program}"'))
+    assert (await runner.run("cat /run/held", env={})).text == "."  # beside the session, in which it holds on
+    with pytest.raises(EngineError, match="use more"):
+        await engine.change(runner.box, "again", Limits(vcpu=1, memory_mib=64, pids=64))
+    assert (await runner.run("hostname; echo > /run/hold", env={})).text == "renamed\n"
+    assert (await holding).code == 0

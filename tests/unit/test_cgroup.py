@@ -232,3 +232,34 @@ def test_limits_change_and_are_lifted(kernel: FakeKernel) -> None:
     assert [(at / name).read_text() for name in names] == [str(512 << 20), "0", "200000 100000", "50"]
     groups.limit(BOX, Limits(vcpu=0, memory_mib=0, pids=0), after)
     assert [(at / name).read_text() for name in names] == ["max", "max", "max 100000", "max"]
+
+
+def test_no_bound_that_would_kill(kernel: FakeKernel) -> None:
+    """What is used already is not taken away; what is only cached counts for nothing."""
+    group = Unified(INSTANCE, str(kernel.root))
+    group.make(BOX, Limits(memory_mib=100))
+    at = kernel.root / f"boxwood-{INSTANCE}" / BOX
+    (at / "memory.current").write_text(f"{60 << 20}\n")
+    (at / "memory.stat").write_text(f"anon {50 << 20}\ninactive_file {8 << 20}\nactive_file {2 << 20}\n")
+    with pytest.raises(LimitUnavailable, match="more than 40 MiB"):
+        group.change(BOX, Limits(memory_mib=40), Limits(memory_mib=100))
+    assert (at / "memory.max").read_text() == str(100 << 20)
+    group.change(BOX, Limits(memory_mib=50), Limits(memory_mib=100))
+    assert (at / "memory.max").read_text() == str(50 << 20)
+
+
+def test_all_of_a_change_or_nothing(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = Unified(INSTANCE, str(kernel.root))
+    group.make(BOX, Limits(memory_mib=100, vcpu=1))
+    at = kernel.root / f"boxwood-{INSTANCE}" / BOX
+    write = cgroup._write
+
+    def refuse(path: str, text: str) -> None:
+        if path.endswith("cpu.max") and text.startswith("200000"):
+            raise OSError(errno.EBUSY, "busy")
+        write(path, text)
+
+    monkeypatch.setattr(cgroup, "_write", refuse)
+    with pytest.raises(LimitUnavailable):
+        group.change(BOX, Limits(memory_mib=200, vcpu=2), Limits(memory_mib=100, vcpu=1))
+    assert (at / "memory.max").read_text() == str(100 << 20)

@@ -214,6 +214,22 @@ class Boxes:
                     await slot.box.settle()  # a shell that is where it was says nothing: this is when all has been said
         return slot.directories.get(session_id)
 
+    async def change(self, slot: Slot, row: VMRow) -> bool:
+        """Let a live box have the name and the limits that its VM has now. False: it cannot."""
+        if slot.box is None:
+            return True
+        try:
+            await self._engine.change(slot.box, _hostname(row), self._limits(row))
+        except EngineError as error:
+            log.warning("VM %s: its box could not be changed: %s", slot.vm_id, error)
+            return False
+        return True
+
+    async def rename(self, row: VMRow) -> None:
+        """A VM has another name: let its box have it, if it has one."""
+        if (slot := self._live.get(row.id)) is not None:
+            await self.change(slot, row)
+
     def keep(self, vm_id: str, lost: Callable[[], None]) -> None:
         """Do not park the VM for being idle; `lost` is called if its box dies."""
         self._kept[vm_id] = lost
@@ -271,7 +287,7 @@ class Boxes:
         try:
             stack, networked = Stack(layers, row.top, images), self.network(row) != "none"
             spec = BoxSpec(
-                vm_id, stack, _hostname(row), self._limits(row), networked, ahead=row.hidden,
+                vm_id, stack, _hostname(row), self._limits(row), networked, ahead=bool(row.hidden),
                 read_only=bool(row.read_only),
             )  # fmt: skip
             box = await self._engine.boot(spec)

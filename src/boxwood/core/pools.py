@@ -300,6 +300,8 @@ class Pools:
             state.allocated.discard(vm_id)
             return None
         self._boxes.release(vm_id)
+        if row.name is not None:
+            await self._boxes.rename(row)
         self._settle(row, also)
         return row
 

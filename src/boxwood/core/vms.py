@@ -12,6 +12,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final
 
 from boxwood.core import clock, words
@@ -77,6 +78,7 @@ class VMs:
         tasks: Tasks,
     ) -> None:
         self._database = database
+        self._engine = engine
         self._boxes = boxes
         self._access = access
         self._lanes = lanes
@@ -121,6 +123,10 @@ class VMs:
     async def named(self, caller: Caller, name: str) -> VM:
         """The caller's own VM of this name, whatever is public under it. NotFound."""
         return self._shown(self._access.named(caller, name))
+
+    async def is_unchanged(self, caller: Caller, vm: str) -> bool:
+        """Has nothing been written since the VM was made or forked? Costs next to nothing. NotFound, Forbidden."""
+        return await self.forks.is_empty(self._access.own(caller, vm))
 
     def _shown(self, row: VMRow) -> VM:
         return self._access.vm(row, session_rows.of_vm(self._database.near, row.id))
@@ -190,8 +196,8 @@ class VMs:
         immutable: bool | Unset = UNSET,
         resources: Resources | Unset = UNSET,
     ) -> VM:
-        """Change what is given. `immutable` can only become true, and only alone; resources count from the next box
-        on, for which an idle one is parked. BadRequest, NotFound, Forbidden, AlreadyExists, InvalidState (immutable),
+        """Change what is given. `immutable` can only become true, and only alone; resources count at once, also for
+        what runs. BadRequest, NotFound, Forbidden, AlreadyExists, InvalidState (immutable),
         ResourceBusy (something runs)."""
         values: dict[str, Any] = {}
         if not isinstance(description, Unset):
@@ -218,9 +224,20 @@ class VMs:
 
     async def _update(self, row: VMRow, values: dict[str, Any]) -> None:
         async with self._boxes.alone(row.id) as slot:
-            if not values.keys() <= {"name", "description"} and not await self._boxes.park_held(slot):
+            if "immutable" in values and not await self._boxes.park_held(slot):
                 raise ResourceBusy("vm", "something runs in the VM: wait for its end", retry_after=1)
-            await self._database.write(lambda connection: _change(connection, row.id, values))
+            sizes = {"vcpu", "memory_mib"} & values.keys()
+            changed = replace(row, **values)
+            if sizes and not await self._boxes.change(slot, changed) and not await self._boxes.park_held(slot):
+                raise ResourceBusy("vm", "the VM's processes use more than that: end some of them", retry_after=1)
+            try:
+                await self._database.write(lambda connection: _change(connection, row.id, values))
+            except BaseException:
+                if sizes:
+                    await self._boxes.change(slot, row)
+                raise
+            if "name" in values and not sizes:
+                await self._boxes.rename(changed)
 
     async def park(self, caller: Caller, vm: str) -> None:
         """Put the box of an idle VM down, if it has one; the next use boots another. NotFound, ResourceBusy."""

@@ -303,6 +303,10 @@ class Engine(Protocol):
     async def boot(self, spec: BoxSpec) -> Box:
         """A box for a VM that has none. Makes the directories of its top if they are not there."""
 
+    async def change(self, box: Box, hostname: str, limits: Limits) -> None:
+        """Another name, other limits for a live box, at once. EngineError: the limits cannot be had, say because its
+        processes use more memory already; nothing was changed."""
+
     async def is_empty(self, layer_id: str) -> bool:
         """Has nothing ever been written to this top? Only for a top with no live box."""
 

@@ -13,6 +13,7 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +82,24 @@ class Cgroups(ABC):
         self._check(limits)
         self._lift(checked(box), limits, before)
         self._limit(box, limits)
+
+    def change(self, box: str, limits: Limits, before: Limits) -> None:
+        """Other limits for a box that lives: all of them or none. LimitUnavailable (also: it uses more memory already,
+        which is not taken from it), OSError."""
+        if limits.memory_mib and not self._has_room(checked(box), limits.memory_mib << 20):
+            raise LimitUnavailable(f"its processes use more than {limits.memory_mib} MiB of memory")
+        try:
+            self.limit(box, limits, before)
+        except OSError as error:
+            with suppress(OSError):
+                self.limit(box, before, limits)
+            if error.errno == errno.EBUSY:
+                raise LimitUnavailable(f"its processes use more than {limits.memory_mib} MiB of memory") from None
+            raise
+
+    def _has_room(self, box: str, size: int) -> bool:
+        """Would a bound of so many bytes kill nothing? Where the kernel refuses one that would: yes."""
+        return True
 
     def _check(self, limits: Limits) -> None:
         for controller, wanted in (("memory", limits.memory_mib), ("cpu", limits.vcpu), ("pids", limits.pids)):
@@ -182,6 +201,12 @@ class Unified(Cgroups):
             cpu_seconds=None if microseconds is None else microseconds / 1e6,
             oom_kills=_key(f"{at}/memory.events", "oom_kill"),
         )
+
+    def _has_room(self, box: str, size: int) -> bool:
+        at = f"{self._parent}/{box}"
+        used = _number(f"{at}/memory.current") or 0
+        cached = sum(_key(f"{at}/memory.stat", name) or 0 for name in ("inactive_file", "active_file"))
+        return used - cached <= size
 
     def _parents(self) -> Iterable[str]:
         return (self._parent,)

@@ -15,7 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from boxwood.engine import doctor
-from boxwood.engine.api import Box, BoxGone, BoxSpec, CopyReport, EngineError, EngineUnavailable, Room, Stack, Usage
+from boxwood.engine.api import (
+    Box,
+    BoxGone,
+    BoxSpec,
+    CopyReport,
+    EngineError,
+    EngineUnavailable,
+    Limits,
+    Room,
+    Stack,
+    Usage,
+)
 from boxwood.engine.daemon import Outside, Zygote
 from boxwood.engine.hostbox import HostBox
 from boxwood.engine.network.desk import Visitor
@@ -209,6 +220,12 @@ class HostEngine:
         except EngineError as error:
             log.warning("a ready box could not be given to a VM: %s", error)
             await box.kill()
+
+    async def change(self, box: Box, hostname: str, limits: Limits) -> None:
+        assert isinstance(box, HostBox)
+        wanted = {"vcpu": limits.vcpu, "memory_mib": limits.memory_mib, "pids": limits.pids}
+        await self._zygote.ask("change", {"box": box.box_id, "hostname": hostname, "limits": wanted})
+        box.hostname, box.limits = hostname, limits
 
     async def _discard(self, boxes: Sequence[HostBox]) -> None:
         """Put down boxes that no VM has, with their tops."""

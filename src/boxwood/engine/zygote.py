@@ -72,6 +72,7 @@ class Zygote:
             "configure": self._configure,
             "boot": self._boot,
             "assign": self._assign,
+            "change": self._change,
             "link": self._link,
             "kill": self._kill,
             "freeze": self._freeze,
@@ -265,6 +266,17 @@ class Zygote:
         live.vm, live.top = vm, top
         if live.wire is not None:
             self._uplink.belongs(live.wire.address, vm)
+        return {"ok": True}
+
+    def _change(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        """Another name, other limits for a box that has its VM."""
+        assert self._cgroups is not None
+        live, limits, hostname = self._live(request), Limits(**request["limits"]), _hostname(request)
+        if limits != live.limits:
+            self._cgroups.change(live.group, limits, live.limits)
+            live.limits = limits
+        if hostname != live.hostname:
+            self._set_hostname(live, hostname)
         return {"ok": True}
 
     def _set_hostname(self, live: Live, hostname: str) -> None:

@@ -20,7 +20,7 @@ import posixpath
 import shlex
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from boxwood.engine.api import (
     Activity,
@@ -30,6 +30,7 @@ from boxwood.engine.api import (
     Denial,
     EngineError,
     GuestError,
+    Limits,
     Manifest,
     ManifestEntry,
     OpenFile,
@@ -460,6 +461,11 @@ class FakeEngine:
         self.machine.layers.setdefault(spec.stack.top, {})
         living = self.machine.boxes[spec.vm_id] = LivingBox(self.machine, spec)
         return FakeBox(self, living)
+
+    async def change(self, box: object, hostname: str, limits: Limits) -> None:
+        assert isinstance(box, FakeBox)
+        living = box._alive("change", (hostname, limits))
+        living.spec = replace(living.spec, hostname=hostname, limits=limits)
 
     async def is_empty(self, layer_id: str) -> bool:
         self.machine.note("is_empty", layer_id)

@@ -54,20 +54,25 @@ async def test_a_claim_asks_nothing_of_the_engine(world):
     await made(world)
     ready = set(world.machine.boxes)
     calls = len(world.machine.calls)
-    vm = await world.core.pools.claim(world.caller, "p", request=ClaimRequest(name="mine", ttl=60, labels={"a": "b"}))
+    vm = await world.core.pools.claim(world.caller, "p", request=ClaimRequest(ttl=60, labels={"a": "b"}))
     assert len(world.machine.calls) == calls
     assert vm.vm_id in ready and vm.live
-    assert (vm.name, vm.labels, vm.root_source_name) == ("mine", {"a": "b"}, "ubuntu")
+    assert (vm.labels, vm.root_source_name) == ({"a": "b"}, "ubuntu")
     assert vm.expires_at is not None
     assert vm.pool_id == world.core.pools.get(world.caller, "p").pool_id
     assert await vms(world) == [vm.vm_id]
-    assert await world.core.vms.named(world.caller, "mine") == vm
     assert await world.out(vm, "put /x y; cat /x") == "y"
     pool = await full(world)
     assert (pool.ready, pool.allocated) == (2, 1)
     assert [claimed.vm_id for claimed in await world.core.pools.claimed(world.caller, "p")] == [vm.vm_id]
     await world.core.vms.delete(world.caller, vm.vm_id)
     assert world.core.pools.get(world.caller, "p").allocated == 0
+
+
+async def test_a_claim_with_a_name_names_the_box(world):
+    await made(world)
+    vm = await world.core.pools.claim(world.caller, "p", request=ClaimRequest(name="worker-1"))
+    assert world.machine.boxes[vm.vm_id].spec.hostname == "worker-1"
 
 
 async def test_what_waits_is_out_of_sight(world):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from boxwood.core import errors, words
 from boxwood.core.ids import has_id_shape, is_id, new_id
 from boxwood.core.model import Resources, RunRequest, VMFilter
+from boxwood.engine.api import EngineError
 from boxwood.store import keys as key_rows
 
 
@@ -95,15 +96,27 @@ async def test_descriptions(world):
     assert (await world.fork((await world.fork(description="kept")).vm_id)).description is None
 
 
-async def test_resources_count_from_the_next_box_on(world):
-    vm = await world.fork()
-    await world.out(vm, "cd /w")
-    await world.core.vms.update(world.caller, vm.vm_id, resources=Resources(memory_mib=256))
-    assert await world.out(vm, "pwd") == "/w\n"
-    assert world.machine.called("boot")[-1].limits.memory_mib == 256
-    await world.run(vm, "hang", wait=0)
+async def test_resources_count_at_once(world):
+    vm = await world.fork(name="before")
+    change = world.core.vms.update
+    await change(world.caller, vm.vm_id, resources=Resources(memory_mib=128))
+    await world.out(vm, "pwd")
+    run = await world.run(vm, "hang", wait=0)
+    await change(world.caller, vm.vm_id, resources=Resources(memory_mib=256, vcpu=2))
+    spec = world.machine.boxes[vm.vm_id].spec
+    assert (spec.limits.memory_mib, spec.limits.vcpu, spec.hostname) == (256, 2, "before")
+    await change(world.caller, vm.vm_id, name="after")
+    assert world.machine.boxes[vm.vm_id].spec.hostname == "after"
+    world.machine.fail["change"] = [EngineError("it uses more")]
     with pytest.raises(errors.ResourceBusy):
-        await world.core.vms.update(world.caller, vm.vm_id, resources=Resources(vcpu=1))
+        await change(world.caller, vm.vm_id, resources=Resources(memory_mib=64))
+    assert (await world.core.vms.get(world.caller, vm.vm_id)).resources.memory_mib == 256
+    await world.fork(name="taken")
+    with pytest.raises(errors.AlreadyExists):
+        await change(world.caller, vm.vm_id, name="taken", resources=Resources(memory_mib=512))
+    assert world.machine.boxes[vm.vm_id].spec.limits.memory_mib == 256
+    assert len(world.machine.called("boot")) == 1
+    assert (await world.core.runs.get(world.caller, vm.vm_id, run.run_id)).state == "running"
     with pytest.raises(errors.ResourceBusy):
         await world.core.vms.update(world.caller, vm.vm_id, immutable=True)
     await world.release(vm)
