@@ -93,12 +93,20 @@ class Records:
         prefix: str = "",
         limit: int = 1000,
         newest: bool = False,
+        after: tuple[str, str] | None = None,
+        most_bytes: int | None = None,
     ) -> tuple[Record, ...]:
-        """Those whose name begins with `prefix`, at most `limit`, by namespace and name or the newest first."""
-        found = await self._database.read(
-            lambda connection: rows.page(connection, caller.org_id, kind, namespace, prefix, limit, newest=newest)
-        )
-        return tuple(map(shown, found))
+        """Those whose name begins with `prefix`, at most `limit`, by namespace and name or the newest first. By name:
+        those behind `after` (namespace and name), ending with the one that makes it `most_bytes` of bodies."""
+
+        def page(connection: sqlite3.Connection) -> tuple[Record, ...]:
+            found = rows.page(
+                connection, caller.org_id, kind, namespace, prefix, limit, newest=newest, after=after,
+                most_bytes=most_bytes,
+            )  # fmt: skip
+            return tuple(map(shown, found))
+
+        return await self._database.read(page)
 
     async def update(
         self,
@@ -145,9 +153,11 @@ class Records:
 
     # For what takes up its work again when the server has been started
 
-    async def of_kind(self, kind: str) -> tuple[Record, ...]:
-        """Of every organisation, the oldest first."""
-        return tuple(map(shown, await self._database.read(lambda connection: rows.of_kind(connection, kind))))
+    async def of_kind(self, kind: str, *, lasting: bool = False) -> tuple[Record, ...]:
+        """Of every organisation, the oldest first. `lasting`: only those that are not to go by themselves."""
+        return await self._database.read(
+            lambda connection: tuple(map(shown, rows.of_kind(connection, kind, lasting=lasting)))
+        )
 
     def caller_of(self, record: Record) -> Caller:
         """Whoever the record belongs to."""

@@ -72,8 +72,10 @@ def page(
     limit: int,
     *,
     newest: bool,
+    after: tuple[str, str] | None = None,
+    most_bytes: int | None = None,
 ) -> list[RecordRow]:
-    """By namespace and name, or the newest first."""
+    """By namespace and name, behind `after`, or the newest first. With the one that makes it `most_bytes` it ends."""
     conditions, params = ["org_id = ?", "kind = ?"], [org_id, kind]  # type: tuple[list[str], list[object]]
     if namespace is not None:
         conditions.append("namespace = ?")
@@ -81,13 +83,25 @@ def page(
     if prefix:
         conditions.append("substr(name, 1, ?) = ?")
         params += [len(prefix), prefix]
+    if after is not None:
+        conditions.append("(namespace, name) > (?, ?)")
+        params += after
     order = "created_at DESC, id DESC" if newest else "namespace, name"
     sql = f"{_SELECT} WHERE {' AND '.join(conditions)} ORDER BY {order} LIMIT ?"
-    return [RecordRow(*row) for row in connection.execute(sql, (*params, limit))]
+    found: list[RecordRow] = []
+    size = 0
+    for row in connection.execute(sql, (*params, limit)):
+        found.append(RecordRow(*row))
+        size += len(found[-1].body)
+        if most_bytes is not None and size >= most_bytes:
+            break
+    return found
 
 
-def of_kind(connection: sqlite3.Connection, kind: str) -> list[RecordRow]:
-    return [RecordRow(*row) for row in connection.execute(f"{_SELECT} WHERE kind = ? ORDER BY id", (kind,))]
+def of_kind(connection: sqlite3.Connection, kind: str, *, lasting: bool) -> list[RecordRow]:
+    """`lasting`: only those that are not to go by themselves."""
+    where = "kind = ? AND expires_at IS NULL" if lasting else "kind = ?"
+    return [RecordRow(*row) for row in connection.execute(f"{_SELECT} WHERE {where} ORDER BY id", (kind,))]
 
 
 def counts(connection: sqlite3.Connection) -> dict[str, int]:
