@@ -9,7 +9,7 @@ from boxwood.core.changes import POOL
 from boxwood.core.core import Core
 from boxwood.core.errors import AlreadyExists, CapacityUnavailable, CoreError, NotFound, ResourceBusy, Unavailable
 from boxwood.core.model import VM, Caller, ClaimRequest, Pool, Record, RunRequest
-from boxwood.dialects.arl import steps
+from boxwood.dialects.arl import steps, templates
 from boxwood.dialects.arl_kubernetes import pods, warmpools
 from boxwood.dialects.arl_kubernetes.kinds import SANDBOX
 from boxwood.dialects.arl_kubernetes.objects import Object, condition, now, suffix
@@ -68,7 +68,10 @@ async def _bind(core: Core, caller: Caller, record: Record) -> None:
         return
     vm = await core.vms.get(caller, record.vm_id)
     pod = pod or _pod_again(core, caller, record)
-    await steps.make_directory(core, caller, vm.vm_id, *pod.directories)
+    if _prepared(core, caller, vm, pod):
+        await core.vms.start(caller, vm.vm_id)  # it is up, if it waited in the pool
+    else:
+        await steps.make_directory(core, caller, vm.vm_id, *pod.directories)
     if pod.command:
         await _start(core, caller, vm, pod)
     await _ready(core, caller, record, vm, pod)
@@ -123,6 +126,14 @@ def _pod_again(core: Core, caller: Caller, record: Record) -> Pod:
         return warmpools.pod_of(core.pools.get(caller, record.body["spec"]["poolRef"], record.namespace))
     except NotFound:
         return pods.NONE
+
+
+def _prepared(core: Core, caller: Caller, vm: VM, pod: Pod) -> bool:
+    """Were its directories made before it was claimed?"""
+    try:
+        return vm.pool_id is not None and templates.has(core.pools.by_id(caller, vm.pool_id), pod.directories)
+    except NotFound:
+        return False
 
 
 async def _start(core: Core, caller: Caller, vm: VM, pod: Pod) -> None:

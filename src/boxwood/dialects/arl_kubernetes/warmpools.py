@@ -3,14 +3,17 @@ shown as well."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from boxwood.core.core import Core
 from boxwood.core.errors import AlreadyExists, BadRequest, InsufficientResources, NotFound
 from boxwood.core.goldens import UnknownImage
-from boxwood.core.model import Caller, Pool, PoolRequest, Record
+from boxwood.core.model import Caller, ForkRequest, Pool, PoolRequest, Record
+from boxwood.dialects.arl import templates
 from boxwood.dialects.arl_kubernetes import pods
 from boxwood.dialects.arl_kubernetes.kinds import WARM_POOL
 from boxwood.dialects.arl_kubernetes.objects import Given, Object, condition, shown, timestamp
@@ -53,17 +56,25 @@ class WarmPools:
         request = PoolRequest(
             given.name,
             namespace,
-            source_id=source.source_id,
             replicas=given.spec["replicas"],
             resources=pod.resources,
-            about=_about(given, 1),
+            about=templates.noted(_about(given, 1), pod.directories),
         )
         try:
-            return self.shown(await self.core.pools.create(caller, request))
+            return self.shown(await self._create(caller, request, source, pod.directories))
         except AlreadyExists:
             raise already_exists(WARM_POOL.plural, given.name) from None
         except (BadRequest, InsufficientResources) as error:
             raise _refused(given, error) from None
+
+    async def _create(
+        self, caller: Caller, request: PoolRequest, image: ForkRequest, directories: Iterable[str]
+    ) -> Pool:
+        with suppress(NotFound):  # before anything is made for it
+            self.core.pools.get(caller, request.name, request.namespace)
+            raise AlreadyExists("pool", "there is one")
+        async with templates.prepared(self.core, caller, image, tuple(directories)) as source:
+            return await self.core.pools.create(caller, replace(request, source_id=source))
 
     async def change(self, caller: Caller, old: Object, given: Given, *, dry: bool) -> Object:
         namespace = old["metadata"]["namespace"]
