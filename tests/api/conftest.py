@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +16,11 @@ import contract
 from boxwood.core.config import Config
 from boxwood.core.core import Core
 from boxwood.core.model import Caller
+from boxwood.core.refusals import of_store
 from boxwood.images import host
 from boxwood.server.app import App
 from boxwood.store import keys as key_rows
+from boxwood.store.database import Database
 from fakes import fake_engine
 
 
@@ -65,14 +69,29 @@ class Api:
         return await self.ok("POST", f"/vms/{vm}/runs", {"command": command, **members})
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a server's first start leaves: to make it takes longer than most tests."""
+    file = tmp_path_factory.mktemp("store") / "boxwood.db"
+
+    async def make() -> None:
+        database = await Database.open(file, of_store)
+        await database.close()
+
+    asyncio.run(make())
+    return file
+
+
 @pytest.fixture
-async def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Api]:
+async def api(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Api]:
     machine = fake_engine.Machine()
     images = tmp_path / "images"
     (images / fake_engine.IMAGE / "upper").mkdir(parents=True)
     image = host.HostImage(fake_engine.IMAGE, "fingerprint", 0, 0, 0, 0.0)
     monkeypatch.setattr(host, "ensure", lambda directory, progress, **settings: image)
     config = Config(tmp_path / "data", images)
+    config.data.mkdir(mode=0o700)
+    shutil.copy(empty_store, config.data)
     core = await Core.open(config, fake_engine.FakeEngine(machine))
     app = App(core)
     await core.goldens.ensure_host()

@@ -34,7 +34,7 @@ def check_tables(request: pytest.FixtureRequest) -> Callable[[str], None]:
     `make compatibility` makes it so. When only some of the file's tests run, only `noted` looks at what they see.
     """
     given = request.config.option
-    chosen = given.keyword or given.lf or given.deselect or given.markexpr not in ("", "not full")
+    chosen = given.keyword or getattr(given, "lf", False) or given.deselect or given.markexpr not in ("", "not full")
     whole = not chosen and not any("::" in argument for argument in request.config.args)
 
     def check(family: str) -> None:
@@ -112,6 +112,7 @@ def ran(
     if done.returncode:
         said = f"{done.stderr[-6000:]}{done.stdout[-2000:]}"
         pytest.fail(f"{package} {version}, {script.stem} {' '.join(argv)}:\n{said}", pytrace=False)
+    print(done.stderr, file=sys.stderr)
     return done.stdout
 
 

@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 import agentkernel
 from agentkernel import AgentKernel, AsyncAgentKernel
 
-VERSION = tuple(int(part) for part in sys.argv[1].split("."))
 client = AgentKernel()
 
 
