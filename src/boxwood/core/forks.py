@@ -178,6 +178,10 @@ class Forks:
                 raise of_engine(error, "source") from error
         raise Internal("the source's box died twice while it was forked", recovery={"work": "stopped"})
 
+    async def is_empty(self, row: VMRow) -> bool:
+        """Nothing has been written to the VM's top."""
+        return not row.written or await self._engine.is_empty(row.top)
+
     async def _is_unchanged(self, slot: Slot, box: Box, row: VMRow) -> bool:
         """Nothing has been written since the box was made: it can live on, whatever runs in it."""
         if not await self._engine.is_empty(row.top):

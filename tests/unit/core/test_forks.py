@@ -45,6 +45,21 @@ async def test_a_booted_but_empty_top_adds_no_layer(world):
     assert (await world.fork(source.vm_id)).depth == 0
 
 
+async def test_a_fork_of_a_vm_to_which_nothing_was_written_leaves_its_box(world):
+    vm = await world.fork()
+    await world.out(vm, "cd /srv ; export A=b")
+    assert await world.core.vms.is_unchanged(world.caller, vm.vm_id)
+    boots = len(world.machine.called("boot"))
+    child = await world.fork(vm.vm_id)
+    assert child.depth == vm.depth
+    assert await world.out(vm, "pwd ; env A") == "/srv\nb\n"
+    assert len(world.machine.called("boot")) == boots
+    assert await world.out(child, "pwd ; env A") == "/srv\nb\n", "its shells are saved all the same"
+    await world.out(vm, "put f a")
+    assert not await world.core.vms.is_unchanged(world.caller, vm.vm_id)
+    assert await world.core.vms.is_unchanged(world.caller, child.vm_id)
+
+
 async def test_a_fork_of_an_idle_vm_puts_its_box_down(world):
     source = await world.fork()
     await world.out(source, "put /a 1")

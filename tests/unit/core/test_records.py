@@ -63,7 +63,12 @@ async def test_lists(world):
     assert await names("a", prefix="2") == [("a", "20"), ("a", "21")]
     assert await names("a", limit=1) == [("a", "1")]
     assert await names(newest=True, limit=2) == [("a", "20"), ("a", "1")]
+    assert await names(after=("a", "20")) == [("a", "21"), ("b", "2")]
+    assert await names("a", after=("a", "1"), limit=1) == [("a", "20")]
+    await records.update(caller, "thing", "a", "20", lambda body: {"x": "y" * 100}, ttl=3600)
+    assert await names(most_bytes=50) == [("a", "1"), ("a", "20")]
     assert [record.name for record in await records.of_kind("thing")] == ["2", "21", "1", "20"]
+    assert [record.name for record in await records.of_kind("thing", lasting=True)] == ["2", "21", "1"]
     assert await records.list(replace(caller, org_id="x"), "thing") == ()
 
 
@@ -175,3 +180,14 @@ def test_revisions_grow():
     changes = Changes()
     given = [changes.next() for _ in range(1000)]
     assert given == sorted(set(given))
+
+
+async def test_what_has_been_told(world):
+    """Whoever looks at all there is and subscribes since then misses nothing."""
+    records, changes, caller = world.core.records, world.core.changes, world.caller
+    before = changes.told("thing")
+    made = await records.create(caller, "thing", "ns", "a", {})
+    await records.create(caller, "other", "ns", "a", {})
+    assert before < changes.told("thing") == made.revision < changes.told("other")
+    with changes.subscribe(caller.org_id, ["thing"], since=before) as missed:
+        assert (await anext(missed)).item == made
