@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from boxwood.core.model import PoolRequest
+from boxwood.core.model import ForkRequest, PoolRequest, RunRequest
+from boxwood.dialects.arl_gateway import snapshots
 
 
 async def pool(arl, name: str = "p", **members):
@@ -204,3 +205,23 @@ async def test_users_see_their_own_sessions_of_an_experiment(arl, arl_user):
 async def test_managed_sessions_that_are_refused(arl, members):
     body = {"image": "ubuntu", "experimentId": "e", **members}
     await arl.refused(400, "", "POST", "/v1/managed/sessions", body)
+
+
+async def test_a_pool_of_ones_own_vm_is_gone_back_to(arl, monkeypatch):
+    """Also beyond the snapshots: what its VMs had at the beginning is in no image."""
+    monkeypatch.setattr(snapshots, "MOST_SNAPSHOTS", 1)
+    core = arl.api.app.core
+    caller = await core.keys.authenticate(arl.key)
+    source = await core.vms.fork(caller, ForkRequest(source_name="ubuntu"))
+    await core.runs.start(caller, source.vm_id, RunRequest("put /workspace/own mine"))
+    await core.pools.create(caller, PoolRequest("own", source_id=source.vm_id))
+    await core.vms.delete(caller, source.vm_id)
+    made = await arl.ok("POST", "/v1/sessions", {"poolRef": "own", "namespace": "default"}, 201)
+    path = f"/v1/sessions/{made['id']}"
+    await arl.execute(path, ["put", "f", "0"], ["rm", "own"], ["put", "f", "2"], ["put", "f", "3"])
+    await arl.ok("POST", f"{path}/restore", {"snapshotID": "0"})
+    assert await arl.said(path, "cat", "own") == "mine"
+    assert len((await core.vms.list(caller)).items) == 1, "snapshots are in no list"
+    assert (await arl("DELETE", path)).status_code == 204
+    while await core.records.of_kind(snapshots.KIND):
+        await asyncio.sleep(0)

@@ -87,7 +87,7 @@ class Access:
         if has_id_shape(reference):
             ident = reference.upper()
             row = vm_rows.by_id(near, ident) if is_id(ident) else None
-            return None if row is None or row.hidden else row
+            return None if row is None or (row.hidden and row.pool_id is not None) else row  # it waits in a pool
         if len(reference) > _REFERENCE_CHARACTERS or not reference.isascii():
             return None
         rows = (vm_rows.by_name(near, org, reference) for org in orgs)

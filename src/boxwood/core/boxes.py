@@ -287,7 +287,7 @@ class Boxes:
         try:
             stack, networked = Stack(layers, row.top, images), self.network(row) != "none"
             spec = BoxSpec(
-                vm_id, stack, _hostname(row), self._limits(row), networked, ahead=bool(row.hidden),
+                vm_id, stack, _hostname(row), self._limits(row), networked, ahead=bool(row.hidden and row.pool_id),
                 read_only=bool(row.read_only),
             )  # fmt: skip
             box = await self._engine.boot(spec)

@@ -238,7 +238,7 @@ class Forks:
                 expires_at=None if request.ttl is None else at + int(request.ttl * 1e6),
                 labels=None if request.labels is None else json.dumps(request.labels),
                 pool_id=home.pool_id,
-                hidden=home.hidden,
+                hidden=home.hidden or request.hidden,
                 read_only=bool(now.read_only if request.read_only is None else request.read_only),
                 depth=depth,
             )

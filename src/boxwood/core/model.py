@@ -93,6 +93,7 @@ class ForkRequest:
     ttl: float | None = None  # seconds until it is deleted by itself; None: never
     labels: Mapping[str, str] | None = None
     read_only: bool | None = None  # None: as the source
+    hidden: bool = False  # in no list: whoever has its id has it
 
 
 @dataclass(frozen=True, slots=True)

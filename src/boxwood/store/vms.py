@@ -33,7 +33,7 @@ class VMRow:
     stopped: bool = False
     labels: str | None = None  # JSON
     pool_id: str | None = None
-    hidden: bool = False
+    hidden: bool = False  # in no list
     read_only: bool = False
     depth: int = 0  # of its base; not a column
 

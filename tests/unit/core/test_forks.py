@@ -297,3 +297,16 @@ async def test_a_golden_is_not_there_before_its_image(make_world, world, monkeyp
     await world.core.goldens.ensure_host()
     assert world.core.goldens.ready
     await world.fork("ubuntu")
+
+
+async def test_a_hidden_fork_is_in_no_list(world):
+    source = await world.fork()
+    await world.out(source, "put /x 1")
+    hidden = await world.fork(source.vm_id, hidden=True)
+    assert [vm.vm_id for vm in (await world.core.vms.list(world.caller)).items] == [source.vm_id]
+    assert await world.core.vms.count(world.caller) == 1
+    assert (await world.core.vms.get(world.caller, hidden.vm_id)).vm_id == hidden.vm_id
+    assert await world.out(await world.fork(hidden.vm_id), "cat /x") == "1"
+    assert await world.core.vms.count(world.caller) == 2, "a fork of it is as others are"
+    await world.restart()
+    await world.core.vms.delete(world.caller, hidden.vm_id)

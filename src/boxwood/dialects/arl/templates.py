@@ -38,6 +38,11 @@ def noted(about: Mapping[str, Any], directories: Collection[str]) -> dict[str, A
     return {**about, _MEMBER: sorted(directories)}
 
 
+def of_image(pool: Pool) -> bool:
+    """Was it made so? Then an image and these directories are all that its VMs have."""
+    return _MEMBER in pool.about
+
+
 def has(pool: Pool, directories: Collection[str]) -> bool:
     """Are they there in the pool's VMs?"""
     return set(directories) <= set(pool.about.get(_MEMBER, ()))

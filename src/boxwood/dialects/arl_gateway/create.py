@@ -10,7 +10,7 @@ from boxwood.core.errors import BadRequest, NotFound, Unsupported
 from boxwood.core.model import VM, ClaimRequest, ForkRequest, Pool, Resources
 from boxwood.dialects.arl import steps as arl_steps
 from boxwood.dialects.arl import templates
-from boxwood.dialects.arl_gateway import poolfacts, words
+from boxwood.dialects.arl_gateway import poolfacts, snapshots, words
 from boxwood.dialects.arl_gateway.envelope import Lenient, now
 from boxwood.dialects.arl_gateway.gateway import Gateway
 from boxwood.dialects.arl_gateway.session import DEVBOX, Event, Facts, Port, Session
@@ -114,14 +114,18 @@ async def create(exchange: Exchange, there: Gateway, wanted: CreateBody, *, mana
     image = words.normalised(wanted.image) if wanted.image else poolfacts.of(pool).image if pool else ""
     session_id = words.new_session_id(image or (pool.name if pool else ""))
     env = (wanted.config_env.env() if wanted.config_env else {}) | _devbox_env(wanted.devbox)
-    vm, base = await _vm(exchange, wanted, pool, session_id, float(idle))
+    vm = await _vm(exchange, wanted, pool, session_id, float(idle))
+    base: VM | None = None
     try:
+        if pool is not None and not templates.of_image(pool):
+            base = await _base(exchange, vm, session_id)
         await there.core.vms.start(exchange.caller, vm.vm_id)
         if pool is None or not templates.has(pool, (words.WORKSPACE,)):
             await arl_steps.make_directory(there.core, exchange.caller, vm.vm_id, words.WORKSPACE)
         facts = Facts(
             vm=vm.vm_id,
-            base=base,
+            base=(vm.root_source_id or vm.vm_id) if base is None else base.vm_id,
+            base_owned=base is not None,
             sandbox=session_id,
             owner=exchange.caller.key_id,
             image=image,
@@ -140,7 +144,9 @@ async def create(exchange: Exchange, there: Gateway, wanted: CreateBody, *, mana
         )
         return await there.add(exchange.caller, session_id, facts)
     except BaseException:
-        there.core.vms.discard(exchange.caller, vm.vm_id)
+        for one in (vm, base):
+            if one is not None:
+                there.core.vms.discard(exchange.caller, one.vm_id)
         raise
 
 
@@ -172,15 +178,11 @@ def _fits(asked: Resources, there: Resources) -> bool:
     return asked.vcpu in (None, there.vcpu) and asked.memory_mib in (None, there.memory_mib)
 
 
-async def _vm(
-    exchange: Exchange, wanted: CreateBody, pool: Pool | None, session_id: str, idle: float
-) -> tuple[VM, str]:
-    """The new VM, and what shows how it was before anything was done in it."""
+async def _vm(exchange: Exchange, wanted: CreateBody, pool: Pool | None, session_id: str, idle: float) -> VM:
     core, caller, labels = exchange.core, exchange.caller, {LABEL: session_id}
     ttl = idle + 1
     if pool is not None:
-        claimed = await core.pools.claim(caller, pool.name, pool.namespace, ClaimRequest(ttl=ttl, labels=labels))
-        return claimed, claimed.root_source_id or claimed.vm_id
+        return await core.pools.claim(caller, pool.name, pool.namespace, ClaimRequest(ttl=ttl, labels=labels))
     assert wanted.image
     source = words.source(exchange, wanted.image)
     network = None if wanted.allow_internet is None else "internet" if wanted.allow_internet else "none"
@@ -192,8 +194,15 @@ async def _vm(
         ttl=ttl,
         labels=labels,
     )
-    vm = await core.vms.fork(caller, request)
-    return vm, vm.root_source_id or vm.vm_id
+    return await core.vms.fork(caller, request)
+
+
+async def _base(exchange: Exchange, vm: VM, session_id: str) -> VM:
+    """How a VM was before anything was done in it, where no image shows that."""
+    request = ForkRequest(
+        source_id=vm.vm_id, labels={snapshots.LABEL: session_id}, ttl=snapshots.KEPT_SECONDS, hidden=True
+    )
+    return await exchange.core.vms.fork(exchange.caller, request)
 
 
 def _devbox_env(devbox: Devbox | None) -> dict[str, str]:

@@ -234,7 +234,7 @@ async def _fork(there: Gateway, exchange: Exchange, source: Session, index: int)
     try:
         labels: dict[str, Any] = {snapshots.LABEL: source.id}
         base = await there.core.vms.fork(
-            source.caller, ForkRequest(source_id=vm.vm_id, labels=labels, ttl=snapshots.KEPT_SECONDS)
+            source.caller, ForkRequest(source_id=vm.vm_id, labels=labels, ttl=snapshots.KEPT_SECONDS, hidden=True)
         )
         session_id = words.new_session_id(source.facts.image)
         facts = source.facts.changed(

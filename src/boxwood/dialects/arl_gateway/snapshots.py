@@ -54,6 +54,7 @@ async def mark(gateway: Gateway, session: Session, *, whatever_it_costs: bool = 
             description=f"step {index} of session {session.id}",
             labels={LABEL: session.id},
             ttl=KEPT_SECONDS,
+            hidden=True,
         )
         vm = await gateway.core.vms.fork(session.caller, request)
         name = f"{index:010d}"
