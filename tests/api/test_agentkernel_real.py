@@ -42,6 +42,25 @@ def test_what_outlives_the_server(make_server: Callable[..., Server]) -> None:
     assert ok(server, "GET", f"{url}/logs") == {"stdout": "begun\nended\n"}
 
 
+def test_what_a_command_leaves_goes_on(make_server: Callable[..., Server]) -> None:
+    """A server, say; also when Boxwood's own is killed, and when the sandbox has nothing else to do."""
+    server = make_server(idle_seconds=0.05)
+    ok(server, "POST", "/sandboxes", {"name": "a"})
+    beat = "cd /root; mkfifo ask answer; while read x < ask; do echo $x > answer; done & echo started"
+    assert ok(server, "POST", "/sandboxes/a/exec", {"command": ["sh", "-c", beat]}) == {"output": "started\n"}
+
+    def ask(word: str) -> None:
+        question = ["sh", "-c", f"cd /root; echo {word} > ask; cat answer"]
+        assert ok(server, "POST", "/sandboxes/a/exec", {"command": question}) == {"output": f"{word}\n"}
+
+    ask("one")
+    server.kill9()
+    server.start()
+    ask("two")
+    vm = ok(server, "GET", "/sandboxes/a")["uuid"]
+    assert vm and server.request("DELETE", "/sandboxes/a")[0] == 200
+
+
 def test_the_sandbox_of_a_run_whose_server_dies_is_not_for_ever(make_server: Callable[..., Server]) -> None:
     server = make_server()
 

@@ -40,6 +40,7 @@ class Options:
     user: str | None = None
     prompt: str = "auto"
     direct: bool = False
+    leaves: bool = False
 
     @classmethod
     def of(cls, request: RunRequest) -> Options:
@@ -48,7 +49,7 @@ class Options:
             env = {}  # what makes the box run it beside the session's shell
         return cls(
             request.timeout or None, request.stdin, env, request.cwd, request.user, request.prompt,
-            request.argv is not None,
+            request.argv is not None, request.leaves,
         )  # fmt: skip
 
     def text(self) -> str | None:
@@ -68,7 +69,7 @@ class Options:
 
 
 _PLAIN = Options()
-_STORED = ("timeout", "env", "cwd", "user", "prompt", "direct")  # as they are
+_STORED = ("timeout", "env", "cwd", "user", "prompt", "direct", "leaves")  # as they are
 
 
 class LiveRun:
@@ -132,7 +133,7 @@ class LiveRun:
         o, argv = self.options, self.argv
         return RunSpec(
             self.id, self.session_id, self.command.encode() if argv is None else b"", o.timeout, o.stdin, o.env, o.cwd,
-            o.user, o.prompt, None if argv is None else tuple(map(str.encode, argv)),
+            o.user, o.prompt, None if argv is None else tuple(map(str.encode, argv)), o.leaves,
         )  # fmt: skip
 
     def start_lost(self, error: BaseException) -> None:

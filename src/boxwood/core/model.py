@@ -192,7 +192,8 @@ class RunRequest:
 
     `beside`: in no session of the caller's, in a shell of its own, never behind another run. `argv`: a program, looked
     for along the PATH of the run's environment, and its arguments, without a shell; only `beside`, with `command`
-    empty. `tag`: told again with the run.
+    empty. `leaves`, of such a program: the run ends with it, and what else it has started goes on. `tag`: told again
+    with the run.
     """
 
     command: str
@@ -209,6 +210,7 @@ class RunRequest:
     beside: bool = False
     tag: str | None = None
     argv: tuple[str, ...] | None = None
+    leaves: bool = False
 
 
 @dataclass(frozen=True, slots=True)

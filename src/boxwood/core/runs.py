@@ -284,6 +284,9 @@ def _check(request: RunRequest) -> None:
     if request.argv is not None:
         if not request.argv or request.command or not request.beside:
             raise words.refuse("argv", "a program at least, instead of a command, beside all sessions")
+    elif request.leaves:
+        raise words.refuse("leaves", "only with argv")
+    if request.argv is not None:
         size = sum(len(words.text("argv", argument)) + ARGUMENT_BYTES for argument in request.argv)
     if size > COMMAND_BYTES:
         raise PayloadTooLarge(f"the command has {size} bytes; at most {COMMAND_BYTES} are taken", COMMAND_BYTES, size)

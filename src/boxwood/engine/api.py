@@ -136,7 +136,7 @@ class RunSpec:
     None: the session's terminal, on which a reader that shows no prompt is given end of file.
     `timeout`: seconds until everything that the run started is killed; None or 0: never.
     `argv`: a program, looked for along the environment's PATH, and its arguments, started by the agent itself, beside
-    the session; then `command` is empty.
+    the session; then `command` is empty. `leaves`: it ends with that program; what else it has started goes on.
     """
 
     run_id: str
@@ -149,6 +149,7 @@ class RunSpec:
     user: str | None = None
     prompt: str = "auto"  # "auto" or "none": is a prompt that waits for input the end of the run?
     argv: tuple[bytes, ...] | None = None
+    leaves: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,6 +168,7 @@ class HostBox:
             "cwd": spec.cwd,
             "user": spec.user,
             "argv": spec.argv is not None,
+            "leaves": spec.leaves,
         }
         command = spec.command if spec.argv is None else b"".join(argument + b"\0" for argument in spec.argv)
         try:

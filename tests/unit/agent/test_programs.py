@@ -234,3 +234,31 @@ def test_what_makes_no_sense(s):
             s.start(text, argv=True, env={})
     with pytest.raises(ValueError, match="beside"):
         s.start(b"echo\0", argv=True)
+
+
+def test_one_that_leaves_something(go, s, work):
+    """The run ends with its program; what goes on is counted, may put things out, and ends with the session."""
+    script = "(while [ ! -e go ]; do sleep 0.01; done; seq 100000; echo on >&2; touch heard; exec sleep 60) & echo said"
+    go("sh", "-c", script, leaves=True, timeout=0.5, out=b"said\n", cwd=str(work))
+    assert s.office.settle()["processes"] >= 1
+    go("echo", "next", leaves=True, out=b"next\n")
+    (work / "go").touch()
+    s.office.until((work / "heard").exists)
+    assert s.office.settle()["processes"] >= 1, "it has outlived the time of the run"
+    (left,) = [child for minder in minders(s.office) for child in children(minder)]
+    os.kill(left, signal.SIGKILL)
+    s.office.until(lambda: s.office.settle()["processes"] == 0)
+    go("echo", "on", leaves=True, out=b"on\n")
+    go("sh", "-c", "sleep 60 & sleep 60 & wait", leaves=True, timeout=0.3, code=124, reason="timeout")
+    assert s.office.settle()["processes"] == 0, "while the program runs its time is that of all it has started"
+
+
+def test_what_is_left_ends_with_the_box(go, s):
+    go("sh", "-c", "(setsid sleep 60 &) ; sleep 60 & exit 3", leaves=True, code=3)
+    assert s.office.settle()["processes"] == 2
+
+
+def test_what_is_left_cannot_be_killed_with_the_run(go, s):
+    ran = go("sh", "-c", "sleep 60 & echo out", leaves=True, out=b"out\n")
+    s.office.get("run.kill", rid=ran.rid)
+    assert s.office.settle()["processes"] == 1

@@ -74,3 +74,13 @@ async def test_bounds(world):
     for argv in (("x" * (4 << 20),), ("",) * 500_000):
         with pytest.raises(errors.PayloadTooLarge):
             await world.core.runs.start(world.caller, vm.vm_id, beside(*argv))
+
+
+async def test_only_programs_leave_something(world):
+    vm = await world.fork()
+    with pytest.raises(errors.BadRequest):
+        await world.run(vm, "echo", leaves=True)
+    run = await world.run(vm, "", argv=("echo", "x"), beside=True, leaves=True)
+    assert run.stdout == b"x\n"
+    (spec,) = world.machine.called("start_run")
+    assert spec.leaves is True

@@ -46,6 +46,7 @@ def request(
         beside=True,
         tag=tag,
         argv=tuple(words.command(argv)),
+        leaves=True,
     )
 
 

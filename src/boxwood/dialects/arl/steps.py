@@ -103,6 +103,7 @@ def _request(command: Command, tag: str, wait: float | None) -> RunRequest:
         user=command.user,
         beside=True,
         tag=tag,
+        leaves=True,
     )
 
 

@@ -219,7 +219,7 @@ class Desk:
             self._runs.pop(run.rid, None)
             _refuse(reply, error)
             return
-        if run.end is not None:
+        if self._oneshots[run.rid].over:
             del self._oneshots[run.rid]
         reply(hurry=False)
 
@@ -361,4 +361,6 @@ def _command(header: Mapping[str, Any], payload: bytes) -> Command:
         text, argv = b"", tuple(text[:-1].split(b"\0"))
     if b"\0" in text:
         raise ValueError("a command cannot contain NUL")
-    return Command(text, timeout or None, stdin, prompt == "auto", argv)
+    return Command(
+        text, timeout or None, stdin, prompt == "auto", argv, argv is not None and header.get("leaves") is True
+    )

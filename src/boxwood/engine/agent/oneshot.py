@@ -12,10 +12,11 @@ import re
 import signal
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from boxwood.engine.agent.common import Common
 from boxwood.engine.agent.dialects import dialect
-from boxwood.engine.agent.loop import Timer
+from boxwood.engine.agent.loop import IN, Timer
 from boxwood.engine.agent.minder import Minder, Verdict
 from boxwood.engine.agent.procs import Account, Killing, ProcessTree, Streams, Vigil, spawn
 from boxwood.engine.agent.run import Command, Run, Source
@@ -24,6 +25,7 @@ from boxwood.engine.agent.shell import find_shell
 _NUMBER = re.compile(rb"[0-9]{1,10}\Z")
 _MOST_READ = 1 << 20
 _MOST_ID = 0xFFFFFFFE
+_DROPPED = 64 << 10  # bytes of output in one go
 _MOST_ARGUMENT = 100_000  # the kernel takes no more than 128 KiB in one
 
 
@@ -104,6 +106,8 @@ class OneShot:
         self._minder_dies = False
         self._reason = "exit"
         self._killing = False
+        self._dropping = False
+        self._ended = False  # the run is over, but what it has left may live on
         self._over = False
         self._timeout: Timer | None = None
         self.tree = ProcessTree(common.orphanage)
@@ -184,6 +188,11 @@ class OneShot:
         self.tree.root_died()
         self._advance()
 
+    @property
+    def over(self) -> bool:
+        """Nothing of it lives."""
+        return self._over
+
     def kill(self, reason: str) -> None:
         if not self._killing and not self._over:
             self._killing, self._reason = True, reason
@@ -200,27 +209,56 @@ class OneShot:
     def _advance(self) -> None:
         if self._over or self._killing or self._minder_dies or self._status is None:
             return
+        if leaves := self._command.leaves and self._reason == "exit":
+            self._end()
         while live := self.tree.live():
             if self._reason != "exit" and self.tree.root is None:
                 self._killing = True  # it was started in the moment in which the root was killed
                 Killing(self._loop, self.tree, {}, False, self._on_killed)
                 return
             if self._vigil.keep(set(live)):
+                if leaves and not self._dropping:
+                    self._drop_output()
                 return
+        self._end()
         self._over = True
         self._vigil.close()
+        for source in self._sources:
+            self._loop.unwatch(source.fd)
+            os.close(source.fd)
+        if self._minder is not None:
+            self.tree.let_go()
+            self._common.minders.give_back(self._minder)
+        self._on_end(self)
+
+    def _end(self) -> None:
+        """The end of the run, for whoever waits for it."""
+        if self._ended or self._status is None:
+            return
+        self._ended = True
         if self._timeout is not None:
             self._timeout.cancel()
         for source in self._sources:
             source.catch_up()
             source.stop()
-            os.close(source.fd)
         code = self._status if self._status >= 0 else 128 - self._status
         self._run.finish(124 if self._reason == "timeout" else code, self._reason, started=self._started)
-        if self._minder is not None:
-            self.tree.let_go()
-            self._common.minders.give_back(self._minder)
-        self._on_end(self)
+
+    def _drop_output(self) -> None:
+        """What the run has left may go on putting things out, which nobody hears, and must not die of that."""
+        self._dropping = True
+        for source in self._sources:
+            self._loop.watch(source.fd, IN, partial(self._drop, source.fd))
+
+    def _drop(self, fd: int, events: int) -> None:
+        try:
+            if os.read(fd, _DROPPED):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._loop.unwatch(fd)  # nobody has its other end any more
 
 
 def _given(data: bytes) -> int:

@@ -24,13 +24,14 @@ class Send(Protocol):
 
 class Command(NamedTuple):
     """What a run is to do. `timeout` in seconds, None: never; `stdin` None: the terminal. `argv`: a program and its
-    arguments, instead of the text."""
+    arguments, instead of the text. `leaves`: it ends with that program, and what else it has started goes on."""
 
     text: bytes
     timeout: float | None = None
     stdin: bytes | None = None
     prompt: bool = True  # may a prompt that waits for input be its end?
     argv: tuple[bytes, ...] | None = None
+    leaves: bool = False
 
 
 class Output:
