@@ -113,10 +113,12 @@ def brief(report: Report) -> str:
         ("Docker: create a container and exec a first command", "docker", "Docker: create + first exec"),
         ("**Boxwood**: run a shell builtin in a VM", "one", "run of a builtin"),
         ("**Boxwood**: run `/bin/true` in a VM", "one", "run of /bin/true"),
+        ("**Boxwood**: run a program in a VM without a shell", "docker", "exec of /bin/true"),
         ("Docker: exec in a running container", "docker", "Docker: exec"),
+        ("**Boxwood**: claim a VM from a warm pool", "pools", "claim from a pool"),
         ("the floor: `posix_spawn` of `/bin/true` on the host", "one", "posix_spawn: /bin/true"),
     ]
-    titles = {"one": SINGLE, "docker": DOCKER}
+    titles = {"one": SINGLE, "docker": DOCKER, "pools": POOLS}
     lines = ["| | p50 | p99 |", "|---|---:|---:|"]
     for text, section, name in rows:
         if (series := report.find(titles[section], name)) is not None:
