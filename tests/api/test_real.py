@@ -171,3 +171,12 @@ def _programs(vm: VM) -> None:
     assert vm.exec(["/root"]).exit_code == 126
     assert vm.exec(["sleep", "60"], timeout=0.1).exit_code == 124
     assert vm.run("pwd").stdout == "/srv\n"
+
+
+def test_a_session_is_told_as_its_run_has_left_it(boxwood_server, vm):
+    with boxwood_server.client() as box:
+        machine = box.get(vm)
+        with machine.session() as session:
+            for number in range(10):
+                session.run(f"mkdir -p /srv/{number}; cd /srv/{number}")
+                assert session.refresh().cwd == f"/srv/{number}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping
+from dataclasses import replace
 
 from boxwood.core import clock, words
 from boxwood.core.access import Access
@@ -98,8 +99,13 @@ class Sessions:
         return await self._database.write(make, small=True)
 
     async def get(self, caller: Caller, vm: str, session_id: str) -> Session:
-        """NotFound (vm, session)."""
-        return self._access.session(self.known(self._access.own(caller, vm), session_id))
+        """As its last run has left it, if nothing runs in it. NotFound (vm, session)."""
+        row = self._access.own(caller, vm)
+        session = self._access.session(self.known(row, session_id))
+        if session.state != "idle" or not self._boxes.live(row.id):
+            return session
+        said = await self._boxes.directory(self._boxes.slot(row.id), session_id)
+        return session if said is None else replace(session, cwd=said)
 
     async def directory(self, caller: Caller, vm: str, session_id: str) -> str:
         """Where a session is after its last run; "" where nobody knows yet. NotFound."""
