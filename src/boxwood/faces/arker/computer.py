@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from time import monotonic, sleep
 from typing import Literal, NoReturn, overload
 
 from boxwood.client._sync.run import Run
@@ -12,8 +11,6 @@ from boxwood.client.errors import NotFound
 from boxwood.faces.arker.errors import ArkerError, bad_request, coming, translated
 from boxwood.faces.arker.results import BackgroundRun, RunResult, iso
 from boxwood.faces.arker.sync import Sync
-
-SETTLED = 0.2  # seconds after which a shell has told where it is; it does so when the run has been answered
 
 
 class Computer:
@@ -118,15 +115,13 @@ class Computer:
                 why = run.fail_reason or "it was cancelled, or its end is not known"
                 raise ArkerError("internal", f"the command did not come to its end: {why}", 500)
             exit_code = 0
-        session, answered = run.session_id or "", monotonic()
+        session = run.session_id or ""
         return RunResult(
             run.stdout_bytes, run.stderr_bytes, exit_code, run.duration_ms or 0.0, session, run.run_id, run.state,
-            _where=lambda: self._directory(session, answered),
+            _where=lambda: self._directory(session),
         )  # fmt: skip
 
-    def _directory(self, session: str, answered: float) -> str:
-        if (left := answered + SETTLED - monotonic()) > 0:
-            sleep(left)
+    def _directory(self, session: str) -> str:
         with translated():
             try:
                 return self._vm.get_session(session).cwd
@@ -134,9 +129,9 @@ class Computer:
                 return ""
 
     def resize(self, *, vcpu_count: int | None = None, memory_mib: int | None = None) -> Computer:
-        """Changes its size, from its next start on; an idle computer is parked for that. Returns this computer.
+        """Changes its size, at once. Returns this computer.
 
-        :raises ArkerError: bad_request; vm_busy: something runs in it.
+        :raises ArkerError: bad_request; vm_busy: what runs in it uses more memory already.
         """
         if vcpu_count is None and memory_mib is None:
             raise bad_request("resize: vcpu_count, memory_mib or both")
