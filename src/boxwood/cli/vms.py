@@ -1,14 +1,18 @@
-"""`boxwood fork`, `ls`, `rm`."""
+"""`boxwood fork`, `ls`, `rm`, `prune`."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from boxwood.cli.options import Json, connect
 from boxwood.cli.output import age, report, say, say_json, table
-from boxwood.client.errors import BoxwoodError
+from boxwood.client.errors import BoxwoodError, NotFound
+
+if TYPE_CHECKING:
+    from boxwood import VM, Boxwood
 
 
 def fork(
@@ -75,3 +79,54 @@ def rm(vms: Annotated[list[str], typer.Argument(metavar="VM...", help="By id or 
     if json:
         say_json({"deleted": deleted, "failed": failed})
     return 1 if failed else 0
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _seconds(text: str) -> float:
+    """Of `90s`, `15m`, `12h`, `7d`."""
+    number, unit = text[:-1], text[-1:]
+    if not number.isascii() or not number.isdigit() or unit not in _UNITS:
+        raise typer.BadParameter(f"{text!r}: a whole number and s, m, h or d, such as 7d")
+    return float(int(number) * _UNITS[unit])
+
+
+def prune(
+    idle_for: Annotated[
+        str, typer.Option(metavar="TIME", help="That nothing has used for so long: 90s, 15m, 12h, 7d.")
+    ] = "7d",
+    named: Annotated[bool, typer.Option("--named", help="Those with names too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell which.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: Json = False,
+) -> int:
+    """Delete VMs that nobody has used for long: those without names, unless --named."""
+    before = datetime.now(UTC) - timedelta(seconds=_seconds(idle_for))
+    with connect() as box:
+        found = [vm for vm in box.list(state="idle", created_before=before) if named or vm.name is None]
+        old = [vm for vm in found if not vm.immutable and _used(vm) < before]
+        if not dry_run and not yes and old and not typer.confirm(f"Delete {len(old)} VMs?", err=True):
+            raise typer.Abort
+        gone = [vm for vm in old if dry_run or _deleted(box, vm)]
+    if json:
+        say_json([vm.record for vm in gone])
+    else:
+        for vm in gone:
+            say(f"{vm.id} {vm.name}" if vm.name else vm.id)
+    return 0
+
+
+def _used(vm: VM) -> datetime:
+    """When it was used last; made, if never."""
+    at = vm.record.last_active_at or vm.created_at
+    return at if at is not None else datetime.now(UTC)
+
+
+def _deleted(box: Boxwood, vm: VM) -> bool:
+    """False: somebody else was quicker."""
+    try:
+        box.delete(vm)
+    except NotFound:
+        return False
+    return True
