@@ -11,7 +11,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 # Controls (C0, DEL, C1), and what reorders or hides text: names and messages may come from a stranger.
-HOSTILE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+HOSTILE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
 
 
 def clean(text: object) -> str:

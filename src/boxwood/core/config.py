@@ -58,6 +58,7 @@ class Config:
     requests_per_second: float = 2000.0  # of one API key; 0: as many as come
     requests_burst: int = 4000  # … at once after a rest
     requests_at_once: int = 10_000  # … that have not been answered yet; 0: as many as come
+    bodies_bytes: int = 256 * MIB  # of one organisation's requests that are in memory until they are answered
     wait_seconds: float = 300.0  # longest time a request waits for the end of a run
     arl_hold_seconds: float = 240.0  # how long ARL's gateway holds a request for its result, before it says 202
     layers_merged_above: int = 48
@@ -126,6 +127,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("requests_per_second", 0, 1e9),
     ("requests_burst", 1, 1 << 40),
     ("requests_at_once", 0, 1 << 40),
+    ("bodies_bytes", 32 * MIB, 1 << 44),
     ("wait_seconds", 0, 3600),
     ("arl_hold_seconds", 0, 3600),
     ("layers_merged_above", 1, 400),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from boxwood.core import clock, words
-from boxwood.core.errors import BadRequest, Forbidden, NotFound, Unauthorized
+from boxwood.core.config import ConfigError
+from boxwood.core.errors import BadRequest, Conflict, Forbidden, NotFound, Unauthorized
 from boxwood.core.ids import new_id
 from boxwood.core.model import PUBLIC_ORG, ApiKey, Caller
 from boxwood.core.signing import secret_file
@@ -22,21 +25,30 @@ ROLES = ("admin", "member")
 NAME_CHARACTERS = 255
 _RANDOM_BYTES = 32  # 43 URL-safe characters
 _SHOWN = len(PREFIX) + 6
+_LEAST_CHARACTERS, _LEAST_DISTINCT = 32, 12
+_MOST_CHARACTERS = 512  # as in a request's header
+_PLACEHOLDER = re.compile(r"change[-_ ]?me|placeholder|replace[-_ ]?(me|this)|example|your[-_ ]?(api[-_ ]?)?key", re.I)
+KEYS_MOST = 10_000  # of one organisation: they are all in memory
 
 
 class Keys:
-    """All keys are in memory, by hash: there are few, and every request asks for one."""
+    """All keys are in memory, by hash: there are few, and every request asks for one. `revoked_hooks` are called with
+    the id of one that has become nobody's."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._callers: dict[bytes, tuple[KeyRow, Caller]] = {}
+        self.revoked_hooks: list[Callable[[str], None]] = []
 
     @classmethod
     async def open(cls, database: Database, root: Path) -> Keys:
-        """Makes the organisations and the first key if they are not there."""
+        """Makes the organisations and the first key if they are not there. ConfigError: the first key, which somebody
+        else has written there, can be guessed."""
         keys = cls(database)
         raw = secret_file(root, (PREFIX + secrets.token_urlsafe(_RANDOM_BYTES) + "\n").encode())
         key = raw.decode(errors="replace").strip()
+        if (wrong := _weakness(key)) is not None:
+            raise ConfigError(f"{root}: the key {wrong}; remove the file, and the next start makes a good one")
         await database.write(lambda connection: rows.insert_org(connection, PUBLIC_ORG, PUBLIC_ORG, clock.now()))
         names = rows.orgs(database.near)
         org_id = next((org for org, name in names.items() if name == ORG_NAME), None) or new_id()
@@ -44,7 +56,7 @@ class Keys:
         names = rows.orgs(database.near)
         for row in rows.all_keys(database.near):
             keys._remember(row, names[row.org_id])
-        if key and _hash(key) not in keys._callers:
+        if _hash(key) not in keys._callers:
             row = KeyRow(new_id(), org_id, _hash(key), key[:_SHOWN], "admin", "root", clock.now())
             await database.write(lambda connection: rows.insert(connection, row))
             keys._remember(row, ORG_NAME)
@@ -64,7 +76,8 @@ class Keys:
 
     async def create(self, caller: Caller, name: str | None = None, role: str = "admin") -> ApiKey:
         """A new key of the caller's organisation; the answer alone holds the key itself.
-        `role`: admin, or member (may not manage keys). Forbidden, BadRequest (name over 255 characters, role)."""
+        `role`: admin, or member (may not manage keys). Forbidden, BadRequest (name over 255 characters, role),
+        Conflict (too many)."""
         _admin(caller)
         if role not in ROLES:
             raise words.refuse("role", f"one of {', '.join(ROLES)}")
@@ -72,6 +85,8 @@ class Keys:
             words.text("name", name)
             if len(name) > NAME_CHARACTERS:
                 raise BadRequest(f"name: at most {NAME_CHARACTERS} characters")
+        if sum(row.org_id == caller.org_id for row, _ in self._callers.values()) >= KEYS_MOST:
+            raise Conflict("api_key", f"there are {KEYS_MOST} keys already: revoke some")
         key = PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
         row = KeyRow(new_id(), caller.org_id, _hash(key), key[:_SHOWN], role, name or None, clock.now())
         await self._database.write(lambda connection: rows.insert(connection, row))
@@ -93,11 +108,24 @@ class Keys:
             raise NotFound("api_key", "there is no such API key")
         await self._database.write(lambda connection: rows.delete(connection, row.id))
         self._callers.pop(row.hash, None)
+        for hook in self.revoked_hooks:
+            hook(row.id)
 
 
 def _admin(caller: Caller) -> None:
     if caller.role != "admin":
         raise Forbidden("only a key with the role admin may manage keys")
+
+
+def _weakness(key: str) -> str | None:
+    """Why nobody should rely on this key; None: it is long enough, and looks random."""
+    if not _LEAST_CHARACTERS <= len(key) <= _MOST_CHARACTERS:
+        return f"has {len(key)} characters, and needs {_LEAST_CHARACTERS} to {_MOST_CHARACTERS}"
+    if not all("!" <= character <= "~" for character in key):
+        return "has other characters than printable ASCII ones without spaces"
+    if len(set(key)) < _LEAST_DISTINCT or _PLACEHOLDER.search(key):
+        return "looks like a placeholder"
+    return None
 
 
 def _hash(key: str) -> bytes:

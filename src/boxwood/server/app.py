@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import weakref
 from collections.abc import Callable
 from functools import cached_property
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from boxwood.core.core import Core
 from boxwood.core.errors import BadRequest, CoreError, Internal, Unavailable
@@ -20,7 +21,7 @@ from boxwood.server.dialect import Dialect
 from boxwood.server.exchange import JSON, Exchange, Operation, encode
 from boxwood.server.hosts import Hosts
 from boxwood.server.openapi import document
-from boxwood.server.rate import Rates
+from boxwood.server.rate import Bodies, Rates
 from boxwood.server.routes import DIALECTS, OPERATIONS
 from boxwood.server.routing import Found, Router
 from boxwood.server.schema.service import Preparing
@@ -42,6 +43,9 @@ class App:
         self.hosts = Hosts(host)
         config = core.config
         self.rates = Rates(config.requests_per_second, config.requests_burst, config.requests_at_once)
+        self.bodies = Bodies(config.bodies_bytes)
+        self._revoked: weakref.WeakValueDictionary[str, asyncio.Event] = weakref.WeakValueDictionary()
+        core.keys.revoked_hooks.append(self._end_streams)
         self.on_down = on_down
         self.stopping = asyncio.Event()
         self.preparing: Preparing | None = None
@@ -92,10 +96,12 @@ class App:
         try:
             response = await self._answer(exchange, repeated)
             if response is not None:
-                await response(scope, receive, send)
+                await response(scope, self.attended(receive, exchange.admitted), send)
         finally:
             if exchange.admitted is not None:
                 self.rates.leave(exchange.admitted)
+            if exchange.held:
+                self.bodies.give_back(exchange.caller.org_id, exchange.held)
 
     async def _answer(self, exchange: Exchange, repeated: str | None) -> Response | None:
         """None: there is nobody to answer any more. `repeated`: a header that is there twice though it must not be."""
@@ -157,6 +163,30 @@ class App:
         self.rates.enter(caller.key_id)
         exchange.admitted = caller.key_id
         return caller
+
+    def attended(self, receive: Receive, key_id: str | None) -> Receive:
+        """As `receive`, for what goes on until the client hangs up: it seems to, once its key has been revoked."""
+        if key_id is None:
+            return receive
+        revoked = self._revoked.get(key_id)
+        if revoked is None:
+            revoked = self._revoked[key_id] = asyncio.Event()
+
+        async def either() -> Message:
+            waiting = asyncio.ensure_future(receive())
+            ended = asyncio.ensure_future(revoked.wait())
+            try:
+                await asyncio.wait((waiting, ended), return_when=asyncio.FIRST_COMPLETED)
+                return {"type": "http.disconnect"} if ended.done() else waiting.result()
+            finally:
+                waiting.cancel()
+                ended.cancel()
+
+        return either
+
+    def _end_streams(self, key_id: str) -> None:
+        if (revoked := self._revoked.get(key_id)) is not None:
+            revoked.set()
 
     def _refusal(
         self, exchange: Exchange, operation: Operation | None, error: CoreError, dialect: Dialect | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -25,29 +25,33 @@ _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>.*)`$", re.DOTA
 _MISSING = re.compile(r"^Object missing required field `(?P<name>.*)`$", re.DOTALL)
 
 
-async def read(receive: Receive, length: int | None, maximum: int) -> bytes:
-    """The whole body. `length`: what Content-Length says. PayloadTooLarge, BadRequest (too slow), Disconnected."""
+async def read(receive: Receive, length: int | None, maximum: int, hold: Callable[[int], None]) -> bytes:
+    """The whole body. `length`: what Content-Length says; `hold` is told of bytes before they are kept, and may raise.
+    PayloadTooLarge, BadRequest (too slow), Disconnected."""
     if length is not None and length > maximum:
         raise PayloadTooLarge(f"the body has {length} bytes, at most {maximum} are taken here", maximum, length)
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body", False):
         body: bytes = message.get("body", b"")
         _check(len(body), maximum)
+        hold(len(body))
         return body
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            return await _read_on(receive, message, maximum)
+            return await _read_on(receive, message, maximum, hold)
     except TimeoutError:
         raise BadRequest(f"the body did not arrive within {BODY_SECONDS:g} seconds") from None
 
 
-async def _read_on(receive: Receive, message: Mapping[str, Any], maximum: int) -> bytes:
+async def _read_on(receive: Receive, message: Mapping[str, Any], maximum: int, hold: Callable[[int], None]) -> bytes:
     body = bytearray()
     while True:
         if message["type"] != "http.request":
             raise Disconnected
-        body += message.get("body", b"")
-        _check(len(body), maximum)
+        piece: bytes = message.get("body", b"")
+        _check(len(body) + len(piece), maximum)
+        hold(len(piece))
+        body += piece
         if not message.get("more_body", False):
             return bytes(body)
         message = await receive()

@@ -65,7 +65,7 @@ class Operation:
 
 class Exchange:
     """`host`: the Host header, checked. `params`: the path's, by name. `caller`: whose key it is. `admitted`: the id of
-    the key that the request counts for."""
+    the key that the request counts for. `held`: bytes of its body that are in memory."""
 
     __slots__ = (
         "_receive",
@@ -75,6 +75,7 @@ class Exchange:
         "caller",
         "core",
         "headers",
+        "held",
         "host",
         "operation",
         "params",
@@ -98,6 +99,7 @@ class Exchange:
         self.headers = headers
         self.agent = agent
         self.admitted: str | None = None
+        self.held = 0
 
     async def body(self, wanted: type[R]) -> R:
         """The JSON body. BadRequest, PayloadTooLarge, Unsupported (a member that is not there yet)."""
@@ -116,12 +118,17 @@ class Exchange:
         return decode.json(await self.raw_body(), self.operation.body)
 
     async def raw_body(self) -> bytes:
-        """PayloadTooLarge, BadRequest (too slow)."""
-        return await decode.read(self._receive, self.content_length, self.operation.body_limit)
+        """PayloadTooLarge, BadRequest (too slow), RateLimited (its organisation sends too much at once)."""
+        return await decode.read(self._receive, self.content_length, self.operation.body_limit, self._hold)
+
+    def _hold(self, size: int) -> None:
+        self.app.bodies.take(self.caller.org_id, size)
+        self.held += size
 
     async def disconnected(self) -> None:
-        """Wait until the client has gone. Only once the body has been read."""
-        while (await self._receive())["type"] != "http.disconnect":
+        """Wait until the client has gone, or its key has been revoked. Only once the body has been read."""
+        receive = self.app.attended(self._receive, self.admitted)
+        while (await receive())["type"] != "http.disconnect":
             pass
 
     async def chunks(self) -> AsyncIterator[bytes]:

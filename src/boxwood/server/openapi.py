@@ -88,7 +88,9 @@ def _responses(operation: Operation, made: dict[int, Any]) -> dict[str, Any]:
         if types := [made[id(one)] for one in _types(answer)]:
             content = {"application/json": {"schema": types[0] if len(types) == 1 else {"anyOf": types}}}
         responses[str(status)] = {"description": "Done."} | ({"content": content} if status != 204 else {})
-    keyed = ("unauthorized", "forbidden") if operation.access in ("key", "operator") else ("forbidden",)
+    keyed: tuple[str, ...] = ("forbidden",)
+    if operation.access in ("key", "operator"):
+        keyed = ("unauthorized", "forbidden", *(("rate_limited",) if operation.access == "key" else ()))
     by_status: dict[int, list[str]] = defaultdict(list)
     for code in dict.fromkeys((*keyed, *operation.errors, *ALWAYS)):
         by_status[STATUS[code]].append(code)

@@ -32,7 +32,7 @@ OPERATIONS = (
     Operation(
         "createApiKey", "POST", "/v1/api-keys", create_api_key, "Make a key; the answer alone holds it.",
         answers={201: wire.ApiKey}, body=wire.CreateApiKeyBody,
-        errors=("bad_request", "not_found", "payload_too_large", "unsupported_operation"),
+        errors=("bad_request", "not_found", "conflict", "payload_too_large", "unsupported_operation"),
     ),
     Operation(
         "revokeApiKey", "DELETE", "/v1/api-keys/{api_key_id}", revoke_api_key, "From now on the key is nobody's.",
