@@ -66,6 +66,7 @@ class Slot:
         self.deleted = False
         self.idle_since = 0.0
         self.spared_until = 0.0
+        self.memory_kills: int | None = None  # as far as is known, since when somebody has looked
         self.marked_at = float("-inf")
         self.timer: asyncio.TimerHandle | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -225,6 +226,18 @@ class Boxes:
             return False
         return True
 
+    async def memory_kills(self, slot: Slot, box: Box) -> int:
+        """How many processes have been killed for want of memory since somebody looked, or the box was made."""
+        before = slot.memory_kills
+        try:
+            now = await self._engine.memory_kills(box)
+        except EngineError:
+            return 0
+        if now is None or slot.box is not box:
+            return 0
+        slot.memory_kills = now
+        return 0 if before is None else now - before
+
     async def rename(self, row: VMRow) -> None:
         """A VM has another name: let its box have it, if it has one."""
         if (slot := self._live.get(row.id)) is not None:
@@ -328,6 +341,7 @@ class Boxes:
 
     def _install(self, slot: Slot, box: Box) -> None:
         slot.box = box
+        slot.memory_kills = 0
         slot.opened.clear()
         slot.directories.clear()
         self._live[slot.vm_id] = slot
@@ -445,6 +459,7 @@ class Boxes:
             slot = adopted[box.vm_id] = self.slot(box.vm_id)
             slot.sessions = {session.id for session in session_rows.of_vm(near, box.vm_id)}
             self._install(slot, box)
+            slot.memory_kills = None
         live = tuple(adopted)
         await self._database.write(lambda connection: vm_rows.parked_but(connection, live))
         return adopted

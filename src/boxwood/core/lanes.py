@@ -27,6 +27,7 @@ from boxwood.store.database import Database
 from boxwood.store.runs import RunRow
 
 PENDING_RUNS = 1000  # behind one session
+KILLED = 137  # the exit code of what SIGKILL has ended
 END_SECONDS = 30.0  # until a killed run must have ended
 _NEVER_STARTED = "the server was stopped before the run was started"
 _LOST = "the box was lost while the server was down"
@@ -208,13 +209,19 @@ class Lanes:
                 self._database.post(partial(run_rows.put, row=lane.current.row()))
                 self._tasks.start(self._drive(lane.current))
             self._mark(run.session_id)
-        if run.unspooled:
-            self._tasks.start(self._record_spooled(run))
+        if run.unspooled or run.exit_code == KILLED:
+            self._tasks.start(self._record_later(run))
         else:
             self._record(run)
 
-    async def _record_spooled(self, run: LiveRun) -> None:
-        await run.spooled()
+    async def _record_later(self, run: LiveRun) -> None:
+        """Once its output is on the disk, and it is known what killed it."""
+        if run.unspooled:
+            await run.spooled()
+        if run.exit_code == KILLED and run.fail_reason is None and run.slot is not None and run.box is not None:
+            kills = await self._boxes.memory_kills(run.slot, run.box)
+            if kills:
+                run.fail_reason = f"out of memory: {kills} of the VM's processes were killed at its limit"
         self._record(run)
 
     def _record(self, run: LiveRun) -> None:

@@ -308,6 +308,9 @@ class Engine(Protocol):
         """Another name, other limits for a live box, at once. EngineError: the limits cannot be had, say because its
         processes use more memory already; nothing was changed."""
 
+    async def memory_kills(self, box: Box) -> int | None:
+        """How many of a live box's processes were killed because it had used up its memory; None: nobody counts."""
+
     async def is_empty(self, layer_id: str) -> bool:
         """Has nothing ever been written to this top? Only for a top with no live box."""
 

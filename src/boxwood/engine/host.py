@@ -227,6 +227,11 @@ class HostEngine:
         await self._zygote.ask("change", {"box": box.box_id, "hostname": hostname, "limits": wanted})
         box.hostname, box.limits = hostname, limits
 
+    async def memory_kills(self, box: Box) -> int | None:
+        assert isinstance(box, HostBox)
+        kills: int | None = (await self._zygote.ask("kills", {"box": box.box_id}))["kills"]
+        return kills
+
     async def _discard(self, boxes: Sequence[HostBox]) -> None:
         """Put down boxes that no VM has, with their tops."""
         await asyncio.gather(*(box.kill() for box in boxes))

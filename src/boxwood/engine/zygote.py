@@ -78,6 +78,7 @@ class Zygote:
             "freeze": self._freeze,
             "thaw": self._thaw,
             "list": self._list,
+            "kills": self._kills,
             "job": self._job,
             "network": self._network,
         }
@@ -333,6 +334,11 @@ class Zygote:
             for live in (self._boxes[name] for name in names)
         ]  # fmt: skip
         return {"ok": True, "boxes": shown, "more": len(names) == 500}
+
+    def _kills(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        """How many processes of a box the kernel has killed for want of memory."""
+        assert self._cgroups is not None
+        return {"ok": True, "kills": self._cgroups.usage(self._live(request).group).oom_kills}
 
     def _job(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         pid = os.fork()

@@ -118,6 +118,7 @@ class LivingBox:
         self.shells: dict[str, Shell] = {}
         self.states: dict[str, bytes] = {}
         self.processes = 0
+        self.memory_kills = 0
         self.address = f"198.18.0.{len(machine.called('boot')) % 250 + 2}" if spec.network else ""
         self.moved = Usage()
         self.memory: dict[str, bytes] = {}  # the /tmp of a read-only box
@@ -466,6 +467,10 @@ class FakeEngine:
         assert isinstance(box, FakeBox)
         living = box._alive("change", (hostname, limits))
         living.spec = replace(living.spec, hostname=hostname, limits=limits)
+
+    async def memory_kills(self, box: object) -> int | None:
+        assert isinstance(box, FakeBox)
+        return box._alive("memory_kills").memory_kills
 
     async def is_empty(self, layer_id: str) -> bool:
         self.machine.note("is_empty", layer_id)

@@ -327,3 +327,14 @@ async def test_states_of_a_hostile_box_are_kept_out(world):
     await world.core.vms.park(world.caller, other.vm_id)
     assert await world.out(other, "pwd") == "/mine\n"
     assert (await world.core.sessions.get(world.caller, vm.vm_id, vm.sessions[0].session_id)).cwd == "/odd?"
+
+
+async def test_what_was_killed_for_want_of_memory(world):
+    vm = await world.fork()
+    plain = await world.run(vm, "exit 137")
+    assert (plain.exit_code, plain.fail_reason) == (137, None)
+    world.machine.boxes[vm.vm_id].memory_kills = 2
+    killed = await world.run(vm, "exit 137")
+    assert killed.state == "completed" and "out of memory: 2 of" in killed.fail_reason
+    assert (await world.run(vm, "exit 137")).fail_reason is None, "that was told already"
+    assert (await world.core.runs.get(world.caller, vm.vm_id, killed.run_id)).fail_reason == killed.fail_reason
