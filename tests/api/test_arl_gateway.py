@@ -198,6 +198,28 @@ async def test_suspended_and_resumed(arl):
     assert await arl.said(path, "cat", "f") == "kept"
 
 
+async def test_a_session_that_is_suspended_while_something_runs_has_no_idle_time(arl, monkeypatch):
+    """The end of what ran comes before the stop is over, and counts as a use."""
+    path = await arl.session(idleTimeoutSeconds=1)
+    there = gateway.of_app(arl.api.app)
+    (one,) = there.sessions.values()
+    running = asyncio.create_task(arl.execute(path, ["hang"]))
+    while not (boxes := arl.api.machine.boxes) or not boxes[one.facts.vm].runs:
+        await asyncio.sleep(0.001)
+    stop = there.core.vms.stop
+
+    async def slow(*args):
+        await stop(*args)
+        await running
+        one.expires_at = 0.0  # as if it had run for long
+        await there.renew(one)
+
+    monkeypatch.setattr(there.core.vms, "stop", slow)
+    await arl.ok("POST", f"{path}/suspend")
+    vm = await there.core.vms.get(one.caller, one.facts.vm)
+    assert (vm.stopped, vm.expires_at) == (True, None)
+
+
 async def test_the_network_is_put_off_and_on(arl):
     path = await arl.session()
     name = path.rpartition("/")[2]

@@ -155,6 +155,27 @@ async def test_results_in_memory_are_bounded(arl, monkeypatch):
     assert (await arl.ok("GET", f"{path}/operations/op-0"))["result"] == answers[0]
 
 
+async def test_operations_in_memory_are_bounded(arl, monkeypatch):
+    """Those before are known from their records."""
+    monkeypatch.setattr(operations, "MOST_KNOWN", 1)
+    path = await arl.session()
+    bodies = [{"steps": [step("echo", name)], "operationID": name} for name in ("a", "b", "c")]
+    answers = [await arl.ok("POST", f"{path}/execute", body) for body in bodies]
+    assert len(of_app(arl.api.app).operations._known) == 1
+    while (await arl.ok("GET", f"{path}/operations/b"))["status"] == "running":
+        await asyncio.sleep(0.001)
+    assert [await arl.ok("POST", f"{path}/execute", body) for body in bodies] == answers
+
+
+async def test_what_cannot_be_put_on_record_is_not_done(arl, monkeypatch):
+    """Else it would be done twice, should the server die."""
+    path = await arl.session()
+    monkeypatch.setattr("boxwood.core.records.MOST", 1)
+    body = {"steps": [step("echo", "a")], "operationID": "op"}
+    await arl.refused(503, "objects already", "POST", f"{path}/execute", body)
+    assert await arl.ok("GET", f"{path}/history") == []
+
+
 async def test_operations_are_forgotten(arl, monkeypatch):
     monkeypatch.setattr(operations, "KEPT_SECONDS", 0.01)
     path = await arl.session()

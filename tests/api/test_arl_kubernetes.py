@@ -124,6 +124,18 @@ async def test_bodies_that_are_no_objects(kube):
     await kube.refused(400, "nested too deeply", "POST", "warmpools", b'{"a":' * 100_000)
 
 
+async def test_vast_objects(kube):
+    """Everybody would wait while they are looked at."""
+    steps = [{"name": "a", "type": "Command", "command": ["x"] * 1000}] * 50
+    body = {"metadata": {"name": "t1"}, "spec": {"sandboxRef": "s1", "steps": steps}}
+    await kube.refused(400, "more than 50000 members and items", "POST", "tasks", body)
+    await kube.ok("POST", "tasks", {**body, "spec": {**body["spec"], "steps": steps[:40]}}, 201)
+    patch = {"spec": {"steps": steps}}
+    await kube.refused(
+        400, "more than 50000", "PATCH", "tasks/t1", patch, headers={"content-type": "application/merge-patch+json"}
+    )
+
+
 async def test_null_counts_as_not_given(kube):
     await kube.pool()
     made = await kube.sandbox(idleTimeoutSeconds=None, keepAlive=None)

@@ -196,7 +196,39 @@ async def test_a_task_that_is_deleted_before_its_turn(kube):
     assert done["status"]["state"] == "Failed"
 
 
+async def test_a_task_that_is_deleted_and_made_anew_while_it_runs(kube):
+    """What is told of the second is what the second did."""
+    await kube.sandbox()
+    (vm,) = await vms(kube)
+    await kube.begin("t1", ["echo", "old"], ["hang"])
+    while not any(process.spec.argv == (b"hang",) for process in kube.api.machine.boxes[vm.vm_id].runs.values()):
+        await asyncio.sleep(0)
+    await kube.ok("DELETE", "tasks/t1")
+    made = await kube.begin("t1", ["echo", "new"])
+    assert made["status"]["state"] == "Pending"
+    release(kube.api.machine, vm.vm_id)
+    done = await kube.until("tasks", "t1", lambda one: one["status"]["state"] in ("Failed", "Succeeded"))
+    assert (done["status"]["state"], done["status"]["stdout"]) == ("Succeeded", "new\n")
+
+
 # Sandboxes
+
+
+async def test_a_sandbox_that_is_deleted_and_made_anew_while_it_waits(kube):
+    """It has one VM, of its own pool."""
+    for pool in ("never", "later"):
+        await kube.ok("POST", "sandboxes", {"metadata": {"name": "s1"}, "spec": {"poolRef": pool}}, 201)
+        waits = await kube.until("sandboxes", "s1", lambda one: one["status"]["conditions"])
+        assert f'"{pool}" not found' in waits["status"]["conditions"][0]["message"]
+        if pool == "never":
+            await kube.ok("DELETE", "sandboxes/s1")
+    await kube.pool("never")
+    await kube.until("warmpools", "never", lambda one: one["status"]["readyReplicas"] == 1)
+    assert await vms(kube) == []
+    await kube.pool("later")
+    made = await kube.until("sandboxes", "s1", lambda one: one["status"]["phase"] == "Ready")
+    assert made["status"]["podName"].startswith("later-")
+    assert [vm.name for vm in await vms(kube)] == [made["status"]["podName"]]
 
 
 async def test_a_sandbox_is_a_vm_of_the_pool(kube):

@@ -18,7 +18,7 @@ import pytest
 
 from boxwood.core.config import Config
 from boxwood.images import host
-from boxwood.server import authority, listeners, main
+from boxwood.server import authority, listeners, main, protocol
 from fakes import fake_engine
 
 
@@ -170,6 +170,15 @@ def test_what_is_lost_is_made_anew(tmp_path, lost):
     assert noted(tmp_path)["authority"] == made.authority.read_text()
 
 
+@pytest.mark.parametrize("name", ["server.crt", "server.key"])
+def test_what_cannot_be_read_is_made_anew(tmp_path, name):
+    made = authority.ensure(tmp_path, "127.0.0.1")
+    given = made.authority.read_bytes()
+    (tmp_path / name).write_bytes(b"")
+    authority.ensure(tmp_path, "127.0.0.1").context()
+    assert made.authority.read_bytes() == given
+
+
 def test_the_names_are_those_that_it_listens_on(tmp_path):
     always = {"localhost", "127.0.0.1", "::1"}
     assert set(authority.names_of("127.0.0.1")) == always
@@ -179,3 +188,21 @@ def test_the_names_are_those_that_it_listens_on(tmp_path):
     assert everywhere >= always | {socket.gethostname().lower()}
     first = authority.ensure(tmp_path, "127.0.0.1").certificate.read_bytes()
     assert authority.ensure(tmp_path, "box.example").certificate.read_bytes() != first
+
+
+async def test_what_is_held_for_a_client_that_has_gone_is_dropped():
+    class Gone:
+        def is_closing(self) -> bool:
+            return True
+
+        def write(self, data: bytes) -> None:
+            raise RuntimeError("the handler is closed")
+
+    failures = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: failures.append(context))
+    joining = protocol._Joining(Gone(), loop)
+    joining.write(b"x")
+    await asyncio.sleep(0)
+    assert failures == []
+    joining.write(b"x" * (protocol.JOINED_BYTES + 1))

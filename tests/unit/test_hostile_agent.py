@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import threading
@@ -239,3 +240,21 @@ async def test_states_that_nobody_listens_to_yet_take_little_memory(hostile: Hos
     pouring = asyncio.ensure_future(asyncio.to_thread(pour))
     await hostile.put_down()
     await pouring
+
+
+@pytest.mark.parametrize("programs", [True, False])
+async def test_a_program_in_a_box_that_an_older_version_has_made_is_started_by_a_shell(
+    hostile: Hostile, programs: bool
+) -> None:
+    hostile.say({"ev": "hello", "runs": [], "sessions": [], **({"programs": True} if programs else {})})
+    await hostile.box.attach(hostile.sock)
+    hostile.say({"re": 1})
+    spec = RunSpec(RUN, SESSION, b"", argv=(b"echo", b"a b", b"\xff'"))
+    await hostile.box.start_run(spec, Sink())
+    data = hostile.far.recv(65536)
+    size = int.from_bytes(data[:4], "little")
+    header, payload = json.loads(data[8 : 8 + size]), data[8 + size :]
+    if programs:
+        assert (header["argv"], header["env"], payload) == (True, None, b"echo\0a b\0\xff'\0")
+    else:  # beside the session's shell
+        assert (header["argv"], header["env"], payload) == (False, {}, b"exec echo 'a b' '\xff'\"'\"''")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from boxwood.core.boxes import Boxes
 from boxwood.core.errors import CoreError, NotFound
@@ -39,6 +41,20 @@ class PoolState:
     failures: int = 0
     retry_at: float = 0.0
     deleted: bool = False
+    _about: tuple[str | None, dict[str, Any]] = (None, {})  # as text, and read
+    _told: str | None = None  # what it was when it was last told
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Of what all that are told of the pool share: nobody changes it."""
+        if self._about[0] is not self.row.about:
+            self._about = (self.row.about, json.loads(self.row.about or "{}"))
+        return self._about[1]
+
+    def weight(self) -> int:
+        """What is told of it now takes so many bytes that it did not take before."""
+        about, self._told = self._told, self.row.about
+        return 0 if about is self.row.about else len(self.row.about or "")
 
     @property
     def short(self) -> int:
@@ -135,7 +151,7 @@ class Filler:
             else:
                 self.is_ready(state, vm_id)
             state.problem, state.failures = None, 0
-        except CoreError as error:
+        except Exception as error:  # the other pools are filled all the same, and this one later
             if vm_id is not None:
                 await self.remove(vm_id)
             if not state.deleted:
@@ -144,9 +160,10 @@ class Filler:
             state.starting -= 1
             self._changed(state)
 
-    def _failed(self, state: PoolState, error: CoreError) -> None:
-        log.error("pool %s/%s: no VM could be made: %s", state.row.namespace, state.row.name, error)
-        state.problem = error.message
+    def _failed(self, state: PoolState, error: Exception) -> None:
+        trace = None if isinstance(error, CoreError) else error
+        log.error("pool %s/%s: no VM could be made: %s", state.row.namespace, state.row.name, error, exc_info=trace)
+        state.problem = error.message if isinstance(error, CoreError) else "its VMs cannot be made: the log says why"
         pause = RETRY_SECONDS[min(state.failures, len(RETRY_SECONDS) - 1)]
         state.failures += 1
         state.retry_at = asyncio.get_running_loop().time() + pause

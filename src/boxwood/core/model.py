@@ -141,14 +141,14 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class ClaimRequest:
-    """What a VM that is claimed becomes. `record` (kind, namespace, name): the record that it belongs to from the same
+    """What a VM that is claimed becomes. `record` (its id): the record that it belongs to from the same
     moment on."""
 
     name: str | None = None
     description: str | None = None
     ttl: float | None = None  # seconds until it is deleted by itself
     labels: Mapping[str, str] | None = None
-    record: tuple[str, str, str] | None = None
+    record: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +165,7 @@ class Record:
     revision: int
     created_at: datetime
     expires_at: datetime | None
+    size: int = 0  # of the body, as characters of JSON
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ from boxwood.store.vms import VMRow
 class _Also:
     """What else is recorded in the transaction of a claim."""
 
-    record: tuple[str, str, str] | None
+    record: str | None
     once: Claim | None
     bound: RecordRow | None = None
 
@@ -240,7 +240,8 @@ class Pools:
         idempotency_key: str | None = None,
     ) -> VM:
         """A VM that nobody has used, booted already if one is ready. BadRequest, NotFound (pool; the request's record),
-        AlreadyExists (name), IdempotencyConflict, and what a fork is refused with."""
+        AlreadyExists (name), Conflict (the record has a VM already), IdempotencyConflict, and what a fork is refused
+        with."""
         wanted = request or ClaimRequest()
         fork = checked(
             ForkRequest(name=wanted.name, description=wanted.description, ttl=wanted.ttl, labels=wanted.labels)
@@ -359,7 +360,7 @@ class Pools:
 
     def _tell(self, kind: Literal["added", "modified", "deleted"], state: PoolState) -> None:
         state.revision = self._changes.next()
-        self._changes.tell(Change(POOL, kind, self._shown(state), state.revision))
+        self._changes.tell(Change(POOL, kind, self._shown(state), state.revision, state.weight()))
 
     def _shown(self, state: PoolState) -> Pool:
         row, template = state.row, state.template
@@ -377,7 +378,7 @@ class Pools:
             resources=resources_of(template),
             network=self._boxes.network(template),
             labels=json.loads(row.labels) if row.labels else {},
-            about=json.loads(row.about) if row.about else {},
+            about=state.about,
             created_at=clock.shown(row.created_at),
             revision=state.revision,
         )

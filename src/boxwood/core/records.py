@@ -12,11 +12,11 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from boxwood.core import clock, words
 from boxwood.core.changes import Change, Changes
-from boxwood.core.errors import AlreadyExists, CapacityUnavailable, NotFound, PayloadTooLarge
+from boxwood.core.errors import AlreadyExists, CapacityUnavailable, Conflict, NotFound, PayloadTooLarge
 from boxwood.core.expiry import Expiry
 from boxwood.core.ids import new_id
 from boxwood.core.model import Caller, Record
@@ -30,6 +30,8 @@ Body = dict[str, Any]
 BODY_BYTES = 8 << 20
 NAME_CHARACTERS = 253
 MOST = 100_000  # of one organisation
+AT_ONCE = 200  # that give way to new ones
+SOON_SECONDS = 2 * 86400.0  # what goes by itself within this time may go at once, should there be too many
 
 
 class Records:
@@ -38,6 +40,7 @@ class Records:
         self._changes = changes
         self._tasks = tasks
         self._counts: Counter[str] = Counter()
+        self._giving_way = asyncio.Lock()
         self.expiry = Expiry(database, tasks, "record", rows.expired, rows.next_expiry, self._expire)
 
     def start(self) -> None:
@@ -57,12 +60,12 @@ class Records:
         ttl: float | None = None,
     ) -> Record:
         """`ttl`: seconds until it is deleted by itself. BadRequest (namespace, name), AlreadyExists, PayloadTooLarge,
-        CapacityUnavailable (the organisation has too many)."""
+        CapacityUnavailable (the organisation has too many, none of which is to go soon)."""
         for field, value in (("namespace", namespace), ("name", name)):
             words.text(field, value)
             if not 1 <= len(value) <= NAME_CHARACTERS:
                 raise words.refuse(field, f"1 to {NAME_CHARACTERS} characters")
-        if self._counts[caller.org_id] >= MOST:
+        if self._counts[caller.org_id] >= MOST and not await self._tasks.finish(self._make_room(caller.org_id)):
             raise CapacityUnavailable(f"there are {MOST} objects already: delete some")
         at = clock.now()
         row = RecordRow(new_id(), caller.org_id, kind, namespace, name, _encoded(body), vm_id, 0, at, _ends(at, ttl))
@@ -76,6 +79,19 @@ class Records:
             return made
 
         return await self._tasks.finish(self._change("added", insert, row.body))
+
+    async def _make_room(self, org_id: str) -> bool:
+        """Of those that are to go by themselves the soonest go now."""
+
+        def remove(connection: sqlite3.Connection) -> list[RecordRow]:
+            before = clock.now() + int(SOON_SECONDS * 1e6)
+            gone = rows.delete_soonest(connection, org_id, before, AT_ONCE)
+            return [replace(row, revision=self._changes.next()) for row in gone]
+
+        async with self._giving_way:
+            if self._counts[org_id] >= MOST:
+                self.are_gone(map(shown, await self._database.write(remove)))
+        return self._counts[org_id] < MOST
 
     def get(self, caller: Caller, kind: str, namespace: str, name: str) -> Record:
         """NotFound."""
@@ -118,13 +134,15 @@ class Records:
         *,
         vm_id: str | None = None,
         ttl: float | None = None,
+        record_id: str | None = None,
     ) -> Record:
         """`change` makes the new body of the old one; it is called in the transaction, and what it raises is raised
-        here, with nothing changed. `vm_id`, `ttl`: set if given. NotFound, PayloadTooLarge."""
+        here, with nothing changed. `vm_id`, `ttl`: set if given. `record_id`: only this one, not another that has got
+        its name since. NotFound, PayloadTooLarge."""
 
         def alter(connection: sqlite3.Connection) -> RecordRow:
             row = rows.by_name(connection, caller.org_id, kind, namespace, name)
-            if row is None:
+            if row is None or record_id not in (None, row.id):
                 raise _none(kind, namespace, name)
             made = replace(
                 row,
@@ -165,12 +183,14 @@ class Records:
 
     # For the core
 
-    def bind(self, connection: sqlite3.Connection, org_id: str, ref: tuple[str, str, str], vm_id: str) -> RecordRow:
-        """Give a record (kind, namespace, name) its VM, in a transaction of somebody else's, who then calls `is_bound`.
-        NotFound."""
-        row = rows.by_name(connection, org_id, *ref)
+    def bind(self, connection: sqlite3.Connection, org_id: str, record_id: str, vm_id: str) -> RecordRow:
+        """Give a record its VM, in a transaction of somebody else's, who then calls `is_bound`. NotFound, Conflict: it
+        has one."""
+        row = rows.by_id(connection, org_id, record_id)
         if row is None:
-            raise _none(*ref)
+            raise NotFound("resource", f"there is no record {record_id}")
+        if row.vm_id is not None:
+            raise Conflict("resource", f"the {row.kind} {row.namespace}/{row.name} has a VM already")
         made = replace(row, vm_id=vm_id, revision=self._changes.next())
         rows.replace(connection, made)
         return made
@@ -185,7 +205,7 @@ class Records:
     def are_gone(self, records: Iterable[Record]) -> None:
         for record in records:
             self._counts[record.org_id] -= 1
-            self._changes.tell(Change(record.kind, "deleted", record, record.revision))
+            self._changes.tell(Change(record.kind, "deleted", record, record.revision, record.size))
 
     # Changing
 
@@ -206,7 +226,8 @@ class Records:
             return
         if kind == "added":
             self._counts[record.org_id] += 1
-        self._changes.tell(Change(record.kind, "added" if kind == "added" else "modified", record, record.revision))
+        type_: Literal["added", "modified"] = "added" if kind == "added" else "modified"
+        self._changes.tell(Change(record.kind, type_, record, record.revision, record.size))
         if record.expires_at is not None:
             self.expiry.changed()
 
@@ -232,6 +253,7 @@ def shown(row: RecordRow) -> Record:
         revision=row.revision,
         created_at=clock.shown(row.created_at),
         expires_at=clock.shown_or_none(row.expires_at),
+        size=len(row.body),
     )
 
 

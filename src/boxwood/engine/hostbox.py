@@ -6,9 +6,10 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import socket
 import stat
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +72,7 @@ class HostBox:
         self.read_only = False
         self.gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.known_runs: dict[str, RunEnd | None] = {}
+        self._starts_programs = False  # a box that an older version has made starts only shells
         self._put_down = put_down
         self._why = ""  # why it was put down, if it was
         self._link: Link | None = None
@@ -158,19 +160,22 @@ class HostBox:
 
     async def start_run(self, spec: RunSpec, sink: RunSink) -> None:
         self._runs[spec.run_id] = _Attached(sink)
+        quoted = spec.argv is not None and not self._starts_programs
         fields = {
             "rid": spec.run_id,
             "sid": spec.session_id,
             "timeout": spec.timeout,
             "prompt": spec.prompt,
             "stdin": None if spec.stdin is None else len(spec.stdin),
-            "env": None if spec.env is None else dict(spec.env),
+            "env": dict(spec.env or {}) if spec.env is not None or quoted else None,
             "cwd": spec.cwd,
             "user": spec.user,
-            "argv": spec.argv is not None,
+            "argv": spec.argv is not None and not quoted,
             "leaves": spec.leaves,
         }
-        command = spec.command if spec.argv is None else b"".join(argument + b"\0" for argument in spec.argv)
+        command = spec.command
+        if spec.argv is not None:
+            command = _quoted(spec.argv) if quoted else b"".join(argument + b"\0" for argument in spec.argv)
         try:
             await self._ask("run.start", fields, (spec.stdin or b"") + command)
         except GuestError as error:
@@ -267,6 +272,7 @@ class HostBox:
         for run in runs:
             end = run.get("end")
             self.known_runs[text(run, "rid", 26)] = None if end is None else _run_end(end)
+        self._starts_programs = header.get("programs") is True
         self._greeted.set_result(None)
 
     def _on_output(self, header: dict[str, Any], payload: bytes) -> None:
@@ -303,6 +309,11 @@ class HostBox:
             self._early_states.append((session_id, cwd, env, payload))
         else:
             self._listener.state(session_id, cwd, env, payload)
+
+
+def _quoted(argv: Sequence[bytes]) -> bytes:
+    """For a shell, which becomes the program."""
+    return b"exec " + os.fsencode(shlex.join(map(os.fsdecode, argv)))
 
 
 def _run_end(fields: Mapping[str, Any]) -> RunEnd:

@@ -54,7 +54,7 @@ def ensure(directory: Path, host: str) -> Identity:
     names = names_of(host)
     if not found.authority.exists() or not (directory / "ca.key").exists():
         _make_authority(directory)
-    if not _is_good(directory, found, names):
+    if not _is_good(directory, found, names) or not _is_read(found):
         _make_server(directory, found, names)
     return found
 
@@ -95,6 +95,15 @@ def _is_good(directory: Path, found: Identity, names: list[str]) -> bool:
         return bool(fits and there and datetime.now(UTC) < until - timedelta(days=RENEWED_DAYS))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
+
+
+def _is_read(found: Identity) -> bool:
+    """Nothing has become of the files meanwhile, such as after a loss of power."""
+    try:
+        found.context()
+    except OSError:  # ssl's errors too
+        return False
+    return True
 
 
 # Making them

@@ -98,10 +98,11 @@ class Servers:
             self._add_kubernetes(app, sockets.kubernetes)
 
     def _add_kubernetes(self, app: ASGIApp, listener: socket.socket) -> None:
+        directory = self._config.data / "kubernetes"
         try:
-            context = authority.ensure(self._config.data / "kubernetes", self._config.host).context()
+            context = authority.ensure(directory, self._config.host).context()
         except (OSError, ValueError, ssl.SSLError) as error:
-            self._sockets.kubernetes, self._sockets.problem = None, f"its certificate: {error}"
+            self._sockets.kubernetes, self._sockets.problem = None, f"its certificate, in {directory}: {error}"
             log.error("no https for Kubernetes' clients: %s", self._sockets.problem)
             return
         self._all.append((_Server(app, context), listener))

@@ -35,7 +35,7 @@ class _Joining:
 
     def _flush(self) -> None:
         held, self._held, self._bytes = self._held, [], 0
-        if held:
+        if held and not self._transport.is_closing():  # the client may have gone in this turn
             self._transport.write(held[0] if len(held) == 1 else b"".join(held))
 
     def close(self) -> None:

@@ -38,6 +38,10 @@ def by_name(connection: sqlite3.Connection, org_id: str, kind: str, namespace: s
     return _row(connection.execute(f"{_SELECT} WHERE {where}", (org_id, kind, namespace, name)).fetchone())
 
 
+def by_id(connection: sqlite3.Connection, org_id: str, record_id: str) -> RecordRow | None:
+    return _row(connection.execute(f"{_SELECT} WHERE id = ? AND org_id = ?", (record_id, org_id)).fetchone())
+
+
 def insert(connection: sqlite3.Connection, row: RecordRow) -> None:
     """sqlite3.IntegrityError if the name is taken."""
     connection.execute(_INSERT, _values(row))
@@ -56,6 +60,13 @@ def delete(connection: sqlite3.Connection, record_id: str) -> RecordRow | None:
 def delete_expired(connection: sqlite3.Connection, record_id: str, now: int) -> RecordRow | None:
     sql = f"DELETE FROM records WHERE id = ? AND expires_at <= ? RETURNING {_COLUMNS}"
     return _row(connection.execute(sql, (record_id, now)).fetchone())
+
+
+def delete_soonest(connection: sqlite3.Connection, org_id: str, before: int, limit: int) -> list[RecordRow]:
+    """Those that would go by themselves before that, the soonest first."""
+    chosen = "SELECT id FROM records WHERE org_id = ? AND vm_id IS NULL AND expires_at < ? ORDER BY expires_at LIMIT ?"
+    sql = f"DELETE FROM records WHERE id IN ({chosen}) RETURNING {_COLUMNS}"
+    return [RecordRow(*row) for row in connection.execute(sql, (org_id, before, limit)).fetchall()]
 
 
 def delete_of_vm(connection: sqlite3.Connection, vm_id: str) -> list[RecordRow]:

@@ -318,16 +318,27 @@ async def test_a_claim_binds_its_record(world):
     await made(world, replicas=1)
     records, caller = world.core.records, world.caller
     for name, live in (("first", True), ("second", False)):
-        await records.create(caller, "thing", "default", name, {"n": 1})
-        vm = await world.core.pools.claim(caller, "p", request=ClaimRequest(record=("thing", "default", name)))
+        record = await records.create(caller, "thing", "default", name, {"n": 1})
+        vm = await world.core.pools.claim(caller, "p", request=ClaimRequest(record=record.record_id))
         assert records.get(caller, "thing", "default", name).vm_id == vm.vm_id
         assert vm.live is live
     with pytest.raises(errors.NotFound):
-        await world.core.pools.claim(caller, "p", request=ClaimRequest(record=("thing", "default", "third")))
+        await world.core.pools.claim(caller, "p", request=ClaimRequest(record="01ARZ3NDEKTSV4RRFFQ69G5FAV"))
+    with pytest.raises(errors.Conflict):
+        await world.core.pools.claim(caller, "p", request=ClaimRequest(record=record.record_id))
     assert (await full(world)).allocated == 2
     await world.core.vms.delete(caller, vm.vm_id)
     with pytest.raises(errors.NotFound):
         records.get(caller, "thing", "default", "second")
+
+
+async def test_pools_are_filled_although_something_unforeseen_went_wrong(world):
+    world.machine.fail["boot"] = [RuntimeError("nobody thought of this")]
+    await world.core.pools.create(world.caller, PoolRequest("p", source_name="ubuntu", replicas=1))
+    failing = await until(world, lambda pool: pool.problem is not None)
+    assert (failing.ready, failing.problem) == (0, "its VMs cannot be made: the log says why")
+    await made(world, "q", replicas=1)
+    assert (await full(world)).problem is None
 
 
 async def test_another_organisation_has_none_of_it(world):

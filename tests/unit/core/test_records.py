@@ -191,3 +191,48 @@ async def test_what_has_been_told(world):
     assert before < changes.told("thing") == made.revision < changes.told("other")
     with changes.subscribe(caller.org_id, ["thing"], since=before) as missed:
         assert (await anext(missed)).item == made
+
+
+async def test_big_changes_are_not_remembered_without_end(world, monkeypatch):
+    monkeypatch.setattr("boxwood.core.changes.REMEMBERED_BYTES", 10_000)
+    records, caller, changes = world.core.records, world.caller, world.core.changes
+    made = await records.create(caller, "thing", "ns", "a", {"x": "y" * 3000})
+    for _ in range(9):
+        latest = await records.update(caller, "thing", "ns", "a", dict)
+    assert len(changes._log) == 3
+    with pytest.raises(errors.Expired):
+        changes.subscribe(caller.org_id, ["thing"], since=made.revision)
+    with changes.subscribe(caller.org_id, ["thing"], since=latest.revision - 1) as told:
+        assert (await anext(told)).item == latest
+
+
+async def test_whoever_listens_and_does_not_read_is_given_up(world, monkeypatch):
+    """The slowest first; who only waits until something has changed keeps nothing."""
+    monkeypatch.setattr("boxwood.core.changes.BEHIND_BYTES", 10_000)
+    records, caller, changes = world.core.records, world.caller, world.core.changes
+    with changes.subscribe(caller.org_id, ["thing"]) as slow, changes.subscribe(caller.org_id, ["thing"]) as other:
+        waiting = asyncio.create_task(other.wait(lambda: None if len(seen) < 9 else "done", 60))
+        seen = []
+        for at in range(9):
+            await records.create(caller, "thing", "ns", str(at), {"x": "y" * 3000})
+            seen.append(at)
+        await records.create(caller, "thing", "ns", "last", {})
+        assert await waiting == "done"
+        assert (slow.bytes, other.bytes) == (0, 0)
+        with pytest.raises(errors.Expired):
+            await anext(slow)
+
+
+async def test_what_is_to_go_soon_gives_way(world, monkeypatch):
+    monkeypatch.setattr(module, "MOST", 5)
+    monkeypatch.setattr(module, "AT_ONCE", 2)
+    records, caller = world.core.records, world.caller
+    for name, ttl in (("stays", None), ("month", 30 * 86400), ("c", 300), ("a", 100), ("b", 200)):
+        await records.create(caller, "thing", "ns", name, {}, ttl=ttl)
+    with world.core.changes.subscribe(caller.org_id, ["thing"]) as told:
+        await asyncio.gather(*(records.create(caller, "thing", "ns", name, {}) for name in ("d", "e")))
+        assert {(await anext(told)).item.name for _ in range(2)} == {"a", "b"}
+    await records.create(caller, "thing", "ns", "f", {})
+    with pytest.raises(errors.CapacityUnavailable):
+        await records.create(caller, "thing", "ns", "g", {})
+    assert [one.name for one in await records.list(caller, "thing")] == ["d", "e", "f", "month", "stays"]

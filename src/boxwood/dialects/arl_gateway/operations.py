@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 KIND = "arl.operation"
 KEPT_SECONDS = 600.0  # after its end
+MOST_KNOWN = 10_000  # in memory
 KEPT_BYTES = 64 << 20  # of results in memory; those before are read from their records
 RECORD_BYTES = 1 << 20  # of a result that is kept longer than it is in memory
 ASK_SECONDS = 10.0  # a question for one that runs is held so long
@@ -171,8 +172,8 @@ class Operations:
         return operation
 
     async def _do(self, operation: Operation, work: Work) -> None:
-        recorded = self._gateway.spawn(self._record(operation))
         try:
+            await self._record(operation)
             operation.result = encode(await work())
         except Exception as error:
             operation.failure = error
@@ -183,7 +184,6 @@ class Operations:
             raise
         finally:
             if operation.result is not None or not self._gateway.stopping.is_set():
-                await asyncio.gather(recorded, return_exceptions=True)
                 self._gateway.spawn(self._record_end(operation))
             operation.finished_at = now()
             operation.ended = asyncio.get_running_loop().time()
@@ -193,6 +193,11 @@ class Operations:
     def _keep(self, operation: Operation) -> None:
         """Of the oldest results only the records are left."""
         self._bytes += len(operation.result or b"")
+        while len(self._known) > MOST_KNOWN:
+            oldest = next((key for key, one in self._known.items() if one.ended and one is not operation), None)
+            if oldest is None:
+                break
+            self._bytes -= len(self._known.pop(oldest).result or b"")
         for one in self._known.values():
             if self._bytes <= KEPT_BYTES:
                 return

@@ -86,6 +86,8 @@ async def suspend(exchange: Exchange) -> Response:
         await there.core.vms.expire_in(session.caller, session.facts.vm, None)
         await there.core.vms.stop(session.caller, session.facts.vm)
         await there.change(session, "session suspended", status="suspended")
+        # What ran has ended meanwhile, and may have given it an idle time.
+        await there.core.vms.expire_in(session.caller, session.facts.vm, None)
     return told({"status": "suspended"})
 
 

@@ -25,10 +25,9 @@ MAIN = "arl.main"
 CLEANUP = "ReadyForCleanup"
 
 
-async def bind(core: Core, caller: Caller, namespace: str, name: str) -> None:
+async def bind(core: Core, caller: Caller, record: Record) -> None:
     """Until it is ready, has failed or has gone; it goes itself when its time is over before that."""
     try:
-        record = core.records.get(caller, SANDBOX.changes, namespace, name)
         async with asyncio.timeout(life_left(record)):
             try:
                 await _bind_at_last(core, caller, record)
@@ -38,8 +37,8 @@ async def bind(core: Core, caller: Caller, namespace: str, name: str) -> None:
                 await _fail(core, caller, record, error.message)
     except TimeoutError:
         try:
-            if core.records.get(caller, SANDBOX.changes, namespace, name).vm_id is None:
-                await core.records.delete(caller, SANDBOX.changes, namespace, name)
+            if _now(core, caller, record).vm_id is None:
+                await core.records.delete(caller, SANDBOX.changes, record.namespace, record.name)
         except NotFound:
             return
     except NotFound:
@@ -50,20 +49,19 @@ async def _bind_at_last(core: Core, caller: Caller, record: Record) -> None:
     """As soon as the machine has room."""
     while True:
         try:
-            await _bind(core, caller, core.records.get(caller, SANDBOX.changes, record.namespace, record.name))
+            await _bind(core, caller, _now(core, caller, record))
             return
         except (CapacityUnavailable, ResourceBusy, Unavailable):
             await asyncio.sleep(RETRY_SECONDS)
 
 
 async def _bind(core: Core, caller: Caller, record: Record) -> None:
-    namespace, name = record.namespace, record.name
     pod: Pod | None = None
     while record.vm_id is None:
         pool = await _pool(core, caller, record)
         pod = warmpools.pod_of(pool)
         await _claim(core, caller, record)
-        record = core.records.get(caller, SANDBOX.changes, namespace, name)
+        record = _now(core, caller, record)
     if is_ready(record):
         return
     vm = await core.vms.get(caller, record.vm_id)
@@ -75,6 +73,14 @@ async def _bind(core: Core, caller: Caller, record: Record) -> None:
     if pod.command:
         await _start(core, caller, vm, pod)
     await _ready(core, caller, record, vm, pod)
+
+
+def _now(core: Core, caller: Caller, record: Record) -> Record:
+    """As it is now. NotFound, also if there is another one of its name."""
+    found = core.records.get(caller, SANDBOX.changes, record.namespace, record.name)
+    if found.record_id != record.record_id:
+        raise NotFound("resource", f"sandbox {record.namespace}/{record.name} was deleted, and made anew")
+    return found
 
 
 async def _pool(core: Core, caller: Caller, record: Record) -> Pool:
@@ -94,7 +100,7 @@ async def _pool(core: Core, caller: Caller, record: Record) -> Pool:
     await _told(core, caller, record, conditions=[waits])
     with core.changes.subscribe(caller.org_id, {POOL}, record.namespace) as changes:
         while (pool := await changes.wait(found, ASK_SECONDS)) is None:
-            core.records.get(caller, SANDBOX.changes, record.namespace, record.name)  # still wanted
+            _now(core, caller, record)  # still wanted
     return pool
 
 
@@ -107,7 +113,7 @@ async def _claim(core: Core, caller: Caller, record: Record) -> None:
             description=f"sandbox {namespace}/{record.name}"[:1024],
             ttl=rest_left(record, after_task=False),
             labels={LABEL: f"{namespace}/{record.name}"},
-            record=(SANDBOX.changes, namespace, record.name),
+            record=record.record_id,
         )
         try:
             await core.pools.claim(caller, reference, namespace, wanted)
@@ -137,11 +143,11 @@ def _prepared(core: Core, caller: Caller, vm: VM, pod: Pod) -> bool:
 
 
 async def _start(core: Core, caller: Caller, vm: VM, pod: Pod) -> None:
-    """What the container's command is: it runs on its own."""
+    """What the container's command is: it runs on its own. Once, though an earlier server may have started it."""
     request = RunRequest(
         "", argv=pod.command, wait=0, prompt="none", env=pod.env, cwd=pod.workdir, beside=True, tag=MAIN
     )
-    await core.runs.start(caller, vm.vm_id, request)
+    await core.runs.start(caller, vm.vm_id, request, idempotency_key=MAIN)
 
 
 async def _ready(core: Core, caller: Caller, record: Record, vm: VM, pod: Pod) -> None:
@@ -157,7 +163,9 @@ async def _ready(core: Core, caller: Caller, record: Record, vm: VM, pod: Pod) -
         }
         return body
 
-    await core.records.update(caller, SANDBOX.changes, record.namespace, record.name, change)
+    await core.records.update(
+        caller, SANDBOX.changes, record.namespace, record.name, change, record_id=record.record_id
+    )
 
 
 async def _fail(core: Core, caller: Caller, record: Record, why: str) -> None:
@@ -166,13 +174,18 @@ async def _fail(core: Core, caller: Caller, record: Record, why: str) -> None:
     record = await _told(core, caller, record, phase="Failed", conditions=[failed])
     if record.vm_id is None:  # else it goes with that
         ttl = life_left(record) or LIFE_SECONDS
-        await core.records.update(caller, SANDBOX.changes, record.namespace, record.name, lambda body: body, ttl=ttl)
+        await core.records.update(
+            caller, SANDBOX.changes, record.namespace, record.name, lambda body: body, ttl=ttl,
+            record_id=record.record_id,
+        )  # fmt: skip
 
 
 async def _told(core: Core, caller: Caller, record: Record, **members: Any) -> Record:
     """NotFound."""
     change = body_changed(lambda status: status.update(members))
-    return await core.records.update(caller, SANDBOX.changes, record.namespace, record.name, change)
+    return await core.records.update(
+        caller, SANDBOX.changes, record.namespace, record.name, change, record_id=record.record_id
+    )
 
 
 def has_rest(status: Object) -> None:

@@ -150,6 +150,8 @@ def read(kind: Kind, value: Any, namespace: str, name: str | None, *, strict: bo
     if not isinstance(value, dict):
         raise bad_request(f"the body must be an object, not {brief(value)}")
     _check_type(kind, value)
+    if validation.is_vast(value):
+        raise bad_request(f"the object has more than {validation.MOST_VALUES} members and items")
     try:
         value = validation.without_nulls(value)
     except ValueError as error:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -38,7 +39,7 @@ class _Queue:
     """The Tasks of a Sandbox that are not over."""
 
     def __init__(self) -> None:
-        self.names: deque[str] = deque()
+        self.tasks: deque[Record] = deque()  # without their bodies: there may be many
         self.more = asyncio.Event()
         self.busy = True
 
@@ -81,7 +82,7 @@ class Operator:
             if is_ready(record):
                 self.times_changed(caller, record.namespace, record.name)
             elif record.body["status"]["phase"] != "Failed":
-                self.bring_up(caller, record.namespace, record.name)
+                self.bring_up(caller, record)
 
     async def _stop(self) -> None:
         await self.stopping.wait()
@@ -110,13 +111,13 @@ class Operator:
             text = f"{MOST_WAITING} sandboxes wait for their pools already: make these, or delete some"
             raise Refused(429, "TooManyRequests", text)
 
-    def bring_up(self, caller: Caller, namespace: str, name: str) -> None:
-        self._spawn(self._bring_up(caller, namespace, name), f"sandbox {namespace}/{name}")
+    def bring_up(self, caller: Caller, sandbox: Record) -> None:
+        self._spawn(self._bring_up(caller, sandbox), f"sandbox {sandbox.namespace}/{sandbox.name}")
 
-    async def _bring_up(self, caller: Caller, namespace: str, name: str) -> None:
+    async def _bring_up(self, caller: Caller, sandbox: Record) -> None:
         self._waiting[caller.org_id] += 1
         try:
-            await binding.bind(self.core, caller, namespace, name)
+            await binding.bind(self.core, caller, sandbox)
         finally:
             self._waiting[caller.org_id] -= 1
 
@@ -146,7 +147,7 @@ class Operator:
     def is_free(self, sandbox: Record) -> bool:
         """Would a Task of this Sandbox begin at once?"""
         queue = self._queues.get((sandbox.org_id, sandbox.namespace, sandbox.name))
-        return queue is None or not (queue.busy or queue.names)
+        return queue is None or not (queue.busy or queue.tasks)
 
     def enqueue(self, caller: Caller, task: Record) -> None:
         key = (task.org_id, task.namespace, task.body["spec"]["sandboxRef"])
@@ -154,7 +155,7 @@ class Operator:
         if queue is None:
             queue = self._queues[key] = _Queue()
             self._spawn(self._work(caller, key, queue), f"tasks of {key[1]}/{key[2]}")
-        queue.names.append(task.name)
+        queue.tasks.append(replace(task, body={}))
         queue.more.set()
 
     async def _work(self, caller: Caller, key: Key, queue: _Queue) -> None:
@@ -165,8 +166,8 @@ class Operator:
             while True:
                 queue.more.clear()
                 queue.busy = True
-                while queue.names:
-                    kept = await self._one(caller, namespace, sandbox, queue.names.popleft(), kept=kept)
+                while queue.tasks:
+                    kept = await self._one(caller, sandbox, queue.tasks.popleft(), kept=kept)
                 queue.busy = False
                 try:
                     async with asyncio.timeout(SETTLE_SECONDS):
@@ -174,24 +175,24 @@ class Operator:
                 except TimeoutError:
                     await self._rest(caller, namespace, sandbox, after_task=True)
                     kept = False
-                    if not queue.names:
+                    if not queue.tasks:
                         return
         finally:
             del self._queues[key]
 
-    async def _one(self, caller: Caller, namespace: str, sandbox: str, name: str, *, kept: bool) -> bool:
+    async def _one(self, caller: Caller, sandbox: str, task: Record, *, kept: bool) -> bool:
         """`kept`: the Sandbox does not go while it is worked in. What holds of that afterwards is returned."""
         try:
-            found = await work.awaited(self.core, caller, namespace, sandbox, name)
+            found = await work.awaited(self.core, caller, sandbox, task)
             if found is None:
                 return kept
             if kept:
-                await work.do(self.core, caller, namespace, name, found, self.stopping)
+                await work.do(self.core, caller, task, found, self.stopping)
             else:
-                done = work.do(self.core, caller, namespace, name, found, self.stopping)
+                done = work.do(self.core, caller, task, found, self.stopping)
                 await asyncio.gather(done, self._keep(caller, found))
         except CoreError as error:  # of the store: the next one is not to wait for ever
-            log.error("task %s/%s: %s", namespace, name, error)
+            log.error("task %s/%s: %s", task.namespace, task.name, error)
         return True
 
     async def _keep(self, caller: Caller, sandbox: Record) -> None:

@@ -39,7 +39,7 @@ class Sandboxes(RecordStore):
             return preview(SANDBOX, namespace, given)
         self._operator.check_room(caller)
         record = await self.made(caller, namespace, given, {"phase": "Pending", "conditions": []})
-        self._operator.bring_up(caller, namespace, given.name)
+        self._operator.bring_up(caller, record)
         return self.shown(record)
 
     async def change(self, caller: Caller, old: Object, given: Given, *, dry: bool) -> Object:

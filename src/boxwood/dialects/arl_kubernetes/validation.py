@@ -10,6 +10,7 @@ from boxwood.dialects.arl_kubernetes.status import Cause, brief
 
 INT32_MOST = (1 << 31) - 1
 MOST_DEPTH = 100
+MOST_VALUES = 50_000
 _TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
     "array": (list,),
@@ -72,6 +73,19 @@ def unknown(value: Any, schema: Schema, place: str) -> Iterator[str]:
     elif isinstance(value, list) and schema.get("type") == "array":
         for at, item in enumerate(value):
             yield from unknown(item, schema["items"], f"{place}[{at}]")
+
+
+def is_vast(value: Any) -> bool:
+    """Has it more than MOST_VALUES members and items, all in all? Nobody is to wait while such a one is looked at."""
+    left, found = MOST_VALUES, [value]
+    while found:
+        one = found.pop()
+        if isinstance(one, dict | list):
+            left -= len(one)
+            if left < 0:
+                return True
+            found.extend(one.values() if isinstance(one, dict) else one)
+    return False
 
 
 def without_nulls(value: Any, depth: int = 0) -> Any:

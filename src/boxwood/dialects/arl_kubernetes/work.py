@@ -21,31 +21,36 @@ GOING_SECONDS = 2.0  # between the end of what ran in a VM and its own
 RESTARTED = "the server was restarted while this task ran: nobody knows how far it came\n"
 
 
-async def awaited(core: Core, caller: Caller, namespace: str, sandbox: str, name: str) -> Record | None:
+async def awaited(core: Core, caller: Caller, sandbox: str, task: Record) -> Record | None:
     """The Sandbox of a Task, as soon as it is ready. None: the Task has nothing more to wait for, and says why."""
-    with core.changes.subscribe(caller.org_id, {SANDBOX.changes, TASK.changes}, namespace) as changes:
+    with core.changes.subscribe(caller.org_id, {SANDBOX.changes, TASK.changes}, task.namespace) as changes:
         while True:
-            found: Record | str | None = await changes.wait(
-                lambda: _ready(core, caller, namespace, sandbox, name), ASK_SECONDS
-            )
+            found: Record | str | None = await changes.wait(lambda: _ready(core, caller, sandbox, task), ASK_SECONDS)
             if isinstance(found, Record):
                 return found
             if found is not None:
                 if found:
-                    await _end(core, caller, namespace, name, tasks.failed(found))
+                    await _end(core, caller, task, tasks.failed(found))
                 return None
 
 
-def _ready(core: Core, caller: Caller, namespace: str, sandbox: str, name: str) -> Record | str | None:
+def _now(core: Core, caller: Caller, task: Record) -> Record:
+    """As it is now. NotFound, also if there is another one of its name."""
+    found = core.records.get(caller, TASK.changes, task.namespace, task.name)
+    if found.record_id != task.record_id:
+        raise NotFound("resource", f"task {task.namespace}/{task.name} was deleted, and made anew")
+    return found
+
+
+def _ready(core: Core, caller: Caller, sandbox: str, task: Record) -> Record | str | None:
     """A text: that is why it never will be; an empty one: nobody wants the Task any more."""
     try:
-        task = core.records.get(caller, TASK.changes, namespace, name)
+        if _now(core, caller, task).body["status"]["state"] in tasks.FINAL:
+            return ""
     except NotFound:
         return ""
-    if task.body["status"]["state"] in tasks.FINAL:
-        return ""
     try:
-        record = core.records.get(caller, SANDBOX.changes, namespace, sandbox)
+        record = core.records.get(caller, SANDBOX.changes, task.namespace, sandbox)
     except NotFound:
         return tasks.absent(sandbox)
     if record.body["status"]["phase"] == "Failed":
@@ -54,13 +59,12 @@ def _ready(core: Core, caller: Caller, namespace: str, sandbox: str, name: str) 
     return record if is_ready(record) else None
 
 
-async def do(core: Core, caller: Caller, namespace: str, name: str, sandbox: Record, stopping: asyncio.Event) -> None:
+async def do(core: Core, caller: Caller, task: Record, sandbox: Record, stopping: asyncio.Event) -> None:
     """Its steps, and what came of them. If the server stops meanwhile, the next one says so."""
     try:
-        task = core.records.get(caller, TASK.changes, namespace, name)
+        task = _now(core, caller, task)
         if task.body["status"]["state"] == "Pending":
-            begun = body_changed(_replaced(tasks.running()))
-            task = await core.records.update(caller, TASK.changes, namespace, name, begun)
+            task = await _told(core, caller, task, tasks.running())
     except NotFound:
         return
     assert sandbox.vm_id is not None
@@ -70,15 +74,15 @@ async def do(core: Core, caller: Caller, namespace: str, name: str, sandbox: Rec
     try:
         result = await execution.run(core, caller, place, task.body["spec"])
     except SandboxGone:
-        await _end(core, caller, namespace, name, tasks.failed(tasks.absent(sandbox.name)))
+        await _end(core, caller, task, tasks.failed(tasks.absent(sandbox.name)))
         return
     except CoreError as error:
         if stopping.is_set():
             return
-        await _end(core, caller, namespace, name, tasks.failed(f"Failed to execute command: {error.message}\n"))
+        await _end(core, caller, task, tasks.failed(f"Failed to execute command: {error.message}\n"))
         return
     began = task.body["status"]["startTime"]
-    await _end(core, caller, namespace, name, execution.stored(result, began, now(), time.monotonic_ns() - at))
+    await _end(core, caller, task, execution.stored(result, began, now(), time.monotonic_ns() - at))
 
 
 async def _gone(core: Core, caller: Caller, sandbox: Record) -> bool:
@@ -98,17 +102,23 @@ async def _gone(core: Core, caller: Caller, sandbox: Record) -> bool:
 async def interrupted(core: Core, caller: Caller, task: Record) -> None:
     """It ran when the server ended."""
     status = {**tasks.failed(RESTARTED), "startTime": task.body["status"].get("startTime", now())}
-    await _end(core, caller, task.namespace, task.name, status)
+    await _end(core, caller, task, status)
 
 
-async def _end(core: Core, caller: Caller, namespace: str, name: str, status: Object) -> None:
+async def _end(core: Core, caller: Caller, task: Record, status: Object) -> None:
     try:
-        task = core.records.get(caller, TASK.changes, namespace, name)
-        ttl = tasks.kept(task.body["spec"])
-        change = body_changed(_replaced(status))
-        await core.records.update(caller, TASK.changes, namespace, name, change, ttl=ttl)
+        ttl = tasks.kept(_now(core, caller, task).body["spec"])
+        await _told(core, caller, task, status, ttl)
     except NotFound:
         return  # nobody wants to know any more
+
+
+async def _told(core: Core, caller: Caller, task: Record, status: Object, ttl: float | None = None) -> Record:
+    """This Task alone, not one that has got its name since. NotFound."""
+    change = body_changed(_replaced(status))
+    return await core.records.update(
+        caller, TASK.changes, task.namespace, task.name, change, ttl=ttl, record_id=task.record_id
+    )
 
 
 def _replaced(status: Object) -> Callable[[Object], None]:

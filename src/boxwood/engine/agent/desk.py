@@ -89,7 +89,7 @@ class Desk:
 
     def hello(self) -> dict[str, Any]:
         runs = [run.header() for run in self._runs.values()]
-        return {"ev": "hello", "runs": runs, "sessions": list(self._sessions)}
+        return {"ev": "hello", "runs": runs, "sessions": list(self._sessions), "programs": True}
 
     def relink(self) -> None:
         """There is a new link: greet, and say what the last one may not have carried."""
