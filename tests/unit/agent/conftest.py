@@ -23,6 +23,12 @@ SUBREAPER, NO_NEW_PRIVS = 36, 38
 SHELLS = [name for name in ("bash", "dash", "busybox") if shutil.which(name)]
 
 
+@pytest.fixture(autouse=True)
+def alone():
+    """The agent takes every child of its process for something that its runs have left, and may kill it."""
+    assert not children(os.getpid()), "a test before has left a child, a server say: tests/unit/agent comes first"
+
+
 class Answer:
     """Of one request."""
 
