@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import itertools
 import json
 import os
@@ -15,6 +16,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +69,8 @@ def internet(directory: Path) -> Iterator[Internet]:
     number = next(_numbers)
     name, link = f"bwtest{os.getpid()}-{number}", f"t{os.getpid() % 1000000}n{number}"
     with contextlib.ExitStack() as stack:
+        lock = stack.enter_context((Path(tempfile.gettempdir()) / "internet.lock").open("w"))
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the routes to it are the host's: one at a time
         _ip("netns", "add", name)
         stack.callback(_ip, "netns", "delete", name)
         _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", name)
