@@ -108,7 +108,10 @@ def _driver(client: Client, server: Server, cache: Path, scratch: Path) -> Itera
     def ask(step: str) -> float:
         told.write(f"{step}\n")
         told.flush()
-        return float(heard.readline())
+        took = heard.readline()
+        if not took:
+            raise RuntimeError(f"{client.title}: its driver ended in the middle of {step}")
+        return float(took)
 
     try:
         if heard.readline() != "ready\n":

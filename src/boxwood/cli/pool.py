@@ -123,16 +123,8 @@ def _tell(pool: Pool, json: bool) -> None:
 def _table(pools: list[Pool]) -> None:
     records = [pool.record for pool in pools]
     rows = [
-        (
-            one.name,
-            one.namespace,
-            one.replicas,
-            one.ready,
-            one.starting,
-            one.allocated,
-            one.source_vm_name,
-            age(one.created_at),
-        )
+        (one.name, one.namespace, one.replicas, one.ready, one.starting, one.allocated, one.source_vm_name,
+         age(one.created_at))
         for one in records
-    ]
+    ]  # fmt: skip
     table(("NAME", "NAMESPACE", "REPLICAS", "READY", "STARTING", "ALLOCATED", "FROM", "AGE"), rows)

@@ -24,9 +24,8 @@ class Admission:
         self._vms = 0
 
     def start(self) -> None:
-        self._vms = vm_rows.count(
-            self._database.near, ["v.origin IS NULL"], {}
-        )  # goldens are not VMs that anybody made
+        made = ["v.origin IS NULL"]  # goldens are nobody's
+        self._vms = vm_rows.count(self._database.near, made, {})
 
     def made(self) -> None:
         """There is a VM more."""
@@ -42,7 +41,7 @@ class Admission:
             raise CapacityUnavailable(
                 f"this server has {self._vms} VMs and may have {most} (vms_most): delete some", RETRY_SECONDS
             )
-        spare, free = self._config.disk_spare_mib, self._engine.room().disk_bytes // MIB
+        spare, free = self._config.disk_spare_mib, self._engine.free_disk() // MIB
         if free < spare:
             raise CapacityUnavailable(
                 f"the server's disk has {free} MiB left, and {spare} are to stay free (disk_spare_mib)", RETRY_SECONDS
@@ -53,7 +52,7 @@ class Admission:
         most = self._config.boxes_most
         if boxes >= most:
             return f"{boxes} VMs are running, and {most} may (boxes_most)"
-        spare, free = self._config.memory_spare_mib, self._engine.room().memory_bytes // MIB
+        spare, free = self._config.memory_spare_mib, self._engine.free_memory() // MIB
         if free < spare:
             return f"the host has {free} MiB of memory left, and {spare} are to stay free (memory_spare_mib)"
         return None

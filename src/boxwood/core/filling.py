@@ -101,7 +101,8 @@ class Filler:
 
     async def _fill(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
+        again: asyncio.TimerHandle | None = None
+        while not self._stopped:
             await self._wanted.wait()
             self._wanted.clear()
             for state in list(self._pools.values()):
@@ -109,9 +110,10 @@ class Filler:
             while (shortest := self._shortest(loop.time())) is not None:
                 await self._quiet()
                 await self._make_one(shortest)
+            if again is not None:
+                again.cancel()
             waiting = [state.retry_at for state in self._pools.values() if state.short > 0]
-            if waiting:
-                loop.call_at(min(waiting), self._wanted.set)
+            again = loop.call_at(min(waiting), self._wanted.set) if waiting else None
 
     def _shed(self, state: PoolState) -> None:
         surplus = len(state.ready) - state.row.replicas

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -74,6 +75,7 @@ class Pools:
         self._tasks = tasks
         self._pools: dict[str, PoolState] = {}
         self._names: dict[tuple[str, str, str], PoolState] = {}
+        self._reserved = 0  # replicas of pools that are being made or enlarged
         self._filler = Filler(self._pools, boxes, forks, vms, tasks, self._changed)
         vms.deleted_hooks.append(self._vm_gone)
 
@@ -120,11 +122,11 @@ class Pools:
                 labels=request.labels,
             )
         )
-        self._check_replicas(request.replicas, 0)
         if (caller.org_id, request.namespace, request.name) in self._names:
             raise _taken(request.namespace, request.name)
         source = self._forks.source(caller, fork)
-        return await self._tasks.finish(self._create(caller.org_id, request, replace(fork, labels=None), source))
+        with self._reserving(request.replicas, 0):
+            return await self._tasks.finish(self._create(caller.org_id, request, replace(fork, labels=None), source))
 
     async def _create(self, org_id: str, request: PoolRequest, fork: ForkRequest, source: VMRow) -> Pool:
         pool_id = new_id()
@@ -171,15 +173,16 @@ class Pools:
         """What is given. With fewer replicas VMs that wait are removed, claimed ones stay. BadRequest, NotFound."""
         state = self._state(caller, name, namespace)
         values: dict[str, Any] = {}
+        had = state.row.replicas
         if replicas is not None:
-            self._check_replicas(replicas, state.row.replicas)
             values["replicas"] = replicas
         if about is not None:
             values["about"] = words.json_text("about", about)
         if labels is not None:
             values["labels"] = json.dumps(words.labels(labels) or {})
-        if values:
-            await self._tasks.finish(self._change(state, values))
+        with self._reserving(had if replicas is None else replicas, had):
+            if values:
+                await self._tasks.finish(self._change(state, values))
         return self._shown(state)
 
     async def _change(self, state: PoolState, values: dict[str, Any]) -> None:
@@ -189,13 +192,21 @@ class Pools:
         self._changed(state)
         self._filler.wake()
 
-    def _check_replicas(self, replicas: int, instead_of: int) -> None:
+    @contextmanager
+    def _reserving(self, replicas: int, instead_of: int) -> Iterator[None]:
+        """BadRequest: a pool cannot have so many. Who asks at the same time does not get the same room."""
         most = self._config.pool_vms
         if not 0 <= replicas <= most:
             raise words.refuse("replicas", f"0 to {most}")
-        total = sum(state.row.replicas for state in self._pools.values()) - instead_of + replicas
+        total = self._reserved + sum(state.row.replicas for state in self._pools.values()) - instead_of + replicas
         if total > most:
-            raise words.refuse("replicas", f"all pools together would have {total}, and may have {most} (pool_vms)")
+            raise words.refuse("replicas", f"all pools of this server together may have {most} (pool_vms)")
+        more = max(0, replicas - instead_of)
+        self._reserved += more
+        try:
+            yield
+        finally:
+            self._reserved -= more
 
     async def delete(self, caller: Caller, name: str, namespace: str = "default", *, vms: bool = False) -> Pool:
         """The pool as it was. VMs that wait in it go; those that were claimed stay, unless `vms`. NotFound."""

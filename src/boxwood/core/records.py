@@ -196,7 +196,7 @@ class Records:
         return made
 
     def is_bound(self, row: RecordRow) -> None:
-        self._tell("modified", row)
+        self._tell("modified", shown(row))
 
     def delete_of(self, connection: sqlite3.Connection, vm_id: str) -> Sequence[Record]:
         """The records of a VM, in the transaction that deletes it; whoever does calls `are_gone` afterwards."""
@@ -211,16 +211,15 @@ class Records:
 
     async def _change(self, kind: str, work: Callable[[sqlite3.Connection], RecordRow], body: str) -> Record:
         """Listeners hear of changes in the order in which they were committed."""
-        done = self._database.submit(work, small=len(body) < SMALL_BYTES)
+        done = self._database.submit(lambda connection: shown(work(connection)), small=len(body) < SMALL_BYTES)
         done.add_done_callback(lambda task: self._committed(kind, task))
-        return shown(await done)
+        return await done
 
-    def _committed(self, kind: str, task: asyncio.Future[RecordRow]) -> None:
+    def _committed(self, kind: str, task: asyncio.Future[Record]) -> None:
         if not task.cancelled() and task.exception() is None:
             self._tell(kind, task.result())
 
-    def _tell(self, kind: str, row: RecordRow) -> None:
-        record = shown(row)
+    def _tell(self, kind: str, record: Record) -> None:
         if kind == "deleted":
             self.are_gone([record])
             return

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,17 +64,19 @@ class Retention:
         self._bytes.pop(vm_id, None)
 
     async def _trim(self, vm_id: str) -> None:
-        config = self._config
         try:
-            while self._many(vm_id):
-                self._forget_counts(vm_id)
-                await self._forget(
-                    await self._database.read(
-                        lambda connection: run_rows.surplus(connection, vm_id, config.runs_kept, config.runs_kept_bytes)
-                    )
-                )
+            while self._many(vm_id):  # more may have ended meanwhile
+                await self._cut(vm_id)
         finally:
             self._trimming.discard(vm_id)
+
+    async def _cut(self, vm_id: str) -> None:
+        """Forget what is more than is kept of a VM."""
+        self._forget_counts(vm_id)
+        count, output = self._config.runs_kept, self._config.runs_kept_bytes
+        await self._forget(
+            await self._database.read(lambda connection: run_rows.surplus(connection, vm_id, count, output))
+        )
 
     async def _forget(self, ids: Sequence[str]) -> None:
         """Rows first: an output without a row is nobody's, and removed with its VM at the latest."""
@@ -92,26 +93,24 @@ class Retention:
     # Now and then
 
     async def sweep(self) -> None:
-        """What has become too old."""
+        """What has become too old, but for runs: there may be millions."""
         await self._uploads.sweep()
-        now = clock.now()
+        before = clock.now() - KEPT_SECONDS * 1_000_000
+        await self._database.write(lambda connection: idempotency_rows.expire(connection, before))
 
-        def expire(connection: sqlite3.Connection) -> None:
-            idempotency_rows.expire(connection, now - KEPT_SECONDS * 1_000_000)
-
-        await self._database.write(expire)
-        for vm_id in await self._database.read(
-            lambda connection: run_rows.crowded(connection, self._config.runs_kept, self._config.runs_kept_bytes)
-        ):
-            self._ended[vm_id] = self._config.runs_kept + 1
-            await self._trim(vm_id)
-        before = now - int(self._config.runs_kept_seconds * 1e6)
+    async def _sweep_runs(self) -> None:
+        count, output = self._config.runs_kept, self._config.runs_kept_bytes
+        for vm_id in await self._database.read(lambda connection: run_rows.crowded(connection, count, output)):
+            await self._cut(vm_id)
+        before = clock.now() - int(self._config.runs_kept_seconds * 1e6)
         await self._forget(await self._database.read(lambda connection: run_rows.older(connection, before)))
 
     async def _sweep_often(self) -> None:
         while True:
-            await asyncio.sleep(SWEEP_SECONDS)
             try:
+                await self._sweep_runs()
+                await asyncio.sleep(SWEEP_SECONDS)
                 await self.sweep()
             except (CoreError, OSError) as error:
                 log.error("what is too old could not be removed: %s", error)
+                await asyncio.sleep(SWEEP_SECONDS)

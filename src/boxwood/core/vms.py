@@ -282,31 +282,30 @@ class VMs:
         BadRequest, NotFound, Forbidden."""
         words.seconds("seconds", seconds)
         row = self._access.own(caller, vm)
-        return self._shown(await self._tasks.finish(self._extend(row.id, int(seconds * 1e6))))
+        more = int(seconds * 1e6)
 
-    async def _extend(self, vm_id: str, microseconds: int) -> VMRow:
-        slot = self._boxes.slot(vm_id)
-        async with slot.lock:  # it is extended or it expires, not both
-            row = rows.by_id(self._database.near, vm_id)
-            now = clock.now()
-            ends = now if row is None or row.expires_at is None else max(now, row.expires_at)
-            await self._change_held(slot, {"expires_at": ends + microseconds})
-            extended = rows.by_id(self._database.near, vm_id)
-        self.expiry.changed()
-        assert extended is not None  # what deletes it waits for the lock
-        return extended
+        def ends(now: int, before: int | None) -> int:
+            return (now if before is None else max(now, before)) + more
+
+        return self._shown(await self._tasks.finish(self._set_end(row.id, ends)))
 
     async def expire_in(self, caller: Caller, vm: str, seconds: float | None) -> VM:
         """Let the VM be deleted by itself so many seconds from now; None: never. BadRequest, NotFound, Forbidden."""
         words.seconds("seconds", seconds)
         row = self._access.own(caller, vm)
-        return self._shown(await self._tasks.finish(self._expire_in(row.id, seconds)))
+        left = None if seconds is None else int(seconds * 1e6)
 
-    async def _expire_in(self, vm_id: str, seconds: float | None) -> VMRow:
+        def ends(now: int, before: int | None) -> int | None:
+            return None if left is None else now + left
+
+        return self._shown(await self._tasks.finish(self._set_end(row.id, ends)))
+
+    async def _set_end(self, vm_id: str, ends: Callable[[int, int | None], int | None]) -> VMRow:
+        """`ends` tells when the VM is to be deleted, of what the time is and when it was to be before."""
         slot = self._boxes.slot(vm_id)
-        async with slot.lock:
-            ends = None if seconds is None else clock.now() + int(seconds * 1e6)
-            await self._change_held(slot, {"expires_at": ends})
+        async with slot.lock:  # it is given another end or it expires, not both
+            row = rows.by_id(self._database.near, vm_id)
+            await self._change_held(slot, {"expires_at": ends(clock.now(), None if row is None else row.expires_at)})
             changed = rows.by_id(self._database.near, vm_id)
         self.expiry.changed()
         assert changed is not None  # what deletes it waits for the lock

@@ -281,14 +281,6 @@ class Box(Protocol):
         """Put the box down; returns when no process of it is left, and so nothing that could write."""
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
-    """What the host has left: memory that can be had without swapping, and disk where layers are written."""
-
-    memory_bytes: int
-    disk_bytes: int
-
-
 class Engine(Protocol):
     """One host."""
 
@@ -332,8 +324,11 @@ class Engine(Protocol):
     def account(self, sink: Callable[[str, Usage], None]) -> None:
         """From now on, for every box that has ended: its VM, and what it had moved in all. On the event loop."""
 
-    def room(self) -> Room:
-        """As it is now."""
+    def free_memory(self) -> int:
+        """Bytes that the host has left, to be had without swapping."""
+
+    def free_disk(self) -> int:
+        """Bytes that are left where layers are written."""
 
     def features(self) -> AsyncIterator[tuple[str, bool, str]]:
         """Isolation layers of this host: name, active, and why or how to get it."""

@@ -23,7 +23,6 @@ from boxwood.engine.api import (
     EngineError,
     EngineUnavailable,
     Limits,
-    Room,
     Stack,
     Usage,
 )
@@ -370,11 +369,13 @@ class HostEngine:
 
     # --- the host
 
-    def room(self) -> Room:
+    def free_memory(self) -> int:
         with open("/proc/meminfo", "rb") as file:  # some 20 µs
-            memory = next((int(line.split()[1]) << 10 for line in file if line.startswith(b"MemAvailable:")), 1 << 62)
+            return next((int(line.split()[1]) << 10 for line in file if line.startswith(b"MemAvailable:")), 1 << 62)
+
+    def free_disk(self) -> int:
         disk = os.statvfs(self._data)
-        return Room(memory, disk.f_bavail * disk.f_frsize)
+        return disk.f_bavail * disk.f_frsize
 
     # --- work of the zygote's
 

@@ -81,10 +81,6 @@ def claim(connection: sqlite3.Connection, vm_id: str, values: dict[str, Any]) ->
     return connection.execute(sql, (*values.values(), vm_id)).rowcount == 1
 
 
-def of_pool(connection: sqlite3.Connection, pool_id: str) -> list[VMRow]:
-    return [VMRow(*row) for row in connection.execute(f"{_SELECT} WHERE v.pool_id = ? ORDER BY v.id", (pool_id,))]
-
-
 def in_pools(connection: sqlite3.Connection) -> list[tuple[str, str, bool]]:
     """Of every VM of a pool: itself, the pool, and whether it is hidden."""
     sql = "SELECT id, pool_id, hidden FROM vms WHERE pool_id IS NOT NULL"

@@ -34,7 +34,6 @@ from boxwood.engine.api import (
     Manifest,
     ManifestEntry,
     OpenFile,
-    Room,
     RunEnd,
     RunSink,
     RunSpec,
@@ -270,7 +269,7 @@ class Machine:
     """A host: layers and boxes, which outlive engines. `calls` lists what engines were asked."""
 
     def __init__(self) -> None:
-        self.room = Room(1 << 40, 1 << 40)
+        self.free_memory = self.free_disk = 1 << 40
         self.layers: dict[str, Tree] = {}
         self.images: dict[str, Tree] = {IMAGE: {"/etc/os-release": b"fake"}}
         self.boxes: dict[str, LivingBox] = {}
@@ -508,8 +507,11 @@ class FakeEngine:
     def account(self, sink: Callable[[str, Usage], None]) -> None:
         self.sink = sink
 
-    def room(self) -> Room:
-        return self.machine.room
+    def free_memory(self) -> int:
+        return self.machine.free_memory
+
+    def free_disk(self) -> int:
+        return self.machine.free_disk
 
     async def features(self) -> AsyncIterator[tuple[str, bool, str]]:
         yield "memory", True, "all of it"

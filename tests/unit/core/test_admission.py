@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 
 import pytest
 
 from boxwood.core import errors
 from boxwood.core.model import PoolRequest
 
-Room = sys.modules["fake_engine"].Room
 GIB = 1 << 30
 
 
@@ -34,10 +32,10 @@ async def test_so_many_vms(make_world):
 
 
 async def test_a_disk_that_is_nearly_full(world):
-    world.machine.room = Room(GIB, 10 << 20)
+    world.machine.free_disk = 10 << 20
     with refused("disk_spare_mib"):
         await world.fork()
-    world.machine.room = Room(GIB, GIB)
+    world.machine.free_disk = GIB
     await world.fork()
 
 
@@ -70,11 +68,11 @@ async def test_memory_that_is_short(world):
     vm = await world.fork()
     await world.out(vm, "pwd")
     other = await world.fork()
-    world.machine.room = Room(10 << 20, GIB)
+    world.machine.free_memory = 10 << 20
     run = await world.run(other, "echo")
     assert "memory_spare_mib" in run.fail_reason
     assert not world.machine.boxes, "who is idle makes room first"
-    world.machine.room = Room(GIB, GIB)
+    world.machine.free_memory = GIB
     assert await world.out(other, "echo x") == "x\n"
 
 
