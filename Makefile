@@ -43,7 +43,7 @@ compatibility: setup
 
 bench: setup
 	@scripts/packages "the peers of the benchmark, and the network of VMs" bubblewrap runc busybox-static nftables iproute2 || echo "bench: goes on without them"
-	@$(bin)/python bench/run.py $(ARGS)
+	@PYTHONPATH=tools $(bin)/python bench/run.py $(ARGS)
 
 clean:
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

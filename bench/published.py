@@ -9,11 +9,11 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from environments import CannotInstall, python_of
 from measure import Series
 from peers import Unavailable
 from server import Server
@@ -136,13 +136,7 @@ def _kubeconfig(server: Server) -> dict[str, object]:
 
 def _environment(client: Client, cache: Path) -> Path:
     """Its interpreter. Made once."""
-    home = cache / "clients" / f"{client.package}-{client.version}"
-    if not (home / "ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True, capture_output=True)
-        wanted = [f"{client.package}=={client.version}", *client.also]
-        pip = [str(home / "bin/python"), "-m", "pip", "install", "--quiet", *wanted]
-        done = subprocess.run(pip, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise Unavailable(f"{client.title} cannot be installed: {done.stderr.strip()[-300:]}")
-        (home / "ready").touch()
-    return home / "bin/python"
+    try:
+        return python_of(cache / "clients", f"{client.package}=={client.version}", *client.also)
+    except CannotInstall as error:
+        raise Unavailable(f"{client.title} cannot be installed: {error}") from error

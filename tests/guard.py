@@ -109,7 +109,8 @@ def _remove(temporary: Path) -> None:
     if os.environ.get("BOXWOOD_KEEP_TMP"):
         print(f"kept: {temporary}", file=sys.stderr)
     else:
-        shutil.rmtree(temporary, ignore_errors=True)
+        # shutil.rmtree recurses: a tree that is deeper than Python's stack ends it.
+        subprocess.run(["rm", "-rf", "--one-file-system", "--", str(temporary)], check=False)
 
 
 # --- what there is

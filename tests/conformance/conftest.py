@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import environments
 import servers
 from scenarios import table
 from scenarios.interpreters import close_all, interpreter
@@ -66,19 +67,10 @@ def noted(client: str, seen: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
 
 def python_of(package: str, version: str, *more: str) -> Path:
     """The interpreter of an environment that holds this release, with `more` (requirements), and nothing of ours."""
-    home = CACHE / "-".join([package, version, *(one.replace("==", "-") for one in more)])
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / f"{home.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (home / "ready").exists():
-            shutil.rmtree(home, ignore_errors=True)
-            subprocess.run([sys.executable, "-m", "venv", home], check=True, capture_output=True)
-            pip = [home / "bin/python", "-m", "pip", "install", "--quiet", f"{package}=={version}", *more]
-            done = subprocess.run(pip, capture_output=True, text=True, check=False)
-            if done.returncode:
-                pytest.fail(f"cannot install {package} {version}: {done.stderr[-2000:]}", pytrace=False)
-            (home / "ready").touch()
-    return home / "bin/python"
+    try:
+        return environments.python_of(CACHE, f"{package}=={version}", *more)
+    except environments.CannotInstall as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 def node_home(package: str, version: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ def in_child(work: Callable[[], Any]) -> Any:
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
+        gc.disable()  # what the tests' process left uncollected would close descriptors by numbers that are others' here
         try:
             k.unshare(k.NEWNS)
             k.mount(None, "/", None, k.MS_REC | k.MS_PRIVATE)
@@ -101,6 +103,7 @@ class Layers:
         fds = [os.open(directory, os.O_RDONLY | os.O_DIRECTORY) for directory in (self.root, self.images)]
         pid = os.fork()
         if pid == 0:
+            gc.disable()  # as in the zygote, see `in_child`
             jail.jailed(job, *fds, writing)
         for fd in (*fds, writing):
             os.close(fd)
