@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import logging
 import os
@@ -35,6 +34,7 @@ from boxwood.engine.strays import let_go
 from boxwood.engine.ulid import checked, is_ulid, new_ulid
 
 _JOB_SECONDS = 3600.0
+_LONGEST_ANSWER = 1 << 20  # bytes, of a job
 _ADOPT_SECONDS = 5.0
 _REMOVE_AT_ONCE = 500  # ids in one packet
 log = logging.getLogger(__name__)
@@ -414,13 +414,27 @@ def _boot_fields(spec: BoxSpec) -> dict[str, Any]:
 
 
 async def _read_to_end(fd: int, seconds: float) -> bytes:
-    """All that comes over a pipe, which is then closed."""
+    """All that comes over a pipe, which is then closed.
+
+    Not `connect_read_pipe`: uvloop's closes the descriptor twice, and the second time it may be another thread's file.
+    """
     loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(limit=1 << 20)
-    pipe = io.FileIO(fd, "rb")
-    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    came, whole = bytearray(), loop.create_future()
+
+    def readable() -> None:
+        try:
+            piece = os.read(fd, 1 << 16)
+        except BlockingIOError:
+            return
+        came.extend(piece)
+        if (not piece or len(came) > _LONGEST_ANSWER) and not whole.done():
+            whole.set_result(None)
+
+    loop.add_reader(fd, readable)
     try:
         async with asyncio.timeout(seconds):
-            return await reader.read()
+            await whole
+        return bytes(came)
     finally:
-        transport.close()
+        loop.remove_reader(fd)
+        os.close(fd)
