@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from boxwood.core.errors import CapacityUnavailable
+from boxwood.core.errors import CapacityUnavailable, ResourceBusy
 from boxwood.dialects.arl_gateway import execute, history, snapshots
 from boxwood.dialects.arl_gateway.gateway import of_app
 
@@ -307,6 +307,29 @@ async def test_snapshots_go_with_the_session(arl):
         while (await arl.api("GET", f"/vms/{vm_id}")).status_code == 200:
             await asyncio.sleep(0.001)
     assert not await arl.api.app.core.records.of_kind(snapshots.KIND)
+
+
+async def test_a_snapshot_that_was_being_taken_when_the_server_died(arl):
+    """Its record was there first: a snapshot that nobody knows of is never left."""
+    path = await arl.session()
+    core, session = arl.api.app.core, session_of(arl, path)
+    await core.records.create(session.caller, snapshots.KIND, session.id, f"{7:010d}", {}, ttl=60)
+    await snapshots.sweep(of_app(arl.api.app))
+    assert await core.records.of_kind(snapshots.KIND) == ()
+
+
+async def test_a_snapshot_that_fails_leaves_no_record(arl, monkeypatch):
+    path = await arl.session()
+    core = arl.api.app.core
+
+    async def refuse(*_: object) -> None:
+        assert await core.records.of_kind(snapshots.KIND), "the record comes first"
+        raise ResourceBusy("source", "not now")
+
+    monkeypatch.setattr(core.vms, "fork", refuse)
+    await arl.execute(path, ["put", "f", "a"], ["put", "f", "b"])
+    assert await core.records.of_kind(snapshots.KIND) == ()
+    assert session_of(arl, path).snapshots == {}
 
 
 async def test_a_slow_snapshot_is_not_taken_too_often(arl, monkeypatch):

@@ -262,27 +262,34 @@ class Boxes:
                 raise NotFound("vm", f"there is no VM {slot.vm_id}")
             if self._closing:
                 raise Unavailable("the server is stopping")
-            await self._make_room()
+            await self._make_room(slot.vm_id)
             self._booting += 1
             try:
                 self._install(slot, await self._boot(slot))
             finally:
                 self._booting -= 1
 
-    async def _make_room(self) -> None:
-        """Those that have been idle longest are parked for others. CapacityUnavailable: nobody is idle."""
+    async def _make_room(self, vm_id: str) -> None:
+        """Those that have been idle longest are parked for others, and if there are none, those that wait in pools for
+        others than their like. CapacityUnavailable: nobody is idle."""
         while (reason := self._admission.box_refused(len(self._live) + self._booting)) is not None:
             idle = [slot for slot in self._live.values() if self._parkable(slot)]
-            if not idle:
+            own = [slot for slot in idle if slot.vm_id not in self._kept]
+            if not own and (not idle or self._waits_in_a_pool(vm_id)):
                 raise CapacityUnavailable(reason)
+            idle = own or idle
             slot = min(idle, key=lambda slot: slot.idle_since)
             slot.spared_until = asyncio.get_running_loop().time() + SPARED_SECONDS  # should something live in it
             await self._park_idle(slot.vm_id)
 
     def _parkable(self, slot: Slot) -> bool:
-        if slot.busy or slot.lock.locked() or slot.vm_id in self._kept:
+        if slot.busy or slot.lock.locked():
             return False
         return slot.spared_until <= asyncio.get_running_loop().time()
+
+    def _waits_in_a_pool(self, vm_id: str) -> bool:
+        row = vm_rows.by_id(self._database.near, vm_id)
+        return row is not None and row.hidden and row.pool_id is not None
 
     async def _boot(self, slot: Slot) -> Box:
         """The mark that its layers are in use is committed while the box is made. Whoever could take the layers away

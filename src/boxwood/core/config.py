@@ -42,6 +42,7 @@ class Config:
     arl_port: int = 0  # on which ARL's gateway protocol is served without its prefix; 0: nowhere
     idle_seconds: float = 60.0  # a box that has nothing to do for so long is parked
     pool_vms: int = 512  # that may wait in all pools together
+    pool_vms_each: int = 256  # … in those of one organisation
     ready_boxes: int = 8  # booted ahead of demand, of the images and VMs that are forked these days
     vms_most: int = 100_000  # there may be, of all organisations
     boxes_most: int = 4096  # live boxes at once; idle ones are parked for others
@@ -54,6 +55,7 @@ class Config:
     runs_kept: int = 10_000  # of each VM: ended runs, the newest
     runs_kept_bytes: int = 1024 * MIB  # … with so much output
     runs_kept_seconds: float = 30 * 86400.0  # … for so long
+    records_bytes: int = 1024 * MIB  # of the objects that other systems' protocols keep for one organisation
     file_bytes: int = 1024 * MIB  # largest file that can be written
     requests_per_second: float = 2000.0  # of one API key; 0: as many as come
     requests_burst: int = 4000  # … at once after a rest
@@ -111,6 +113,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("arl_port", 0, 65535),
     ("idle_seconds", 0, 30 * 86400),
     ("pool_vms", 0, 100_000),
+    ("pool_vms_each", 0, 100_000),
     ("ready_boxes", 0, 1000),
     ("vms_most", 0, 1 << 40),
     ("boxes_most", 1, 1 << 20),
@@ -123,6 +126,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("runs_kept", 1, 1 << 40),
     ("runs_kept_bytes", 0, 1 << 44),
     ("runs_kept_seconds", 0, 100 * 366 * 86400),
+    ("records_bytes", 16 * MIB, 1 << 44),
     ("file_bytes", 1, 1 << 44),
     ("requests_per_second", 0, 1e9),
     ("requests_burst", 1, 1 << 40),

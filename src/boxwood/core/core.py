@@ -61,7 +61,7 @@ class Core:
         self._lanes.recorded_hook = self._retention.ended
         access = Access(database, self._boxes)
         self.changes = Changes()
-        self.records = Records(database, self.changes, self._tasks)
+        self.records = Records(database, self.changes, config, self._tasks)
         repeats = Idempotency(database)
         self.networks = Networks(database, engine, self._boxes, access)
         self.goldens = Goldens(database, access, self.layers, config)

@@ -39,6 +39,7 @@ class PoolState:
     allocated: set[str] = field(default_factory=set)
     problem: str | None = None
     failures: int = 0
+    filled_at: float = 0.0  # when one of its VMs was last begun
     retry_at: float = 0.0
     deleted: bool = False
     _about: tuple[str | None, dict[str, Any]] = (None, {})  # as text, and read
@@ -107,9 +108,9 @@ class Filler:
             self._wanted.clear()
             for state in list(self._pools.values()):
                 self._shed(state)
-            while (shortest := self._shortest(loop.time())) is not None:
+            while (next_one := self._next(loop.time())) is not None:
                 await self._quiet()
-                await self._make_one(shortest)
+                await self._make_one(next_one)
             if again is not None:
                 again.cancel()
             waiting = [state.retry_at for state in self._pools.values() if state.short > 0]
@@ -122,12 +123,13 @@ class Filler:
         if surplus > 0:
             self._changed(state)
 
-    def _shortest(self, now: float) -> PoolState | None:
-        """The pool that has the smallest part of what it wants."""
+    def _next(self, now: float) -> PoolState | None:
+        """Of the pools that want more the one that has waited longest: one that is claimed from all the time does not
+        keep the others waiting."""
         if self._stopped:
             return None
         short = [state for state in self._pools.values() if state.short > 0 and state.retry_at <= now]
-        return min(short, key=lambda state: len(state.ready) / state.row.replicas, default=None)
+        return min(short, key=lambda state: (state.filled_at, -state.short), default=None)
 
     async def _quiet(self) -> None:
         """Whoever claims comes first."""
@@ -139,6 +141,7 @@ class Filler:
     async def _make_one(self, state: PoolState) -> None:
         """Ready, or not there at all."""
         state.starting += 1
+        state.filled_at = asyncio.get_running_loop().time()
         self._changed(state)
         vm_id: str | None = None
         try:

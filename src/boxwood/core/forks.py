@@ -6,7 +6,6 @@ import json
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
 from boxwood.core import clock, words
@@ -20,6 +19,7 @@ from boxwood.core.idempotency import Claim, Idempotency
 from boxwood.core.ids import new_id
 from boxwood.core.layers import Layers
 from boxwood.core.model import VM, Caller, ForkRequest, Resources
+from boxwood.core.records import Records
 from boxwood.core.refusals import of_engine
 from boxwood.core.runs import Runs
 from boxwood.core.tasks import Tasks
@@ -28,6 +28,7 @@ from boxwood.store import layers as layer_rows
 from boxwood.store import sessions as session_rows
 from boxwood.store import vms as rows
 from boxwood.store.database import SMALL_BYTES, Database
+from boxwood.store.records import RecordRow
 from boxwood.store.sessions import SessionRow
 from boxwood.store.vms import VMRow
 
@@ -68,11 +69,6 @@ def _nothing(connection: sqlite3.Connection, vm_id: str) -> None:
     pass
 
 
-def _record(claim: Claim | None, connection: sqlite3.Connection, vm_id: str) -> None:
-    if claim is not None:
-        claim.record(connection, vm_id)
-
-
 class Forks:
     """`expiring`: called when a VM has been made that is to be deleted by itself."""
 
@@ -87,6 +83,7 @@ class Forks:
         layers: Layers,
         goldens: Goldens,
         idempotency: Idempotency,
+        records: Records,
         config: Config,
         tasks: Tasks,
         expiring: Callable[[], None],
@@ -100,6 +97,7 @@ class Forks:
         self._layers = layers
         self._goldens = goldens
         self._idempotency = idempotency
+        self._records = records
         self._config = config
         self._tasks = tasks
         self._expiring = expiring
@@ -110,7 +108,7 @@ class Forks:
         BadRequest (no source or several, a bad name), NotFound (source), Forbidden, AlreadyExists (name),
         InsufficientResources, ResourceBusy (more layers than can be stacked: they are being merged),
         IdempotencyConflict, Unavailable (the same key is still being worked on; the host image is still being made),
-        CapacityUnavailable.
+        CapacityUnavailable; of `record` NotFound, Conflict (it has a VM).
         """
         request = checked(request)
         with self._idempotency.claim(f"fork:{caller.org_id}", idempotency_key, request) as claim:
@@ -125,8 +123,18 @@ class Forks:
         return self._access.vm(row, session_rows.of_vm(self._database.near, row.id))
 
     async def _fork(self, caller: Caller, request: ForkRequest, claim: Claim | None) -> VM:
-        source = self.source(caller, request)
-        row, sessions, report = await self.make(caller.org_id, request, source, partial(_record, claim))
+        bound: RecordRow | None = None
+
+        def also(connection: sqlite3.Connection, vm_id: str) -> None:
+            nonlocal bound
+            if claim is not None:
+                claim.record(connection, vm_id)
+            if request.record is not None:
+                bound = self._records.bind(connection, caller.org_id, request.record, vm_id)
+
+        row, sessions, report = await self.make(caller.org_id, request, self.source(caller, request), also)
+        if bound is not None:
+            self._records.is_bound(bound)
         if request.command is not None:
             await self._runs.start_in(row, request.command)
         return self._access.vm(row, sessions, report)

@@ -94,6 +94,7 @@ class ForkRequest:
     labels: Mapping[str, str] | None = None
     read_only: bool | None = None  # None: as the source
     hidden: bool = False  # in no list: whoever has its id has it
+    record: str | None = None  # id of the record that it belongs to from the moment on in which it is there
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -75,7 +76,7 @@ class Pools:
         self._tasks = tasks
         self._pools: dict[str, PoolState] = {}
         self._names: dict[tuple[str, str, str], PoolState] = {}
-        self._reserved = 0  # replicas of pools that are being made or enlarged
+        self._reserved: Counter[str] = Counter()  # by organisation: replicas of pools that are being made or enlarged
         self._filler = Filler(self._pools, boxes, forks, vms, tasks, self._changed)
         vms.deleted_hooks.append(self._vm_gone)
 
@@ -125,7 +126,7 @@ class Pools:
         if (caller.org_id, request.namespace, request.name) in self._names:
             raise _taken(request.namespace, request.name)
         source = self._forks.source(caller, fork)
-        with self._reserving(request.replicas, 0):
+        with self._reserving(caller.org_id, request.replicas, 0):
             return await self._tasks.finish(self._create(caller.org_id, request, replace(fork, labels=None), source))
 
     async def _create(self, org_id: str, request: PoolRequest, fork: ForkRequest, source: VMRow) -> Pool:
@@ -180,7 +181,7 @@ class Pools:
             values["about"] = words.json_text("about", about)
         if labels is not None:
             values["labels"] = json.dumps(words.labels(labels) or {})
-        with self._reserving(had if replicas is None else replicas, had):
+        with self._reserving(caller.org_id, had if replicas is None else replicas, had):
             if values:
                 await self._tasks.finish(self._change(state, values))
         return self._shown(state)
@@ -193,20 +194,25 @@ class Pools:
         self._filler.wake()
 
     @contextmanager
-    def _reserving(self, replicas: int, instead_of: int) -> Iterator[None]:
+    def _reserving(self, org_id: str, replicas: int, instead_of: int) -> Iterator[None]:
         """BadRequest: a pool cannot have so many. Who asks at the same time does not get the same room."""
-        most = self._config.pool_vms
-        if not 0 <= replicas <= most:
-            raise words.refuse("replicas", f"0 to {most}")
-        total = self._reserved + sum(state.row.replicas for state in self._pools.values()) - instead_of + replicas
-        if total > most:
+        most, each = self._config.pool_vms, min(self._config.pool_vms, self._config.pool_vms_each)
+        if not 0 <= replicas <= each:
+            raise words.refuse("replicas", f"0 to {each}")
+        had = Counter(self._reserved)
+        for state in self._pools.values():
+            had[state.row.org_id] += state.row.replicas
+        more = replicas - instead_of
+        if more > 0 and had[org_id] + more > each:
+            raise words.refuse("replicas", f"all pools of an organisation together may have {each} (pool_vms_each)")
+        if more > 0 and had.total() + more > most:
             raise words.refuse("replicas", f"all pools of this server together may have {most} (pool_vms)")
-        more = max(0, replicas - instead_of)
-        self._reserved += more
+        more = max(0, more)
+        self._reserved[org_id] += more
         try:
             yield
         finally:
-            self._reserved -= more
+            self._reserved[org_id] -= more
 
     async def delete(self, caller: Caller, name: str, namespace: str = "default", *, vms: bool = False) -> Pool:
         """The pool as it was. VMs that wait in it go; those that were claimed stay, unless `vms`. NotFound."""

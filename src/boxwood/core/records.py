@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from boxwood.core import clock, words
 from boxwood.core.changes import Change, Changes
+from boxwood.core.config import Config
 from boxwood.core.errors import AlreadyExists, CapacityUnavailable, Conflict, NotFound, PayloadTooLarge
 from boxwood.core.expiry import Expiry
 from boxwood.core.ids import new_id
@@ -29,22 +30,25 @@ T = TypeVar("T")
 Body = dict[str, Any]
 BODY_BYTES = 8 << 20
 NAME_CHARACTERS = 253
-MOST = 100_000  # of one organisation
+MOST = 100_000  # of one organisation, with `records_bytes` in all
 AT_ONCE = 200  # that give way to new ones
 SOON_SECONDS = 2 * 86400.0  # what goes by itself within this time may go at once, should there be too many
 
 
 class Records:
-    def __init__(self, database: Database, changes: Changes, tasks: Tasks) -> None:
+    def __init__(self, database: Database, changes: Changes, config: Config, tasks: Tasks) -> None:
         self._database = database
+        self._config = config
         self._changes = changes
         self._tasks = tasks
-        self._counts: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()  # by organisation
+        self._bytes: Counter[str] = Counter()  # … of their bodies
         self._giving_way = asyncio.Lock()
         self.expiry = Expiry(database, tasks, "record", rows.expired, rows.next_expiry, self._expire)
 
     def start(self) -> None:
-        self._counts.update(rows.counts(self._database.near))
+        for org_id, count, size in rows.totals(self._database.near):
+            self._counts[org_id], self._bytes[org_id] = count, size
         self._changes.begin_after(rows.newest_revision(self._database.near))
         self.expiry.start()
 
@@ -65,10 +69,10 @@ class Records:
             words.text(field, value)
             if not 1 <= len(value) <= NAME_CHARACTERS:
                 raise words.refuse(field, f"1 to {NAME_CHARACTERS} characters")
-        if self._counts[caller.org_id] >= MOST and not await self._tasks.finish(self._make_room(caller.org_id)):
-            raise CapacityUnavailable(f"there are {MOST} objects already: delete some")
+        text, size = _encoded(body)
+        await self._need_room(caller.org_id, size)
         at = clock.now()
-        row = RecordRow(new_id(), caller.org_id, kind, namespace, name, _encoded(body), vm_id, 0, at, _ends(at, ttl))
+        row = RecordRow(new_id(), caller.org_id, kind, namespace, name, text, vm_id, 0, at, _ends(at, ttl), size)
 
         def insert(connection: sqlite3.Connection) -> RecordRow:
             made = replace(row, revision=self._changes.next())
@@ -80,7 +84,23 @@ class Records:
 
         return await self._tasks.finish(self._change("added", insert, row.body))
 
-    async def _make_room(self, org_id: str) -> bool:
+    async def _need_room(self, org_id: str, size: int) -> None:
+        """For one more of so many bytes. CapacityUnavailable."""
+        if self._lacks(org_id, size):
+            await self._tasks.finish(self._make_room(org_id, size))
+            if lacks := self._lacks(org_id, size):
+                raise CapacityUnavailable(lacks)
+
+    def _lacks(self, org_id: str, size: int) -> str:
+        if self._counts[org_id] >= MOST:
+            return f"there are {MOST} objects already: delete some"
+        return self._too_many_bytes(org_id) if self._bytes[org_id] + size > self._config.records_bytes else ""
+
+    def _too_many_bytes(self, org_id: str) -> str:
+        has, most = self._bytes[org_id], self._config.records_bytes
+        return f"the objects that are there have {has} bytes, and {most} may be kept (records_bytes): delete some"
+
+    async def _make_room(self, org_id: str, size: int) -> None:
         """Of those that are to go by themselves the soonest go now."""
 
         def remove(connection: sqlite3.Connection) -> list[RecordRow]:
@@ -89,9 +109,9 @@ class Records:
             return [replace(row, revision=self._changes.next()) for row in gone]
 
         async with self._giving_way:
-            if self._counts[org_id] >= MOST:
-                self.are_gone(map(shown, await self._database.write(remove)))
-        return self._counts[org_id] < MOST
+            gone: Sequence[RecordRow] = ()
+            while self._lacks(org_id, size) and (gone := await self._database.write(remove)):
+                self.are_gone(map(shown, gone))
 
     def get(self, caller: Caller, kind: str, namespace: str, name: str) -> Record:
         """NotFound."""
@@ -138,15 +158,23 @@ class Records:
     ) -> Record:
         """`change` makes the new body of the old one; it is called in the transaction, and what it raises is raised
         here, with nothing changed. `vm_id`, `ttl`: set if given. `record_id`: only this one, not another that has got
-        its name since. NotFound, PayloadTooLarge."""
+        its name since. NotFound, PayloadTooLarge, CapacityUnavailable (the organisation's have too many bytes)."""
+
+        grown = 0
 
         def alter(connection: sqlite3.Connection) -> RecordRow:
+            nonlocal grown
             row = rows.by_name(connection, caller.org_id, kind, namespace, name)
             if row is None or record_id not in (None, row.id):
                 raise _none(kind, namespace, name)
+            text, size = _encoded(change(json.loads(row.body)))
+            grown = size - row.size
+            if grown > 0 and self._bytes[row.org_id] + grown > self._config.records_bytes:
+                raise CapacityUnavailable(self._too_many_bytes(row.org_id))
             made = replace(
                 row,
-                body=_encoded(change(json.loads(row.body))),
+                body=text,
+                size=size,
                 vm_id=row.vm_id if vm_id is None else vm_id,
                 expires_at=row.expires_at if ttl is None else _ends(clock.now(), ttl),
                 revision=self._changes.next(),
@@ -154,8 +182,13 @@ class Records:
             rows.replace(connection, made)
             return made
 
-        now = rows.by_name(self._database.near, caller.org_id, kind, namespace, name)
-        return await self._tasks.finish(self._change("modified", alter, "" if now is None else now.body))
+        async def work() -> Record:
+            now = rows.by_name(self._database.near, caller.org_id, kind, namespace, name)
+            record = await self._change("modified", alter, "" if now is None else now.body)
+            self._bytes[caller.org_id] += grown
+            return record
+
+        return await self._tasks.finish(work())
 
     async def delete(self, caller: Caller, kind: str, namespace: str, name: str) -> Record:
         """The record as it was; its VM stays. NotFound."""
@@ -205,6 +238,7 @@ class Records:
     def are_gone(self, records: Iterable[Record]) -> None:
         for record in records:
             self._counts[record.org_id] -= 1
+            self._bytes[record.org_id] -= record.size
             self._changes.tell(Change(record.kind, "deleted", record, record.revision, record.size))
 
     # Changing
@@ -225,6 +259,7 @@ class Records:
             return
         if kind == "added":
             self._counts[record.org_id] += 1
+            self._bytes[record.org_id] += record.size
         type_: Literal["added", "modified"] = "added" if kind == "added" else "modified"
         self._changes.tell(Change(record.kind, type_, record, record.revision, record.size))
         if record.expires_at is not None:
@@ -252,16 +287,18 @@ def shown(row: RecordRow) -> Record:
         revision=row.revision,
         created_at=clock.shown(row.created_at),
         expires_at=clock.shown_or_none(row.expires_at),
-        size=len(row.body),
+        size=row.size,
     )
 
 
-def _encoded(body: Mapping[str, Any]) -> str:
+def _encoded(body: Mapping[str, Any]) -> tuple[str, int]:
+    """Its text, and how many bytes that has."""
     text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
     size = len(text.encode(errors="surrogatepass"))
     if size > BODY_BYTES:
         raise PayloadTooLarge(f"the object has {size} bytes; at most {BODY_BYTES} are kept", BODY_BYTES, size)
-    return text.encode(errors="replace").decode()
+    kept = text.encode(errors="replace")
+    return kept.decode(), len(kept)
 
 
 def _ends(now: int, ttl: float | None) -> int | None:

@@ -99,6 +99,7 @@ class VMs:
             layers,
             goldens,
             idempotency,
+            records,
             config,
             tasks,
             self.expiry.changed,

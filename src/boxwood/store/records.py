@@ -18,6 +18,7 @@ class RecordRow:
     revision: int
     created_at: int
     expires_at: int | None
+    size: int  # bytes of the body
 
 
 _COLUMNS = ", ".join(field.name for field in fields(RecordRow))
@@ -48,8 +49,9 @@ def insert(connection: sqlite3.Connection, row: RecordRow) -> None:
 
 
 def replace(connection: sqlite3.Connection, row: RecordRow) -> None:
-    values = (row.body, row.vm_id, row.revision, row.expires_at, row.id)
-    connection.execute("UPDATE records SET body = ?, vm_id = ?, revision = ?, expires_at = ? WHERE id = ?", values)
+    values = (row.body, row.size, row.vm_id, row.revision, row.expires_at, row.id)
+    changed = "body = ?, size = ?, vm_id = ?, revision = ?, expires_at = ?"
+    connection.execute(f"UPDATE records SET {changed} WHERE id = ?", values)
 
 
 def delete(connection: sqlite3.Connection, record_id: str) -> RecordRow | None:
@@ -103,7 +105,7 @@ def page(
     size = 0
     for row in connection.execute(sql, (*params, limit)):
         found.append(RecordRow(*row))
-        size += len(found[-1].body)
+        size += found[-1].size
         if most_bytes is not None and size >= most_bytes:
             break
     return found
@@ -115,9 +117,9 @@ def of_kind(connection: sqlite3.Connection, kind: str, *, lasting: bool) -> list
     return [RecordRow(*row) for row in connection.execute(f"{_SELECT} WHERE {where} ORDER BY id", (kind,))]
 
 
-def counts(connection: sqlite3.Connection) -> dict[str, int]:
-    """How many each organisation has."""
-    return dict(connection.execute("SELECT org_id, count(*) FROM records GROUP BY org_id").fetchall())
+def totals(connection: sqlite3.Connection) -> list[tuple[str, int, int]]:
+    """Of each organisation: itself, how many it has, and how many bytes their bodies have."""
+    return connection.execute("SELECT org_id, count(*), sum(size) FROM records GROUP BY org_id").fetchall()
 
 
 def newest_revision(connection: sqlite3.Connection) -> int:

@@ -76,14 +76,20 @@ async def test_memory_that_is_short(world):
     assert await world.out(other, "echo x") == "x\n"
 
 
-async def test_what_waits_in_a_pool_is_not_idle(make_world):
+async def test_what_waits_in_a_pool_gives_way_to_what_is_used(make_world):
     world = await make_world(boxes_most=2)
-    await world.core.pools.create(world.caller, PoolRequest("p", source_name="ubuntu", replicas=2))
-    while world.core.pools.get(world.caller, "p").ready < 2:
+    pools, caller = world.core.pools, world.caller
+    await pools.create(caller, PoolRequest("p", source_name="ubuntu", replicas=2))
+    while pools.get(caller, "p").ready < 2:
         await asyncio.sleep(0)
-    assert (await world.run(await world.fork(), "echo")).state == "failed"
-    assert len(world.machine.boxes) == 2
-    await world.core.pools.change(world.caller, "p", replicas=3)
-    while not (problem := world.core.pools.get(world.caller, "p").problem):
+    used = await world.fork()
+    assert (await world.run(used, "daemon")).state == "completed"
+    while not (problem := pools.get(caller, "p").problem):
         await asyncio.sleep(0)
-    assert "boxes_most" in problem
+    assert "boxes_most" in problem and used.vm_id in world.machine.boxes
+    assert pools.get(caller, "p").ready == 1, "one that waits does not give way to another that would"
+    assert (await world.run(await world.fork(), "daemon")).state == "completed"
+    refused = await world.run(await world.fork(), "echo")
+    assert (refused.state, pools.get(caller, "p").ready) == ("failed", 0)
+    claimed = await pools.claim(caller, "p")
+    assert not claimed.live, "an empty pool forks"

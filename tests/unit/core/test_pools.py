@@ -305,6 +305,29 @@ async def test_all_pools_together_are_bounded(make_world):
         await world.core.pools.change(world.caller, "b", replicas=3)
 
 
+async def test_those_of_one_organisation_are_bounded(make_world):
+    world = await make_world(pool_vms=8, pool_vms_each=3)
+    with pytest.raises(errors.BadRequest, match="0 to 3"):
+        await made(world, "a", replicas=4)
+    await made(world, "a", replicas=2)
+    made_at_once = [
+        world.core.pools.create(world.caller, PoolRequest(name, source_name="ubuntu", replicas=1)) for name in "bc"
+    ]
+    results = await asyncio.gather(*made_at_once, return_exceptions=True)
+    assert [isinstance(result, errors.BadRequest) for result in results] == [False, True], results
+    assert "pool_vms_each" in str(results[1])
+    await world.core.pools.change(world.caller, "a", replicas=0)
+    await world.core.pools.change(world.caller, "b", replicas=3)
+
+
+async def test_a_pool_that_is_claimed_from_all_the_time_keeps_no_other_waiting(world):
+    await made(world, "busy", replicas=1)
+    await world.core.pools.create(world.caller, PoolRequest("other", source_name="ubuntu", replicas=3))
+    while world.core.pools.get(world.caller, "other").ready < 3:
+        await world.core.pools.claim(world.caller, "busy")
+        await until(world, lambda pool: pool.ready, "busy")
+
+
 async def test_a_name_of_a_vm_that_is_taken(world):
     await made(world, replicas=1)
     await world.fork(name="mine")

@@ -132,6 +132,36 @@ async def test_too_large_and_too_many(world, monkeypatch):
             await records.create(caller, "thing", namespace, name, {})
 
 
+async def test_too_many_bytes(make_world):
+    world = await make_world(records_bytes=16 << 20)
+    records, caller = world.core.records, world.caller
+    big = {"x": "y" * (5 << 20)}
+    for name in "ab":
+        await records.create(caller, "thing", "ns", name, big)
+    await records.create(caller, "thing", "ns", "soon", big, ttl=60)
+    with pytest.raises(errors.CapacityUnavailable, match="records_bytes"):
+        await records.update(caller, "thing", "ns", "a", lambda body: {"x": body["x"] + "y" * (2 << 20)})
+    assert records.get(caller, "thing", "ns", "a").body == big
+    await records.create(caller, "thing", "ns", "c", big)
+    assert [one.name for one in await records.list(caller, "thing")] == ["a", "b", "c"], "what is to go soon gave way"
+    with pytest.raises(errors.CapacityUnavailable, match="records_bytes"):
+        await records.create(caller, "thing", "ns", "d", big)
+    await records.update(caller, "thing", "ns", "a", lambda _: {})
+    await records.create(caller, "thing", "ns", "d", big)
+    await records.delete(caller, "thing", "ns", "d")
+    await records.create(caller, "thing", "ns", "e", {"ü": "ü" * (2 << 20)})
+
+
+async def test_bytes_are_counted_again_at_the_start(make_world):
+    world = await make_world(records_bytes=16 << 20)
+    for name in "ab":
+        await world.core.records.create(world.caller, "thing", "ns", name, {"x": "y" * (7 << 20)})
+    await world.core.close()
+    world = await make_world(records_bytes=16 << 20)
+    with pytest.raises(errors.CapacityUnavailable):
+        await world.core.records.create(world.caller, "thing", "ns", "c", {"x": "y" * (7 << 20)})
+
+
 async def test_what_has_changed_since(world):
     records, caller, changes = world.core.records, world.caller, world.core.changes
     first = await records.create(caller, "thing", "ns", "a", {})

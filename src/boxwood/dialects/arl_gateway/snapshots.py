@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from boxwood.core.errors import CoreError, NotFound
-from boxwood.core.model import ForkRequest
+from boxwood.core.model import VM, ForkRequest
 
 if TYPE_CHECKING:
     from boxwood.dialects.arl_gateway.gateway import Gateway
@@ -49,20 +49,7 @@ async def mark(gateway: Gateway, session: Session, *, whatever_it_costs: bool = 
     known = await load(gateway, session)
     began = loop.time()
     try:
-        request = ForkRequest(
-            source_id=session.facts.vm,
-            description=f"step {index} of session {session.id}",
-            labels={LABEL: session.id},
-            ttl=KEPT_SECONDS,
-            hidden=True,
-        )
-        vm = await gateway.core.vms.fork(session.caller, request)
-        name = f"{index:010d}"
-        try:
-            await gateway.core.records.create(session.caller, KIND, session.id, name, {}, vm_id=vm.vm_id)
-        except CoreError:
-            discard(gateway, session, vm.vm_id)
-            raise
+        vm = await _take(gateway, session, index)
     except CoreError as error:
         log.warning("session %s: no snapshot of step %d: %s", session.id, index, error)
         return
@@ -75,6 +62,26 @@ async def mark(gateway: Gateway, session: Session, *, whatever_it_costs: bool = 
         session.copies_after = loop.time() + SHARE * took
     while len(known) > MOST_SNAPSHOTS:
         discard(gateway, session, known.pop(min(known)))
+
+
+async def _take(gateway: Gateway, session: Session, index: int) -> VM:
+    """The record comes first: whatever dies in the middle, no snapshot is there that nobody knows of."""
+    records, name = gateway.core.records, f"{index:010d}"
+    record = await records.create(session.caller, KIND, session.id, name, {}, ttl=KEPT_SECONDS)
+    request = ForkRequest(
+        source_id=session.facts.vm,
+        description=f"step {index} of session {session.id}",
+        labels={LABEL: session.id},
+        ttl=KEPT_SECONDS,
+        hidden=True,
+        record=record.record_id,
+    )
+    try:
+        return await gateway.core.vms.fork(session.caller, request)
+    except BaseException:
+        with suppress(NotFound):
+            await records.delete(session.caller, KIND, session.id, name)
+        raise
 
 
 def discard(gateway: Gateway, session: Session, vm_id: str) -> None:
@@ -96,8 +103,12 @@ async def drop_after(gateway: Gateway, session: Session, last: int) -> None:
 
 
 async def sweep(gateway: Gateway) -> None:
-    """At the start: those of sessions that are not there any more."""
-    for record in await gateway.core.records.of_kind(KIND):
-        if (record.org_id, record.namespace) not in gateway.sessions and record.vm_id is not None:
-            with suppress(NotFound):
-                gateway.core.vms.discard(gateway.core.records.caller_of(record), record.vm_id)
+    """At the start: those of sessions that are not there any more, and those that were being taken."""
+    records = gateway.core.records
+    for record in await records.of_kind(KIND):
+        caller = records.caller_of(record)
+        with suppress(NotFound):
+            if record.vm_id is None:
+                await records.delete(caller, KIND, record.namespace, record.name)
+            elif (record.org_id, record.namespace) not in gateway.sessions:
+                gateway.core.vms.discard(caller, record.vm_id)
