@@ -311,21 +311,36 @@ async def test_greetings_without_end(hostile: Hostile) -> None:
     assert not hostile.box.known_runs
 
 
-async def test_states_that_nobody_listens_to_yet_take_little_memory(hostile: Hostile) -> None:
+@pytest.mark.parametrize(
+    ("env", "state"), [({}, bytes(4 << 20)), ({"A": "x" * 60_000}, b""), ({f"{n}": "" for n in range(6000)}, b"")]
+)
+async def test_states_that_nobody_listens_to_yet_take_little_memory(
+    hostile: Hostile, env: dict[str, str], state: bytes
+) -> None:
+    """Neither what is saved nor an environment."""
     await hostile.hello()
-    state = bytes(4 << 20)
     hostile.far.setblocking(True)
+    frame = pack({"ev": "state", "sid": SESSION, "cwd": "/", "env": env}, state)
 
     def pour() -> None:
         try:
-            for _ in range(100):
-                hostile.far.sendall(pack({"ev": "state", "sid": SESSION, "cwd": "/", "env": {}}, state))
+            for _ in range((100 << 20) // max(len(state), 40_000)):
+                hostile.far.sendall(frame)
         except OSError:
             pass  # cut off
 
     pouring = asyncio.ensure_future(asyncio.to_thread(pour))
     await hostile.put_down()
     await pouring
+
+
+async def test_an_agent_that_does_not_listen(hostile: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it makes the server say has no answer and no deadline, so only their number bounds it."""
+    monkeypatch.setattr("boxwood.engine.link._MOST_UNREAD", 1000)
+    box = await hostile.hello()
+    for at in range(10_000):
+        box.ack(RUN, at, 0)
+    await hostile.put_down()
 
 
 @pytest.mark.parametrize("programs", [True, False])

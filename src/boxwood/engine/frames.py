@@ -50,6 +50,10 @@ class Outgoing:
         self._queue: deque[tuple[memoryview, tuple[int, ...]]] = deque()
         self.size = 0
 
+    def __len__(self) -> int:
+        """Frames."""
+        return len(self._queue)
+
     def put(self, header: dict[str, Any], payload: bytes | memoryview = b"", fds: Sequence[int] = ()) -> None:
         """Queue a frame. The descriptors are sent as copies and closed here once they are away."""
         if fds:

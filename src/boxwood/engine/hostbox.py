@@ -38,6 +38,7 @@ FILE_SECONDS = 600.0
 INLINE_BYTES = 1 << 20  # of a file written: more goes over as a descriptor
 STATE_BYTES = 8 << 20
 EARLY_BYTES = 64 << 20  # of states that come before anybody listens
+_ENTRY_BYTES = 256  # that a short text and its name take in memory
 OUTPUT_BYTES = 1 << 20
 _REASONS = frozenset({"exit", "timeout", "killed", "prompt", "broken"})
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
@@ -317,7 +318,8 @@ class HostBox:
         if not isinstance(env, dict) or not all(isinstance(v, str) for v in env.values()) or len(payload) > STATE_BYTES:
             raise FrameError("a state has an environment of texts and is at most 8 MiB long")
         if self._listener is None:
-            self._early_bytes += len(payload) + 1024
+            named = sum(_ENTRY_BYTES + len(name) + len(value) for name, value in env.items())
+            self._early_bytes += len(payload) + len(cwd) + named + 1024
             if self._early_bytes > EARLY_BYTES:
                 raise FrameError("states without end")
             self._early_states.append((session_id, cwd, env, payload))

@@ -20,6 +20,7 @@ from boxwood.engine.frames import FROM_AGENT_LIMIT, FrameError, Incoming, Outgoi
 from boxwood.engine.strays import let_go
 
 _LEISURE = 0.01  # seconds
+_MOST_UNREAD = 50_000  # frames: an agent may make the server acknowledge as often as it likes, and not listen
 Answer = tuple[dict[str, Any], bytes, list[int]]
 
 
@@ -54,7 +55,9 @@ class Link:
         if self._closed:
             return
         self._outgoing.put(header, payload)
-        if hurry:
+        if len(self._outgoing) > _MOST_UNREAD:
+            self._loop.call_soon(self._break, "the agent does not listen")
+        elif hurry:
             self._flush()
         elif not self._leisurely:
             self._leisurely = True
