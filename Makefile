@@ -1,14 +1,15 @@
 # make demo    see VMs fork, run and diverge          make check      style, types, layers
 # make test    every test, some minutes               make test-full  what takes longer too
+# make fuzz    throw hostile input at every parser that reads what guests write (ARGS="--seconds 300 archive")
 # make compatibility   run the published clients, and write docs/compatibility.md's tables from what they do
 # make bench   measure, beside bwrap, runc and Docker; fails when an aim is missed
 # Each target makes what it needs: a virtual environment in .venv, and Debian packages, which it names before it installs them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test test-full compatibility bench clean
+.PHONY: help setup demo check format test test-full fuzz compatibility bench clean
 MAKEFLAGS += --no-print-directory
 bin := .venv/bin
-tested := tests/unit tests/api tests/faces tests/engine tests/attack tests/conformance tests/chaos
+tested := tests/unit tests/fuzz tests/api tests/faces tests/engine tests/attack tests/conformance tests/chaos
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -37,6 +38,10 @@ test: setup
 
 test-full: setup
 	@scripts/test $(ARGS) $(tested)
+
+fuzz: setup
+	@$(bin)/python -c 'import atheris' 2>/dev/null || $(bin)/python -m pip install --quiet --editable '.[fuzz]' || echo "fuzz: goes on without atheris"
+	@$(bin)/python tests/fuzz/run.py $(ARGS)
 
 compatibility: setup
 	@BOXWOOD_COMPATIBILITY=write BOXWOOD_TEST_WORKERS=0 scripts/test -q $(ARGS) tests/conformance

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from boxwood.engine.api import BoxGone, GuestError, RunEnd, RunSpec
+from boxwood.engine.api import BoxGone, GuestError, RunEnd, RunSpec, SessionSpec
 from boxwood.engine.frames import pack
 from boxwood.engine.hostbox import HostBox
 
@@ -112,6 +112,42 @@ async def test_what_makes_no_sense_ends_the_box(hostile: Hostile, header: dict[s
     await start(hostile)
     hostile.say(header)
     await hostile.put_down()
+
+
+@pytest.mark.parametrize("runs", [[5], [None], [[]], [{"rid": RUN, "end": 5}], [{"rid": RUN, "end": [1]}], [{}]])
+async def test_a_greeting_that_makes_no_sense_ends_the_box(hostile: Hostile, runs: list[Any]) -> None:
+    """At once, not when the deadline of the greeting has come."""
+    hostile.say({"ev": "hello", "runs": runs, "sessions": []})
+    with pytest.raises(BoxGone, match="broke the protocol"):
+        await hostile.box.attach(hostile.sock)
+    await hostile.put_down()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"runs": 0, "processes": -1},
+        {"runs": "0", "processes": 1},
+        {"runs": 0, "processes": 1 << 60},
+        {"size": None},
+    ],
+)
+async def test_an_answer_that_makes_no_sense_ends_the_box(hostile: Hostile, answer: dict[str, Any]) -> None:
+    await hostile.hello()
+    hostile.say({"re": 1, **answer})
+    with pytest.raises(BoxGone, match="makes no sense"):
+        await (hostile.box.write_file("/x", b"x") if "size" in answer else hostile.box.settle())
+    await hostile.put_down()
+
+
+async def test_what_does_not_fit_in_a_frame_is_refused(hostile: Hostile) -> None:
+    """An environment that a box has told can be too large to be told to the next one."""
+    box = await hostile.hello()
+    with pytest.raises(GuestError, match="too much at once"):
+        await box.open_session(SessionSpec(SESSION, {"A": "\x7f" * 60_000, "B": "é" * 1000}, "/", None))
+    hostile.say({"re": 2, "runs": 0, "processes": 0})
+    assert (await box.settle()).runs == 0 and not hostile.downs
 
 
 async def test_a_run_that_ends_twice_ends_once(hostile: Hostile) -> None:
@@ -218,6 +254,56 @@ async def test_a_manifest_that_leads_out_is_refused(hostile: Hostile) -> None:
     await hostile.put_down()
 
 
+GOOD = '{"path":"%s","size":1,"mode":33188,"hash":"' + "a" * 64 + '"}'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        "[]",
+        "5",
+        "{",
+        GOOD % "",
+        GOOD % "/etc/passwd",
+        GOOD % "a//b",
+        GOOD % "a/./b",
+        GOOD % "a/",
+        GOOD % r"\ud800",
+        GOOD % r"a\u0000b",
+        GOOD % ("é" * 2100),
+        GOOD.replace("33188", "-1") % "a",
+        GOOD.replace("aaaa", "AAAA") % "a",
+    ],
+)
+async def test_lines_of_a_manifest_that_make_no_sense_end_the_box(hostile: Hostile, line: str) -> None:
+    await hostile.hello()
+    hostile.say({"re": 1, "more": True}, (GOOD % "fine").encode() + b"\n")
+    hostile.say({"re": 1, "root": "/w", "truncated": False}, line.encode())
+    with pytest.raises(BoxGone, match="manifest makes no sense"):
+        await hostile.box.manifest("/w")
+    await hostile.put_down()
+
+
+@pytest.mark.parametrize("root", [5, "\ud800", "a\0b", "x" * 5000])
+async def test_a_manifest_of_no_directory_ends_the_box(hostile: Hostile, root: object) -> None:
+    await hostile.hello()
+    hostile.say({"re": 1, "root": root, "truncated": False})
+    with pytest.raises(BoxGone, match="manifest makes no sense"):
+        await hostile.box.manifest("/w")
+    await hostile.put_down()
+
+
+async def test_a_manifest_without_end_ends_the_box(hostile: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("boxwood.engine.hostbox.MANIFEST_LIMIT", 1000)
+    await hostile.hello()
+    for _ in range(11):
+        hostile.say({"re": 1, "more": True}, b"\n" * 100)
+    with pytest.raises(BoxGone, match="without end"):
+        await hostile.box.manifest("/w")
+    await hostile.put_down()
+
+
 async def test_greetings_without_end(hostile: Hostile) -> None:
     await hostile.hello()
     hostile.say({"ev": "hello", "runs": [{"rid": "X" * 26, "end": None}]})
@@ -225,21 +311,36 @@ async def test_greetings_without_end(hostile: Hostile) -> None:
     assert not hostile.box.known_runs
 
 
-async def test_states_that_nobody_listens_to_yet_take_little_memory(hostile: Hostile) -> None:
+@pytest.mark.parametrize(
+    ("env", "state"), [({}, bytes(4 << 20)), ({"A": "x" * 60_000}, b""), ({f"{n}": "" for n in range(6000)}, b"")]
+)
+async def test_states_that_nobody_listens_to_yet_take_little_memory(
+    hostile: Hostile, env: dict[str, str], state: bytes
+) -> None:
+    """Neither what is saved nor an environment."""
     await hostile.hello()
-    state = bytes(4 << 20)
     hostile.far.setblocking(True)
+    frame = pack({"ev": "state", "sid": SESSION, "cwd": "/", "env": env}, state)
 
     def pour() -> None:
         try:
-            for _ in range(100):
-                hostile.far.sendall(pack({"ev": "state", "sid": SESSION, "cwd": "/", "env": {}}, state))
+            for _ in range((100 << 20) // max(len(state), 40_000)):
+                hostile.far.sendall(frame)
         except OSError:
             pass  # cut off
 
     pouring = asyncio.ensure_future(asyncio.to_thread(pour))
     await hostile.put_down()
     await pouring
+
+
+async def test_an_agent_that_does_not_listen(hostile: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it makes the server say has no answer and no deadline, so only their number bounds it."""
+    monkeypatch.setattr("boxwood.engine.link._MOST_UNREAD", 1000)
+    box = await hostile.hello()
+    for at in range(10_000):
+        box.ack(RUN, at, 0)
+    await hostile.put_down()
 
 
 @pytest.mark.parametrize("programs", [True, False])

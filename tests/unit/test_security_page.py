@@ -12,7 +12,7 @@ import pytest
 TESTS = Path(__file__).parents[1]
 PAGE = (TESTS.parent / "docs/security.md").read_text()
 LISTS = ["Defended", "Out of scope", "Your responsibility"]
-NAMED = re.compile(r"`((?:api|attack|chaos|engine|unit)/[\w./]*)(?:::(\w+))?`")
+NAMED = re.compile(r"`((?:api|attack|chaos|engine|fuzz|unit)/[\w./]*)(?:::(\w+))?`")
 
 
 def section(title: str) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 HEADER_LIMIT = 1 << 16
 TO_AGENT_LIMIT = 16 << 20
 FROM_AGENT_LIMIT = 8 << 20  # a saved shell; output comes in far smaller pieces
+MANIFEST_LIMIT = 32 << 20  # all lines of one: the agent ends it there, as one that was cut short
 _MOST_FDS = 8
 _MOST_AT_ONCE = 253  # what the kernel lets one message carry: with less room it would close the rest, in our name
 _RECEIVED = 1 << 16  # bytes at once: for more the allocator would fetch fresh pages of the kernel each time
@@ -48,6 +49,10 @@ class Outgoing:
         self._sock = sock
         self._queue: deque[tuple[memoryview, tuple[int, ...]]] = deque()
         self.size = 0
+
+    def __len__(self) -> int:
+        """Frames."""
+        return len(self._queue)
 
     def put(self, header: dict[str, Any], payload: bytes | memoryview = b"", fds: Sequence[int] = ()) -> None:
         """Queue a frame. The descriptors are sent as copies and closed here once they are away."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import json
 import os
 import re
 import shlex
 import socket
 import stat
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +29,7 @@ from boxwood.engine.api import (
     SessionSink,
     SessionSpec,
 )
-from boxwood.engine.frames import FrameError
+from boxwood.engine.frames import MANIFEST_LIMIT, FrameError
 from boxwood.engine.kernel import OVERLAYFS_MAGIC, TMPFS_MAGIC, filesystem_type
 from boxwood.engine.link import Answer, Link, integer, text
 
@@ -36,9 +38,11 @@ FILE_SECONDS = 600.0
 INLINE_BYTES = 1 << 20  # of a file written: more goes over as a descriptor
 STATE_BYTES = 8 << 20
 EARLY_BYTES = 64 << 20  # of states that come before anybody listens
+_ENTRY_BYTES = 256  # that a short text and its name take in memory
 OUTPUT_BYTES = 1 << 20
 _REASONS = frozenset({"exit", "timeout", "killed", "prompt", "broken"})
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+_NOT_A_NAME = frozenset({"", ".", ".."})
 
 
 @dataclass(slots=True)
@@ -126,6 +130,15 @@ class HostBox:
         if not self.gone.done():
             self._killing = asyncio.ensure_future(self._put_down(self.box_id))
 
+    @contextlib.contextmanager
+    def _checking(self, what: str) -> Iterator[None]:
+        """BoxGone, and the box is put down, if what the agent has answered turns out to make no sense."""
+        try:
+            yield
+        except FrameError as error:
+            self._on_broken(f"the agent's {what} makes no sense: {error}"[:500])
+            raise BoxGone(self._why) from None
+
     async def _ask(self, op: str, fields: dict[str, Any], payload: bytes = b"", **more: Any) -> Answer:
         more.setdefault("timeout", ANSWER_SECONDS)
         return await self._alive().ask(op, fields, payload, **more)
@@ -154,7 +167,8 @@ class HostBox:
 
     async def settle(self) -> Activity:
         header, *_ = await self._ask("settle", {})
-        return Activity(integer(header, "runs"), integer(header, "processes"), header.get("files") is True)
+        with self._checking("answer to settle"):
+            return Activity(integer(header, "runs"), integer(header, "processes"), header.get("files") is True)
 
     # --- runs
 
@@ -225,7 +239,8 @@ class HostBox:
             fd = _in_memory(data) if isinstance(data, bytes) else os.dup(data)
             size = os.fstat(fd).st_size
             header, *_ = await self._ask("file.write", {**fields, "size": size}, fds=(fd,), timeout=FILE_SECONDS)
-        return integer(header, "size")
+        with self._checking("answer to file.write"):
+            return integer(header, "size")
 
     async def manifest(self, path: str, limit: int = 50_000) -> Manifest:
         lines = bytearray()
@@ -233,18 +248,16 @@ class HostBox:
         def part(header: dict[str, Any], payload: bytes) -> None:
             nonlocal lines
             lines += payload
-            if len(lines) > limit * 8192:
+            if len(lines) > MANIFEST_LIMIT:
                 raise FrameError("a manifest without end")
 
         header, payload, _ = await self._ask(
             "file.manifest", {"path": path, "limit": limit}, timeout=FILE_SECONDS, parts=part
         )
-        try:
-            entries = await asyncio.to_thread(_entries, bytes(lines) + payload, limit)
-            return Manifest(text(header, "root"), entries, header.get("truncated") is True)
-        except (FrameError, ValueError, AttributeError) as error:
-            self._on_broken(f"the agent's manifest makes no sense: {error}"[:500])
-            raise BoxGone(self._why) from None
+        lines += payload
+        with self._checking("manifest"):
+            entries = await asyncio.to_thread(_entries, lines, limit)
+            return Manifest(_name(header, "root"), entries, header.get("truncated") is True)
 
     # --- what the agent says on its own
 
@@ -270,6 +283,8 @@ class HostBox:
         if not isinstance(runs, list) or len(runs) > 10_000:
             raise FrameError("runs must be a list")
         for run in runs:
+            if not isinstance(run, dict):
+                raise FrameError("a run that is no object")
             end = run.get("end")
             self.known_runs[text(run, "rid", 26)] = None if end is None else _run_end(end)
         self._starts_programs = header.get("programs") is True
@@ -303,7 +318,8 @@ class HostBox:
         if not isinstance(env, dict) or not all(isinstance(v, str) for v in env.values()) or len(payload) > STATE_BYTES:
             raise FrameError("a state has an environment of texts and is at most 8 MiB long")
         if self._listener is None:
-            self._early_bytes += len(payload) + 1024
+            named = sum(_ENTRY_BYTES + len(name) + len(value) for name, value in env.items())
+            self._early_bytes += len(payload) + len(cwd) + named + 1024
             if self._early_bytes > EARLY_BYTES:
                 raise FrameError("states without end")
             self._early_states.append((session_id, cwd, env, payload))
@@ -316,13 +332,15 @@ def _quoted(argv: Sequence[bytes]) -> bytes:
     return b"exec " + os.fsencode(shlex.join(map(os.fsdecode, argv)))
 
 
-def _run_end(fields: Mapping[str, Any]) -> RunEnd:
+def _run_end(fields: object) -> RunEnd:
+    if not isinstance(fields, dict):
+        raise FrameError("an end that is no object")
     code, reason = fields.get("code"), fields.get("reason")
     if code is not None and (type(code) is not int or not 0 <= code <= 255):
         raise FrameError(f"an exit code of {str(code)[:20]}")
-    if reason not in _REASONS:
+    if not isinstance(reason, str) or reason not in _REASONS:
         raise FrameError(f"a reason of {str(reason)[:20]}")
-    sizes = integer(dict(fields), "out"), integer(dict(fields), "err")
+    sizes = integer(fields, "out"), integer(fields, "err")
     return RunEnd(code, reason, *sizes, not_started=fields.get("started") is False)
 
 
@@ -344,14 +362,34 @@ def _in_memory(data: bytes) -> int:
     return fd
 
 
-def _entries(lines: bytes, limit: int) -> tuple[ManifestEntry, ...]:
+def _entries(lines: bytes | bytearray, limit: int) -> tuple[ManifestEntry, ...]:
+    """FrameError."""
     found = []
-    for line in lines.splitlines()[:limit]:
-        fields = json.loads(line)
+    for number, line in enumerate(io.BytesIO(lines)):
+        if number == limit:
+            break
+        try:
+            fields = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise FrameError(f"a line that is not JSON: {type(error).__name__}") from None
+        if not isinstance(fields, dict):
+            raise FrameError("a line that is no object")
         entry = ManifestEntry(
-            text(fields, "path", 8192), integer(fields, "size"), integer(fields, "mode"), text(fields, "hash", 64)
+            _name(fields, "path"), integer(fields, "size"), integer(fields, "mode"), text(fields, "hash", 64)
         )
-        if not _DIGEST.match(entry.hash) or entry.path.startswith("/") or ".." in entry.path.split("/"):
+        if not _DIGEST.match(entry.hash) or not _NOT_A_NAME.isdisjoint(entry.path.split("/")):
             raise FrameError("a manifest entry that makes no sense")
         found.append(entry)
     return tuple(found)
+
+
+def _name(fields: dict[str, Any], field_name: str) -> str:
+    """A path that can be said to clients: UTF-8 without NUL."""
+    value = text(fields, field_name)
+    try:
+        raw = value.encode()
+    except UnicodeEncodeError:
+        raise FrameError(f"{field_name} is not UTF-8") from None
+    if len(raw) > 4096 or 0 in raw:
+        raise FrameError(f"{field_name} is no path")
+    return value

@@ -7,6 +7,7 @@ whoever breaks the protocol, or answers too late, is put down: `on_broken` is ca
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import os
 import socket
@@ -19,6 +20,7 @@ from boxwood.engine.frames import FROM_AGENT_LIMIT, FrameError, Incoming, Outgoi
 from boxwood.engine.strays import let_go
 
 _LEISURE = 0.01  # seconds
+_MOST_UNREAD = 50_000  # frames: an agent may make the server acknowledge as often as it likes, and not listen
 Answer = tuple[dict[str, Any], bytes, list[int]]
 
 
@@ -53,7 +55,9 @@ class Link:
         if self._closed:
             return
         self._outgoing.put(header, payload)
-        if hurry:
+        if len(self._outgoing) > _MOST_UNREAD:
+            self._loop.call_soon(self._break, "the agent does not listen")
+        elif hurry:
             self._flush()
         elif not self._leisurely:
             self._leisurely = True
@@ -70,8 +74,8 @@ class Link:
         parts: Callable[[dict[str, Any], bytes], None] | None = None,
         takes: int = 0,
     ) -> Answer:
-        """The answer: its header, payload and `takes` descriptors. GuestError if the agent refuses, BoxGone if it is
-        gone.
+        """The answer: its header, payload and `takes` descriptors. GuestError if the agent refuses, or what is asked
+        does not fit in a frame; BoxGone if it is gone.
 
         `fds` are closed when they have been sent. An answer may come in parts: those with `more` go to `parts`.
         """
@@ -95,7 +99,7 @@ class Link:
             self._takes.pop(number, None)
 
     def begin(self, op: str, fields: dict[str, Any], payload: bytes = b"", *, timeout: float) -> asyncio.Future[Answer]:
-        """`ask`, but only begun: it leaves together with what is said next, in this turn. BoxGone."""
+        """`ask`, but only begun: it leaves together with what is said next, in this turn. GuestError, BoxGone."""
         number, future = self._put(op, fields, payload)
         late = self._loop.call_later(timeout, self._break, f"no answer to {op} within {timeout:g} s")
 
@@ -117,8 +121,12 @@ class Link:
             raise BoxGone("the box is gone")
         number = next(self._numbers)
         future: asyncio.Future[Answer] = self._loop.create_future()
+        try:
+            self._outgoing.put({"op": op, "n": number, **fields}, payload, fds)
+        except FrameError as error:  # of texts that came from a box before, or from a client
+            _close_all(fds)
+            raise GuestError(errno.E2BIG, f"{op} asks for too much at once: {error}") from None
         self._waiting[number] = future
-        self._outgoing.put({"op": op, "n": number, **fields}, payload, fds)
         return number, future
 
     def close(self, reason: str = "the link was closed") -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import bz2
 import gzip
 import importlib
+import io
 import lzma
+import re
 import sys
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, cast
 
 from boxwood.images.tree import Refused, Status, Tree, shown
@@ -21,6 +23,10 @@ from boxwood.images.tree import Refused, Status, Tree, shown
 BLOCK = 1 << 20
 ZSTD = importlib.import_module("compression.zstd") if sys.version_info >= (3, 14) else None
 _HEADER = 1 << 18  # bytes of one extended header: names and attributes
+_LONGEST_NUMBER = re.compile(rb"[0-9]{1000}")  # of digits: tarfile's work on them grows with the square (CVE-2024-6232)
+_GLOBAL = 200  # keywords that hold for all members: tarfile copies them for each
+_BLOCK = tarfile.BLOCKSIZE  # to which all is rounded up
+_PIECE = 1 << 14  # bytes at once of a sparse file: tarfile puts them together from as many parts as there are holes
 _RATIO = 400  # of unpacked to packed bytes …
 _SMALL = 1 << 30  # … beyond this many unpacked
 _EXTENDED = {
@@ -69,6 +75,34 @@ class _Header(tarfile.TarInfo):
         if header.size < 0 or (header.type in _EXTENDED and header.size > _HEADER):
             raise Refused("the archive holds a header of an impossible size")
         return header
+
+    def _proc_pax(self, archive: Any) -> Any:
+        """An extended header is looked at before tarfile looks for keywords in it."""
+        if len(archive.pax_headers) > _GLOBAL:
+            raise Refused(f"the archive's global headers hold more than {_GLOBAL} keywords")
+        stream = archive.fileobj
+        data = stream.read(-(-self.size // _BLOCK) * _BLOCK)
+        if _LONGEST_NUMBER.search(data):
+            raise Refused("an extended header holds a number without end: it is made to be looked at for hours")
+        archive.fileobj = _Again(data, stream)
+        try:
+            return super()._proc_pax(archive)  # type: ignore[misc]  # tarfile's own, in all versions
+        finally:
+            archive.fileobj = stream
+
+
+class _Again:
+    """A stream of which so much has been read too early."""
+
+    def __init__(self, early: bytes, stream: Any) -> None:
+        self._early = io.BytesIO(early)
+        self._stream = stream
+
+    def read(self, size: int) -> bytes:
+        return self._early.read(size) or cast(bytes, self._stream.read(size))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Metered:
@@ -147,8 +181,20 @@ def _put(archive: tarfile.TarFile, member: tarfile.TarInfo, tree: Tree) -> bool:
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[bytes]:
+    holes = cast("list[tuple[int, int]] | None", member.sparse)  # typeshed has it wrong
+    if holes is not None and not _in_order(holes, member.size):
+        raise Refused(f"{shown(member.name)} has holes that cannot be")
     source = archive.extractfile(member)
     assert source is not None
     with source:
-        while block := source.read(BLOCK):
+        while block := source.read(BLOCK if holes is None else _PIECE):
             yield block
+
+
+def _in_order(parts: Sequence[tuple[int, int]], size: int) -> bool:
+    """Do the parts of a sparse file, (offset, size) each, lie one behind the other, and in the file? What tarfile does
+    with others takes it as long as there are parts, for every byte."""
+    ends = [0, *(offset + length for offset, length in parts)]
+    return ends[-1] <= size and all(
+        end <= offset <= then for end, (offset, _), then in zip(ends, parts, ends[1:], strict=False)
+    )

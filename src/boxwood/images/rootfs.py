@@ -25,6 +25,7 @@ from boxwood.images.shelf import ImageError, Part, Shelf, default_directory, usa
 VERSION = 2  # of what is done to a root file system
 _LINE = 1 << 16
 _BLOCK = 1 << 20
+_BROKEN = "the reader of the archive broke its word: the archive may have been made to do that"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,20 +144,28 @@ def _listen(stdout: IO[bytes], progress: Progress) -> dict[str, int] | str | Non
         if isinstance(error := said.get("error"), str):
             result = "".join(c if c.isprintable() else "?" for c in error[:2000])
         elif isinstance(made := said.get("made"), dict):
-            result = {name: int(made[name]) for name in ("inodes", "bytes", "skipped")}
+            result = {name: _number(made, name) for name in ("inodes", "bytes", "skipped")}
         else:
-            progress("unpack", int(said["done"]), int(said["total"]))
+            total = _number(said, "total")
+            progress("unpack", min(_number(said, "done"), total), total)
     return result
 
 
 def _heard(line: bytes) -> dict[str, Any]:
     try:
         said = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict):
-        raise ImageError("the reader of the archive broke its word")
+        raise ImageError(_BROKEN)
     return said
+
+
+def _number(said: dict[str, Any], name: str) -> int:
+    value = said.get(name)
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ImageError(_BROKEN)
+    return value
 
 
 def _nothing(phase: str, done: int, total: int) -> None:

@@ -37,6 +37,12 @@ def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tuple[tarfile
     return entry(name, kind, linkname=target)
 
 
+def pax(member: tuple[tarfile.TarInfo, bytes], linkpath: str) -> tuple[tarfile.TarInfo, bytes]:
+    """The same with a header before it that says it leads elsewhere."""
+    member[0].pax_headers = {"linkpath": linkpath}
+    return member
+
+
 def tar(*entries: tuple[tarfile.TarInfo, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=form) as made:
@@ -159,6 +165,13 @@ OUTSIDE = "../outside/canary"
         [entry("./", data=b"x")],
         [link("empty", "")],
         [entry("odd", b"Q", data=b"x")],
+        [entry("good", data=b"x", pax_headers={"path": "../outside/new"})],
+        [
+            entry("good", data=b"x"),
+            link("steal", "good", tarfile.LNKTYPE),
+            pax(link("s", "good", tarfile.LNKTYPE), OUTSIDE),
+        ],
+        [link("door", "."), pax(link("door", "."), "../outside"), entry("door/new", data=b"x")],
     ],
 )
 def test_what_is_refused(sandbox: Sandbox, entries: list[tuple[tarfile.TarInfo, bytes]]) -> None:
@@ -195,6 +208,90 @@ def test_devices_are_left_out_and_counted(sandbox: Sandbox) -> None:
     whiteout = entry("gone", tarfile.CHRTYPE, devmajor=0, devminor=0)
     assert sandbox.unpack(tar(*devices, whiteout, entry("file", data=b"x"))) == 3
     assert os.listdir(sandbox.target) == ["file"]
+
+
+def test_names_that_others_take_for_the_same_are_several(sandbox: Sandbox) -> None:
+    names = ["a", "A", "\u00e9", "e\u0301", "\ufb01", "fi"]
+    sandbox.unpack(tar(*(entry(name, data=name.encode()) for name in names)))
+    assert {name: (sandbox.target / name).read_text() for name in names} == {name: name for name in names}
+
+
+def test_attributes_are_left_out(sandbox: Sandbox) -> None:
+    """They give capabilities, or are marks of overlays: whiteouts, opaque directories, redirects."""
+    marks = {
+        "SCHILY.xattr.security.capability": "\x01",
+        "SCHILY.xattr.user.overlay.whiteout": "y",
+        "SCHILY.xattr.user.overlay.opaque": "y",
+        "SCHILY.xattr.trusted.overlay.redirect": "/etc",
+        "LIBARCHIVE.xattr.user.overlay.opaque": "eQ==",
+    }
+    sandbox.unpack(tar(entry("f", pax_headers=marks), entry("d", tarfile.DIRTYPE, pax_headers=marks)))
+    assert os.listxattr(sandbox.target / "f") == os.listxattr(sandbox.target / "d") == []
+
+
+def extended(content: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    info, _ = entry("x", kind)
+    info.size = len(content)
+    return info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512)
+
+
+def record(keyword: str, value: str) -> bytes:
+    """A line of an extended header, which begins with its own length."""
+    rest = len(f" {keyword}={value}\n")
+    size = rest + len(str(rest + len(str(rest))))
+    return f"{size} {keyword}={value}\n".encode()
+
+
+@pytest.mark.parametrize("content", [b"1" * (1 << 18), record("comment", "1" * 200_000), b"7" * 250_000 + b" path=x\n"])
+def test_numbers_without_end_in_extended_headers(sandbox: Sandbox, content: bytes) -> None:
+    """Each would keep tarfile of many Pythons busy for minutes (CVE-2024-6232)."""
+    for kind in (tarfile.XHDTYPE, tarfile.XGLTYPE):
+        with pytest.raises(Refused, match="without end"):
+            sandbox.unpack(extended(content, kind) + tar(entry("file", data=b"x")))
+
+
+def test_global_headers_are_bounded(sandbox: Sandbox) -> None:
+    """tarfile copies them for every member that has a header of its own."""
+    file = tar(entry("file", data=b"x", pax_headers={"mtime": "1.5"}))
+    few = b"".join(extended(record(f"k{number}", "v"), tarfile.XGLTYPE) for number in range(150))
+    sandbox.unpack(few + file)
+    assert (sandbox.target / "file").stat().st_mtime == 1.5
+    many = extended(b"".join(record(f"k{number}", "v") for number in range(10_000)), tarfile.XGLTYPE)
+    with pytest.raises(Refused, match="keywords"):
+        sandbox.unpack(many + file)
+
+
+def sparse(realsize: int, *parts: tuple[int, int]) -> bytes:
+    """A file with holes, as GNU tar writes it (format 1.0)."""
+    packed = b"".join(b"%d\n%d\n" % part for part in parts)
+    packed = b"%d\n" % len(parts) + packed
+    packed += bytes(-len(packed) % 512) + b"".join(b"x" * length for _, length in parts if 0 < length < 1 << 20)
+    says = {"major": "1", "minor": "0", "name": "holes", "realsize": str(realsize)}
+    return tar(entry("f", data=packed, pax_headers={f"GNU.sparse.{name}": value for name, value in says.items()}))
+
+
+def test_a_file_with_holes(sandbox: Sandbox) -> None:
+    sandbox.unpack(sparse(100_000, (10, 5), (50_000, 3), (100_000, 0)))
+    expected = bytearray(100_000)
+    expected[10:15], expected[50_000:50_003] = b"x" * 5, b"x" * 3
+    assert (sandbox.target / "holes").read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "parts"),
+    [
+        (100, [(50, 1), (0, 1)]),
+        (100, [(0, 50), (49, 1)]),
+        (100, [(0, 101)]),
+        (100, [(-5, 10)]),
+        (100, [(20, -10)]),
+        (3000, [(number, 1) for number in reversed(range(3000))]),
+    ],
+)
+def test_holes_that_cannot_be(sandbox: Sandbox, size: int, parts: list[tuple[int, int]]) -> None:
+    """tarfile would look through all parts again for every byte."""
+    with pytest.raises(Refused, match="holes"):
+        sandbox.unpack(sparse(size, *parts))
 
 
 def test_limits(sandbox: Sandbox) -> None:
@@ -241,6 +338,15 @@ def test_a_bomb_is_refused_by_its_ratio(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="fill disks"):
         while True:
             stream.read(1 << 26)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_bomb_is_refused_however_it_is_packed(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, pack: Callable[[bytes], bytes]
+) -> None:
+    monkeypatch.setattr(archive, "_SMALL", 1 << 20)
+    with pytest.raises(Refused, match="fill disks"):
+        sandbox.unpack(pack(tar(entry("zeros", data=bytes(32 << 20)))))
 
 
 def test_a_sparse_file_stays_sparse(sandbox: Sandbox) -> None:

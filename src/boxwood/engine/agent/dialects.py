@@ -21,11 +21,26 @@ from boxwood.engine.agent.state import State
 # Expressions are compiled in the zygote, where all boxes have them in common: one compiled in a box costs it 400 KiB.
 Note: TypeAlias = Callable[[str], None]
 _NAME = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*\Z")
+_MOST_DAMAGED = 20  # entries of a dump that are none: a forged one would have the whole rest looked through for each
 
 
 def quote(text: bytes) -> bytes:
     """One word, quoted so that every shell reads exactly these bytes."""
     return b"'" + text.replace(b"'", b"'\\''") + b"'"
+
+
+def entries(pattern: re.Pattern[bytes], text: bytes) -> Iterator[re.Match[bytes]]:
+    """Those of a dump, one behind the other, each from the beginning of a line. Lines that are none are passed over;
+    where there are too many of them the rest is."""
+    at, damaged = 0, 0
+    while at < len(text) and damaged < _MOST_DAMAGED:
+        if found := pattern.match(text, at):
+            yield found
+            at = found.end()
+            continue
+        end = text.find(b"\n", at) + 1 or len(text)
+        damaged += text.find(b"=", at, end) >= 0 or text.startswith(b"trap", at)  # others fail at once
+        at = end
 
 
 class Dialect:
@@ -107,7 +122,7 @@ class Dialect:
         """Our own EXIT trap is no part of the state; without any (`armed` empty) it has to be set again."""
         traps, ours = sections[b"traps"], self.exit_trap(d)
         sections[b"armed"] = b"1" if b" EXIT\n" in traps else b""
-        kept = [m[0] for m in self._trap.finditer(traps) if self.unquote(m[1]) != ours]
+        kept = [m[0] for m in entries(self._trap, traps) if self.unquote(m[1]) != ours]
         sections[b"traps"] = b"".join(kept)
         return sections
 
@@ -157,7 +172,7 @@ class Dialect:
         lines = [b"\\%s umask %s" % (self.guard, quote(state.sections[b"umask"]))]
         if state.args:
             lines.append(self.via + b"set -- " + b" ".join(map(quote, state.args)))
-        lines += [self.via + m[0][:-1] for m in self._trap.finditer(state.sections[b"traps"])]
+        lines += [self.via + m[0][:-1] for m in entries(self._trap, state.sections[b"traps"])]
         lines += [self.via + b"set +o " + o for o in sorted(options0 - options) if o not in self._no_options]
         new = sorted(options - options0, key=lambda o: (o in self._late_options, o))
         return lines + [self.via + b"set -o " + o for o in new if o not in self._no_options]
@@ -221,7 +236,7 @@ class Bash(Dialect):
 
     def _variables(self, sections: Mapping[bytes, bytes]) -> dict[bytes, tuple[bytes, bytes | None]]:
         """name -> (attributes, value as bash quotes it or None)"""
-        return {m[2]: (m[1].replace(b"-", b""), m[3]) for m in self._declare.finditer(sections[b"vars"])}
+        return {m[2]: (m[1].replace(b"-", b""), m[3]) for m in entries(self._declare, sections[b"vars"])}
 
     def _options(self, variables: Mapping[bytes, tuple[bytes, bytes | None]]) -> tuple[set[bytes], set[bytes]]:
         """What is on of shopt and of set; bash keeps both lists in variables."""
@@ -312,12 +327,14 @@ class Bash(Dialect):
     def _functions(self, sections: Mapping[bytes, bytes]) -> list[bytes]:
         """`declare -f` function by function: not all that it prints can be read back (bash 5.3 forgets the word
         `function` before a name like `if`), and one bad function must not cost the others."""
-        text, starts, at = b"\n" + sections[b"funcs"], [], 0
+        text, starts, at, missing = b"\n" + sections[b"funcs"], [], 0, 0
         for name in (line.split(b" ", 2)[2] for line in sections[b"fattrs"].splitlines() if line.count(b" ") >= 2):
             match = re.compile(rb"\n(?:function )?%s \(\) *\n" % re.escape(name)).search(text, at)
             if match:
                 starts.append((match.start() + 1, name))
                 at = match.end() - 1
+            elif (missing := missing + 1) == _MOST_DAMAGED:
+                break
         ends = [*(start for start, _ in starts), len(text)][1:]
         parts = [(text[start:end], name) for (start, name), end in zip(starts, ends, strict=True)]
         return [b"function " + part[part.index(name) :] for part, name in parts]
@@ -357,7 +374,7 @@ class Posix(Dialect):
         return b"\\. %s/p" % d
 
     def _variables(self, text: bytes) -> dict[bytes, bytes | None]:
-        return {m[1]: None if m[2] is None else self.unquote(m[2]) for m in self._assign.finditer(text)}
+        return {m[1]: None if m[2] is None else self.unquote(m[2]) for m in entries(self._assign, text)}
 
     def flags(self, sections: Mapping[bytes, bytes]) -> set[bytes]:
         return {line[7:] for line in sections[b"options"].splitlines() if line.startswith(b"set -o ")}
@@ -385,7 +402,7 @@ class Posix(Dialect):
             if name not in self.special and value is not None and (v0.get(name) != value or name in gone)
         ]
         first += [b"\\export " + name for name in x if name not in self.special and (name not in x0 or name in gone)]
-        aliases = [b"\\command alias " + m[1] for m in self._alias.finditer(s[b"aliases"])]
+        aliases = [b"\\command alias " + m[1] for m in entries(self._alias, s[b"aliases"])]
         late = [b"\\readonly " + name for name in self._variables(s[b"readonly"]) if name not in self.special]
         last = late + self._last(state, self.flags(s), self.flags(s0))
         return [b"\n".join(first), *state.functions.values(), b"\n".join(aliases), b"\n".join(last)]

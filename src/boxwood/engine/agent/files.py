@@ -15,6 +15,8 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from boxwood.engine.frames import MANIFEST_LIMIT
+
 _SLICE = 4 << 20  # bytes copied between two looks at the loop
 _NEW = ".boxwood-new-"
 _IN_MEMORY = "/tmp"  # noqa: S108  # of a read-only box
@@ -124,11 +126,11 @@ class Writing:
 def manifest(root: str, limit: int, emit: Callable[[bytes], object]) -> tuple[str, bool]:
     """Walk a directory, hand out one JSON line per regular file, sorted by path. Runs in a child: it may take long.
 
-    Returns the normalised root and whether there were more than `limit`. Names that are not UTF-8 are left out: the
-    answer could not name them.
+    Returns the normalised root and whether there were more than `limit`, or than the server takes in lines. Names that
+    are not UTF-8 are left out: the answer could not name them.
     """
     root = os.path.normpath(_checked(root))
-    count = 0
+    count = size = 0
     try:
         top = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -139,7 +141,11 @@ def manifest(root: str, limit: int, emit: Callable[[bytes], object]) -> tuple[st
             if count == limit:
                 return root, True
             entry = {"path": relative, "size": found.st_size, "mode": found.st_mode, "hash": _digest(fd)}
-            emit(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
+            line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+            size += len(line)
+            if size > MANIFEST_LIMIT:
+                return root, True
+            emit(line)
             count += 1
     finally:
         os.close(top)

@@ -61,7 +61,7 @@ class Report:
 
     def __init__(self, row: Sequence[bytes]) -> None:
         self._names = (b"head", b"traps", *row, b"place")
-        self._tail = b""
+        self._tail: list[bytes] = []  # pieces of a field whose end has not come
         self._size = 0
         self._fields: list[bytes] = []
         self._count = 0
@@ -80,19 +80,27 @@ class Report:
     def feed(self, data: bytes) -> bytes:
         """Take bytes in; what lies behind the end of this report comes back."""
         self._size += len(data)
-        *fields, self._tail = (self._tail + data).split(b"\0")
-        for at, value in enumerate(fields):
-            self._take(value)
-            if self.complete or self.garbled:
-                rest = b"\0".join([*fields[at + 1 :], self._tail])
-                self._tail = b""
-                return rest
+        if data:
+            self._tail.append(data)
+        if b"\0" in data:
+            *fields, last = b"".join(self._tail).split(b"\0")
+            self._tail = [last] if last else []
+            for at, value in enumerate(fields):
+                self._take(value)
+                if self.complete or self.garbled:
+                    self._tail = []
+                    return b"\0".join([*fields[at + 1 :], last])
         if self._size > STATE_LIMIT:
+            self._shorten()
+        return b""
+
+    def _shorten(self) -> None:
+        """It is too large: only how it ends is still of interest."""
+        if not self.too_large:
             self.too_large = True
             self._fields = [value[:0] if len(value) > _LONG_FIELD else value for value in self._fields]
-            if len(self._tail) > _LONG_FIELD:
-                self._tail = b"?"
-        return b""
+        tail = b"".join(self._tail)
+        self._tail = [b"?" if len(tail) > _LONG_FIELD else tail] if tail else []
 
     def _take(self, value: bytes) -> None:
         at, self._count = self._count, self._count + 1
