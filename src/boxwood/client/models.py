@@ -207,13 +207,28 @@ class Preparing(msgspec.Struct, frozen=True):
     fraction: float = 0.0
 
 
+class IsolationLayer(msgspec.Struct, frozen=True):
+    """One thing that keeps VMs apart. `why`: what it is good for, or why it is missing; `fix`: how to get it then;
+    `required`: no VM runs without it; `level`: the first level that needs it."""
+
+    name: str
+    active: bool
+    required: bool = True
+    why: str = ""
+    fix: str | None = None
+    level: str | None = None
+
+
 class Health(msgspec.Struct, frozen=True):
-    """How a server is. `status`: ok or unavailable. `isolation`: for each layer, is it active? `problem`: why it is
-    not ok. `preparing`: what it has to finish before it is."""
+    """How a server is. `status`: ok or unavailable. `isolation`: for each layer, is it active? `layers`: the same with
+    reasons. `level`: the highest that is met (none, basic, limits, full). `problem`: why it is not ok. `preparing`:
+    what it has to finish before it is."""
 
     status: str
     version: str | None = None
     isolation: dict[str, bool] = {}
+    level: str | None = None
+    layers: list[IsolationLayer] = []
     preparing: Preparing | None = None
     problem: str | None = None
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from boxwood.engine.levels import LEVELS
+
 MIB = 1 << 20
 NETWORKS = ("internet", "none")  # what a VM can have
 DIALECTS = ("agentkernel", "arl-kubernetes", "arl-gateway")  # other systems' protocols that can be switched off
@@ -63,6 +65,7 @@ class Config:
     arl_hold_seconds: float = 240.0  # how long ARL's gateway holds a request for its result, before it says 202
     layers_merged_above: int = 48
     layers_refused_above: int = 400
+    require: str = ""  # level of isolation below which no server starts: basic, limits, full; empty: what boxes need
     network: str = "internet"  # of a VM that was not told otherwise; or "none"
     network_allow: tuple[str, ...] = ()  # private addresses and names that VMs may reach all the same
     share_client_config: bool = False  # the host image has the host's pip, npm and apt settings and its certificates
@@ -101,6 +104,8 @@ class Config:
             raise ConfigError("host is empty: give an address to listen on, such as 127.0.0.1")
         if self.network not in NETWORKS:
             raise ConfigError(f"network is {self.network!r}: it must be {' or '.join(NETWORKS)}")
+        if self.require and self.require not in LEVELS:
+            raise ConfigError(f"require is {self.require!r}: it must be {' or '.join(LEVELS)}, or empty")
         if unknown := set(self.dialects) - set(DIALECTS):
             raise ConfigError(f"dialects names {sorted(unknown)[0]!r}: known are {', '.join(DIALECTS)}, or none")
 

@@ -226,6 +226,19 @@ class CopyReport:
     total_ms: float
 
 
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """A layer of isolation. `why`: what it is good for, or what is in its way; `fix`: how to get it, where it is
+    missing; `required`: no box runs without it; `level`: the first level that needs it (engine/levels.py), or empty."""
+
+    name: str
+    active: bool
+    why: str
+    fix: str = ""
+    required: bool = True
+    level: str = ""
+
+
 class Box(Protocol):
     """A live box. Every call may raise `BoxGone`."""
 
@@ -330,5 +343,5 @@ class Engine(Protocol):
     def free_disk(self) -> int:
         """Bytes that are left where layers are written."""
 
-    def features(self) -> AsyncIterator[tuple[str, bool, str]]:
-        """Isolation layers of this host: name, active, and why or how to get it."""
+    def features(self) -> AsyncIterator[Feature]:
+        """The layers of isolation of this host, as they are now."""

@@ -19,11 +19,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from boxwood.engine import kernel as k
-from boxwood.engine import seccomp
+from boxwood.engine import levels, seccomp
 from boxwood.engine.api import EngineUnavailable, Limits
 from boxwood.engine.cgroup import Cgroups
 from boxwood.engine.network.netlink import Netlink, add_address, bring_up
@@ -79,7 +79,9 @@ def checks(data: Path, images: Path) -> list[Check]:
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS, check=False, env={}
     )
     try:
-        return [Check(**found) for found in json.loads(done.stdout)["checks"]]
+        known = {member.name for member in fields(Check)}
+        said = json.loads(done.stdout)["checks"]
+        return [Check(**{name: found[name] for name in known}) for found in said]
     except (ValueError, KeyError, TypeError):
         text = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
         return [Check("doctor", False, f"the trials could not be made: {text[-1]}", "see the log of the server")]
@@ -88,6 +90,18 @@ def checks(data: Path, images: Path) -> list[Check]:
 def missing(found: Sequence[Check]) -> list[Check]:
     """Those without which no box runs."""
     return [check for check in found if check.required and not check.active]
+
+
+def unmet(level: str, found: Sequence[Check]) -> list[Check]:
+    """What is missing for a level, with why and how to get it, in the level's order. ValueError: no such level."""
+    by_name = {check.name: check for check in found}
+    untried = "it was not tried, for something that it needs is missing"
+    return [by_name.get(name) or Check(name, False, untried) for name in levels.lacking(level, found)]
+
+
+def told(lacking: Sequence[Check]) -> str:
+    """What is missing, in one line."""
+    return "; ".join(f"{one.name}: {one.why} ({one.fix})" if one.fix else f"{one.name}: {one.why}" for one in lacking)
 
 
 def try_all(data: Path, images: Path) -> list[Check]:
@@ -338,21 +352,36 @@ def _line(check: Check) -> str:
     return f"{state}  {check.name:18} {check.why}{fix}"
 
 
+def _report(found: Sequence[Check]) -> dict[str, object]:
+    """For programs. `level`: the highest that is met; `levels`: what is missing for each; of each check its level."""
+    return {
+        "ok": not missing(found),
+        "level": levels.reached(found),
+        "levels": {
+            level: {"met": not (names := levels.lacking(level, found)), "missing": names} for level in levels.LEVELS
+        },
+        "checks": [{**asdict(check), "level": levels.level_of(check.name)} for check in found],
+    }
+
+
+def _text(found: Sequence[Check]) -> str:
+    above = [level for level in levels.LEVELS if levels.lacking(level, found)]
+    lack = f"; {above[0]} lacks {', '.join(levels.lacking(above[0], found))}" if above else ""
+    return "\n".join([*map(_line, found), "", f"level: {levels.reached(found)}{lack}"])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="boxwood doctor", description="What this host gives to boxes.")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--require", choices=tuple(levels.LEVELS), help="fail unless this level is met")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("BOXWOOD_DATA", "/var/lib/boxwood")))
     parser.add_argument(
         "--images", type=Path, default=Path(os.environ.get("BOXWOOD_IMAGES", "/var/cache/boxwood/images"))
     )
     options = parser.parse_args()
     found = try_all(options.data, options.images)
-    if options.json:
-        text = json.dumps({"ok": not missing(found), "checks": [asdict(check) for check in found]})
-    else:
-        text = "\n".join(map(_line, found))
-    sys.stdout.write(text + "\n")
-    return 1 if missing(found) else 0
+    sys.stdout.write((json.dumps(_report(found)) if options.json else _text(found)) + "\n")
+    return 1 if missing(found) or (options.require and unmet(options.require, found)) else 0
 
 
 if __name__ == "__main__":

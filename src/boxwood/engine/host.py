@@ -11,10 +11,11 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from boxwood.engine import doctor
+from boxwood.engine import doctor, levels
 from boxwood.engine.api import (
     Box,
     BoxGone,
@@ -22,6 +23,7 @@ from boxwood.engine.api import (
     CopyReport,
     EngineError,
     EngineUnavailable,
+    Feature,
     Limits,
     Stack,
     Usage,
@@ -44,14 +46,17 @@ class HostEngine:
     """`data`: the data directory; `images`: where image layers lie, shared by all data directories of the host;
     `ready`: how many boxes are booted ahead of demand; `network`: boxes will want one (else what it takes is started
     when the first does); `network_allow`: what they may reach beside the internet, see engine/network/exceptions.py;
-    `resolv_conf`: where the servers are named that their questions for names go to."""
+    `resolv_conf`: where the servers are named that their questions for names go to; `require`: the level of isolation
+    (engine/levels.py) below which nothing is started."""
 
     def __init__(
         self, data: Path, images: Path, ready: int = 0, *,
         network: bool = True, network_allow: Sequence[str] = (), resolv_conf: Path = Path("/etc/resolv.conf"),
+        require: str = "",
     ) -> None:  # fmt: skip
         self._data = data
         self._images = images
+        self._require = require
         self._boxes: dict[str, HostBox] = {}
         self._zygote = Zygote(
             data, images, self._on_death, self._on_lost, Outside(network, tuple(network_allow), resolv_conf)
@@ -73,11 +78,10 @@ class HostEngine:
         self._ready = ReadyBoxes(self._boot, self._discard, self._ahead)
         self._prepare_directories()
         self._checks = await asyncio.to_thread(doctor.checks, self._data, self._images)
-        missing = doctor.missing(self._checks)
-        if missing:
-            raise EngineUnavailable(
-                "; ".join(f"{m.name}: {m.why} ({m.fix})" if m.fix else f"{m.name}: {m.why}" for m in missing)
-            )
+        if missing := doctor.missing(self._checks):
+            raise EngineUnavailable(doctor.told(missing))
+        if self._require and (missing := doctor.unmet(self._require, self._checks)):
+            raise EngineUnavailable(f"this host does not reach the level {self._require}: {doctor.told(missing)}")
         self._seccomp = await asyncio.to_thread(program)
         async with self._connecting:
             await self._zygote.connect(self._seccomp)
@@ -107,16 +111,15 @@ class HostEngine:
         await self._zygote.wait_gone()
         self._is_down = True
 
-    async def features(self) -> AsyncIterator[tuple[str, bool, str]]:
+    async def features(self) -> AsyncIterator[Feature]:
         for check in self._checks:
             if check.name == doctor.NETWORK and check.active and self._zygote.connected:
                 try:
                     said = await self._zygote.ask("network", {})
                 except EngineError as error:
                     said = {"active": False, "why": str(error)}
-                yield check.name, said["active"], said["why"] or check.why
-            else:
-                yield check.name, check.active, check.why or check.fix
+                check = replace(check, active=said["active"], why=said["why"] or check.why)
+            yield Feature(check.name, check.active, check.why, check.fix, check.required, levels.level_of(check.name))
 
     def _prepare_directories(self) -> None:
         for directory in (self._data, self._images):

@@ -54,6 +54,7 @@ async def _serve(config: Config) -> None:
             config.ready_boxes,
             network=config.network != "none",
             network_allow=_exceptions(config),
+            require=config.require,
         )
         core = await Core.open(config, engine)
         down = False

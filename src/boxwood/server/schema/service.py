@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import Meta
 
 from boxwood.core import model
+from boxwood.engine.api import Feature
 from boxwood.server.schema.common import UNSET, Answer, Request, UnsetType
 
 
@@ -16,11 +17,22 @@ class Preparing(Answer, frozen=True, kw_only=True):
     fraction: Annotated[float, Meta(ge=0, le=1)]
 
 
+class IsolationLayer(Answer, frozen=True, kw_only=True):
+    name: str
+    active: bool
+    required: Annotated[bool, Meta(description="No VM runs without it.")]
+    why: Annotated[str, Meta(description="What it is good for, or why it is missing.")]
+    fix: Annotated[str | None, Meta(description="How to get it, where it is missing.")]
+    level: Annotated[str | None, Meta(description="The first level that needs it.")]
+
+
 class HealthAnswer(Answer, frozen=True, kw_only=True):
     status: Literal["ok", "unavailable"]
     timestamp: datetime
     version: str
     isolation: Annotated[dict[str, bool], Meta(description="Layers of isolation: which are active.")]
+    level: Annotated[str, Meta(description="The highest that is met: none, basic, limits or full.")]
+    layers: Annotated[list[IsolationLayer], Meta(description="The same layers, with reasons.")]
     preparing: Preparing | UnsetType = UNSET
     problem: str | UnsetType = UNSET
 
@@ -86,6 +98,13 @@ class ImportImageAnswer(Answer, frozen=True, kw_only=True):
 
 class DownAnswer(Answer, frozen=True, kw_only=True):
     down: bool = True
+
+
+def layer(of: Feature) -> IsolationLayer:
+    fix = of.fix if of.fix and not of.active else None
+    return IsolationLayer(
+        name=of.name, active=of.active, required=of.required, why=of.why, fix=fix, level=of.level or None
+    )
 
 
 def api_key(of: model.ApiKey) -> ApiKey:
