@@ -18,6 +18,7 @@ from typing import Protocol
 
 from boxwood.core import clock
 from boxwood.core.admission import Admission
+from boxwood.core.ceilings import Ceilings
 from boxwood.core.config import Config
 from boxwood.core.errors import CapacityUnavailable, Conflict, CoreError, Internal, InvalidState, NotFound, Unavailable
 from boxwood.core.tasks import Tasks
@@ -28,7 +29,6 @@ from boxwood.engine.api import (
     Engine,
     EngineError,
     EngineUnavailable,
-    Limits,
     SessionSpec,
     Stack,
 )
@@ -115,6 +115,7 @@ class Boxes:
         self._admission = admission
         self._booting = 0
         self._config = config
+        self._ceilings = Ceilings(config)
         self._tasks = tasks
         self._slots: weakref.WeakValueDictionary[str, Slot] = weakref.WeakValueDictionary()
         self._live: dict[str, Slot] = {}  # those with a box
@@ -220,7 +221,7 @@ class Boxes:
         if slot.box is None:
             return True
         try:
-            await self._engine.change(slot.box, _hostname(row), self._limits(row))
+            await self._engine.change(slot.box, _hostname(row), self._ceilings.limits(row))
         except EngineError as error:
             log.warning("VM %s: its box could not be changed: %s", slot.vm_id, error)
             return False
@@ -300,8 +301,8 @@ class Boxes:
         try:
             stack, networked = Stack(layers, row.top, images), self.network(row) != "none"
             spec = BoxSpec(
-                vm_id, stack, _hostname(row), self._limits(row), networked, ahead=bool(row.hidden and row.pool_id),
-                read_only=bool(row.read_only),
+                vm_id, stack, _hostname(row), self._ceilings.limits(row), networked,
+                ahead=bool(row.hidden and row.pool_id), read_only=bool(row.read_only),
             )  # fmt: skip
             box = await self._engine.boot(spec)
         except EngineError as error:
@@ -330,14 +331,6 @@ class Boxes:
                 "or start the server with the images directory that has it",
             )
         return Internal(f"the VM's box could not be made: {error}")
-
-    def _limits(self, row: VMRow) -> Limits:
-        config = self._config
-        return Limits(
-            vcpu=config.vcpu if row.vcpu is None else row.vcpu,
-            memory_mib=config.memory_mib if row.memory_mib is None else row.memory_mib,
-            pids=config.pids,
-        )
 
     def _install(self, slot: Slot, box: Box) -> None:
         slot.box = box

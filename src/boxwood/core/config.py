@@ -16,6 +16,8 @@ from typing import Any
 from boxwood.engine.levels import LEVELS
 
 MIB = 1 << 20
+PIDS_LEAST = 16  # a box that can have fewer processes is of no use
+NOFILE_LEAST = 1024  # … and one whose agent can have fewer files open
 NETWORKS = ("internet", "none")  # what a VM can have
 DIALECTS = ("agentkernel", "arl-kubernetes", "arl-gateway")  # other systems' protocols that can be switched off
 
@@ -52,6 +54,11 @@ class Config:
     vcpu: int = 0
     memory_mib: int = 2048
     pids: int = 4096
+    nofile: int = 0  # open files of each process; 0: what the host gives
+    vcpu_most: int = 0  # ceilings of what a VM can be given; 0: none
+    memory_mib_most: int = 0
+    pids_most: int = 0
+    nofile_most: int = 0
     output_bytes: int = 64 * MIB  # kept of each stream of a run
     runs_kept: int = 10_000  # of each VM: ended runs, the newest
     runs_kept_bytes: int = 1024 * MIB  # … with so much output
@@ -100,6 +107,8 @@ class Config:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"{name} is {value}: it must be between {low:g} and {high:g}")
+        for name, least in (("vcpu", 1), ("memory_mib", 64), ("pids", PIDS_LEAST), ("nofile", NOFILE_LEAST)):
+            self._check_ceiling(name, least)
         if not self.host:
             raise ConfigError("host is empty: give an address to listen on, such as 127.0.0.1")
         if self.network not in NETWORKS:
@@ -108,6 +117,16 @@ class Config:
             raise ConfigError(f"require is {self.require!r}: it must be {' or '.join(LEVELS)}, or empty")
         if unknown := set(self.dialects) - set(DIALECTS):
             raise ConfigError(f"dialects names {sorted(unknown)[0]!r}: known are {', '.join(DIALECTS)}, or none")
+
+    def _check_ceiling(self, name: str, least: int) -> None:
+        """A VM that is not told otherwise must fit under the ceiling, and one that is of use too."""
+        default, most = getattr(self, name), getattr(self, f"{name}_most")
+        if 0 < most < least:
+            raise ConfigError(f"{name}_most is {most}: it must be 0 (no ceiling) or at least {least}")
+        if most and default > most:
+            raise ConfigError(f"{name} is {default}, more than {name}_most, {most}: lower it or raise the ceiling")
+        if name == "nofile" and 0 < default < least:
+            raise ConfigError(f"nofile is {default}: it must be 0 (what the host gives) or at least {least}")
 
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
@@ -123,7 +142,12 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("disk_spare_mib", 0, 1 << 34),
     ("vcpu", 0, 255),
     ("memory_mib", 0, 1 << 24),
-    ("pids", 16, 1 << 22),
+    ("pids", PIDS_LEAST, 1 << 22),
+    ("nofile", 0, 1 << 20),
+    ("vcpu_most", 0, 255),
+    ("memory_mib_most", 0, 1 << 24),
+    ("pids_most", 0, 1 << 22),
+    ("nofile_most", 0, 1 << 20),
     ("output_bytes", 65536, 1 << 40),
     ("runs_kept", 1, 1 << 40),
     ("runs_kept_bytes", 0, 1 << 44),

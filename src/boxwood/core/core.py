@@ -15,6 +15,7 @@ from boxwood.core.admission import Admission
 from boxwood.core.boxes import Boxes
 from boxwood.core.changes import Changes
 from boxwood.core.config import Config
+from boxwood.core.expiry import Expiry
 from boxwood.core.files import Files
 from boxwood.core.goldens import Goldens
 from boxwood.core.idempotency import Idempotency
@@ -33,6 +34,7 @@ from boxwood.core.tasks import Tasks
 from boxwood.core.uploads import Uploads
 from boxwood.core.vms import VMs
 from boxwood.engine.api import Engine
+from boxwood.store import keys as key_rows
 from boxwood.store.database import Database
 
 
@@ -79,6 +81,10 @@ class Core:
             database, self._boxes, access, self.vms.forks, self.vms, self.records, self.changes, repeats, config,
             self._tasks,
         )  # fmt: skip
+        self._keys_expiry = Expiry(
+            database, self._tasks, "API key", key_rows.expired, key_rows.next_expiry, keys.expire
+        )
+        keys.changed_hook = self._keys_expiry.changed
         self._held = contextlib.ExitStack()
         self._closed = False
 
@@ -124,6 +130,7 @@ class Core:
         self.records.start()
         self.pools.start()
         self.vms.expiry.start()
+        self._keys_expiry.start()
         self._retention.start()
 
     async def close(self) -> None:

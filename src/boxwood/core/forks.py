@@ -9,17 +9,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
-from boxwood.core import clock, words
+from boxwood.core import clock, lifetimes, words
 from boxwood.core.access import Access
 from boxwood.core.admission import Admission
 from boxwood.core.boxes import Boxes, Slot
+from boxwood.core.ceilings import Ceilings
 from boxwood.core.config import Config
-from boxwood.core.errors import AlreadyExists, BadRequest, InsufficientResources, Internal, NotFound, ResourceBusy
+from boxwood.core.errors import AlreadyExists, Internal, NotFound, ResourceBusy
 from boxwood.core.goldens import Goldens
 from boxwood.core.idempotency import Claim, Idempotency
 from boxwood.core.ids import new_id
 from boxwood.core.layers import Layers
-from boxwood.core.model import VM, Caller, ForkRequest, Resources
+from boxwood.core.model import VM, Caller, ForkRequest
 from boxwood.core.refusals import of_engine
 from boxwood.core.runs import Runs
 from boxwood.core.tasks import Tasks
@@ -30,9 +31,6 @@ from boxwood.store import vms as rows
 from boxwood.store.database import SMALL_BYTES, Database
 from boxwood.store.sessions import SessionRow
 from boxwood.store.vms import VMRow
-
-MEMORY_MIB = 64  # the least that a box is of use with
-MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +99,7 @@ class Forks:
         self._goldens = goldens
         self._idempotency = idempotency
         self._config = config
+        self.ceilings = Ceilings(config)
         self._tasks = tasks
         self._expiring = expiring
 
@@ -112,7 +111,7 @@ class Forks:
         IdempotencyConflict, Unavailable (the same key is still being worked on; the host image is still being made),
         CapacityUnavailable.
         """
-        request = checked(request)
+        request = checked(replace(request, ttl=lifetimes.of_new(caller, request.ttl)), self.ceilings)
         with self._idempotency.claim(f"fork:{caller.org_id}", idempotency_key, request) as claim:
             if claim is not None and claim.made is not None:
                 return self._made_before(caller, claim.made)
@@ -229,6 +228,8 @@ class Forks:
                 vcpu=now.vcpu if wanted.vcpu is None else wanted.vcpu,
                 memory_mib=now.memory_mib if wanted.memory_mib is None else wanted.memory_mib,
                 disk_mib=now.disk_mib if wanted.disk_mib is None else wanted.disk_mib,
+                pids=now.pids if wanted.pids is None else wanted.pids,
+                nofile=now.nofile if wanted.nofile is None else wanted.nofile,
                 network=now.network if request.network is None else request.network,
                 root_source_id=now.root_source_id or now.id,
                 root_source_name=now.root_source_name if now.root_source_id else now.name,
@@ -268,21 +269,9 @@ def _insert(connection: sqlite3.Connection, row: VMRow) -> None:
         raise
 
 
-def check_resources(wanted: Resources) -> None:
-    for field, value in (("vcpu", wanted.vcpu), ("memory_mib", wanted.memory_mib), ("disk_mib", wanted.disk_mib)):
-        if value is not None and not 0 <= value <= 1 << 40:
-            raise BadRequest(f"{field}: out of range", [(field, "out of range")])
-    if wanted.vcpu is not None and wanted.vcpu > 255:
-        raise words.refuse("vcpu", "at most 255")
-    if wanted.vcpu == 0:
-        raise InsufficientResources("a VM needs at least one vcpu", "cpu", 1)
-    if wanted.memory_mib is not None and wanted.memory_mib < MEMORY_MIB:
-        raise InsufficientResources(f"a VM needs at least {MEMORY_MIB} MiB of memory", "memory", MEMORY_MIB * MIB)
-
-
-def checked(request: ForkRequest) -> ForkRequest:
+def checked(request: ForkRequest, ceilings: Ceilings) -> ForkRequest:
     """With what the caller wrote in its proper form. BadRequest, InsufficientResources."""
-    check_resources(request.resources)
+    ceilings.check(request.resources)
     if request.command is not None:
         words.text("command", request.command)
     return replace(

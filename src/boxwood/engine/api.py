@@ -47,11 +47,18 @@ class GuestError(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one box. `vcpu` in cores (0 = no bound), `memory_mib` in MiB (0 = no bound), `pids` as a count."""
+    """Bounds of one box. `vcpu` in cores (0 = no bound), `memory_mib` in MiB (0 = no bound), `pids` as a count,
+    `nofile` open files of each process (0 = what the host gives)."""
 
     vcpu: float = 0
     memory_mib: int = 0
     pids: int = 4096
+    nofile: int = 0
+
+    def fields(self) -> dict[str, float]:
+        """As the zygote is told them; one of an older version need not know what was not asked for."""
+        told = {"vcpu": self.vcpu, "memory_mib": self.memory_mib, "pids": self.pids}
+        return told | ({"nofile": self.nofile} if self.nofile else {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,6 +124,12 @@ class Cgroups(ABC):
     def thaw(self, box: str) -> None:
         self._set_frozen(box, False)
 
+    def processes(self, box: str) -> set[int]:
+        """The pids, as this process sees them, of all that are in the box now."""
+        top = f"{next(iter(self._parents()))}/{checked(box)}"
+        pids = {int(pid) for directory in _tree(top) for pid in _words(f"{directory}/cgroup.procs")}
+        return pids - {0}  # 0: not of our pid namespace
+
     def remove(self, box: str) -> bool:
         """Remove the groups of a box that died. False: processes of it are still there; try again later."""
         busy = [parent for parent in self._parents() if not _remove_tree(f"{parent}/{checked(box)}")]

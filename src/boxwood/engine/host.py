@@ -225,8 +225,7 @@ class HostEngine:
 
     async def change(self, box: Box, hostname: str, limits: Limits) -> None:
         assert isinstance(box, HostBox)
-        wanted = {"vcpu": limits.vcpu, "memory_mib": limits.memory_mib, "pids": limits.pids}
-        await self._zygote.ask("change", {"box": box.box_id, "hostname": hostname, "limits": wanted})
+        await self._zygote.ask("change", {"box": box.box_id, "hostname": hostname, "limits": limits.fields()})
         box.hostname, box.limits = hostname, limits
 
     async def memory_kills(self, box: Box) -> int | None:
@@ -409,9 +408,9 @@ class HostEngine:
 def _boot_fields(spec: BoxSpec) -> dict[str, Any]:
     stack: Stack = spec.stack
     layers = [["image" if ident in stack.images else "data", checked(ident)] for ident in stack.layers]
-    limits = {"vcpu": spec.limits.vcpu, "memory_mib": spec.limits.memory_mib, "pids": spec.limits.pids}
     return {
-        "vm": spec.vm_id, "layers": layers, "top": checked(stack.top), "hostname": spec.hostname, "limits": limits,
+        "vm": spec.vm_id, "layers": layers, "top": checked(stack.top), "hostname": spec.hostname,
+        "limits": spec.limits.fields(),
         "network": spec.network, "read_only": spec.read_only,
     }  # fmt: skip
 

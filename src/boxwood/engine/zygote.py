@@ -23,10 +23,11 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from boxwood.engine import birth
+from boxwood.engine import birth, openfiles
 from boxwood.engine import kernel as k
 from boxwood.engine.api import Limits
 from boxwood.engine.cgroup import Cgroups
@@ -233,9 +234,9 @@ class Zygote:
             "layers": layers, "top": top, "hostname": hostname, "wire": wire and wire.fields(), "read_only": read_only,
         }  # fmt: skip
         limits = Limits(**request["limits"])
-        self._cgroups.limit(live.group, limits, live.limits)
+        self._limit(live, limits)
         self._spares.remove(live)
-        live.box, live.vm, live.top, live.hostname, live.limits = box_id, vm, top, hostname, limits
+        live.box, live.vm, live.top, live.hostname = box_id, vm, top, hostname
         live.read_only = read_only
         live.wire, live.address = wire, wire.address if wire else live.address
         self._boxes[box_id] = live
@@ -260,8 +261,7 @@ class Zygote:
         if any(other.top == top for other in self._boxes.values()):
             raise Refused("the top of this VM lives already")
         if (limits := Limits(**request["limits"])) != live.limits:
-            self._cgroups.limit(live.group, limits, live.limits)
-            live.limits = limits
+            self._limit(live, limits)
         if hostname != live.hostname:
             self._set_hostname(live, hostname)
         live.vm, live.top = vm, top
@@ -275,10 +275,29 @@ class Zygote:
         live, limits, hostname = self._live(request), Limits(**request["limits"]), _hostname(request)
         if limits != live.limits:
             self._cgroups.change(live.group, limits, live.limits)
-            live.limits = limits
+            before, live.limits = live.limits, replace(limits, nofile=live.limits.nofile)
+            try:
+                self._bound_files(live, limits)
+            except BaseException:
+                self._cgroups.limit(live.group, before, live.limits)
+                live.limits = before
+                raise
         if hostname != live.hostname:
             self._set_hostname(live, hostname)
         return {"ok": True}
+
+    def _limit(self, live: Live, limits: Limits) -> None:
+        """`live.limits` is what it has, whatever fails."""
+        assert self._cgroups is not None
+        self._cgroups.limit(live.group, limits, live.limits)
+        live.limits = replace(limits, nofile=live.limits.nofile)
+        self._bound_files(live, limits)
+
+    def _bound_files(self, live: Live, limits: Limits) -> None:
+        assert self._cgroups is not None
+        if limits.nofile != live.limits.nofile:
+            openfiles.bound(self._cgroups, live.group, live.pid, limits.nofile)
+            live.limits = limits
 
     def _set_hostname(self, live: Live, hostname: str) -> None:
         k.setns(live.pidfd, k.NEWUTS)

@@ -11,6 +11,9 @@ from boxwood.core import model
 from boxwood.engine.api import Feature
 from boxwood.server.schema.common import UNSET, Answer, Request, UnsetType
 
+_DEFAULT = "Seconds that VMs live which are made with it and not told otherwise."
+_MOST = "Seconds that VMs live at most which are made with it."
+
 
 class Preparing(Answer, frozen=True, kw_only=True):
     step: str
@@ -62,6 +65,9 @@ class WhoamiAnswer(Answer, frozen=True, kw_only=True):
 class CreateApiKeyBody(Request, frozen=True, kw_only=True):
     name: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
     scopes: Any = None
+    ttl_default: Annotated[float, Meta(ge=0, le=1e9, description=_DEFAULT)] | None = None
+    ttl_most: Annotated[float, Meta(ge=0, le=1e9, description=_MOST)] | None = None
+    expires_in: Annotated[float, Meta(ge=0, le=1e9, description="Seconds until it is nobody's.")] | None = None
 
     later: ClassVar = {"scopes": None}
 
@@ -76,6 +82,9 @@ class ApiKey(Answer, frozen=True, kw_only=True):
     pool_id: None
     action: None
     created_at: datetime
+    ttl_default: Annotated[float, Meta(description=_DEFAULT)] | UnsetType = UNSET
+    ttl_most: Annotated[float, Meta(description=_MOST)] | UnsetType = UNSET
+    expires_at: datetime | UnsetType = UNSET
     key: Annotated[str, Meta(description="Shown this once.")] | UnsetType = UNSET
 
 
@@ -118,5 +127,8 @@ def api_key(of: model.ApiKey) -> ApiKey:
         pool_id=None,
         action=None,
         created_at=of.created_at,
+        ttl_default=UNSET if of.ttl_default is None else of.ttl_default,
+        ttl_most=UNSET if of.ttl_most is None else of.ttl_most,
+        expires_at=UNSET if of.expires_at is None else of.expires_at,
         key=of.key if of.key is not None else UNSET,
     )
