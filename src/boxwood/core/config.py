@@ -63,6 +63,9 @@ class Config:
     runs_kept: int = 10_000  # of each VM: ended runs, the newest
     runs_kept_bytes: int = 1024 * MIB  # … with so much output
     runs_kept_seconds: float = 30 * 86400.0  # … for so long
+    idempotency_seconds: float = 48 * 3600.0  # that the key of a request is remembered
+    uploads_seconds: float = 24 * 3600.0  # that what has come of a file is kept until the rest comes
+    log_bytes: int = 64 * MIB  # of each file in DATA/log, and of the older one beside it
     file_bytes: int = 1024 * MIB  # largest file that can be written
     requests_per_second: float = 2000.0  # of one API key; 0: as many as come
     requests_burst: int = 4000  # … at once after a rest
@@ -152,6 +155,9 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("runs_kept", 1, 1 << 40),
     ("runs_kept_bytes", 0, 1 << 44),
     ("runs_kept_seconds", 0, 100 * 366 * 86400),
+    ("idempotency_seconds", 60, 100 * 366 * 86400),
+    ("uploads_seconds", 60, 100 * 366 * 86400),
+    ("log_bytes", 65536, 1 << 44),
     ("file_bytes", 1, 1 << 44),
     ("requests_per_second", 0, 1e9),
     ("requests_burst", 1, 1 << 40),

@@ -22,6 +22,7 @@ from boxwood.core.idempotency import Idempotency
 from boxwood.core.keys import Keys
 from boxwood.core.lanes import Lanes
 from boxwood.core.layers import Layers
+from boxwood.core.logs import Logs
 from boxwood.core.networks import Networks
 from boxwood.core.pools import Pools
 from boxwood.core.records import Records
@@ -60,6 +61,7 @@ class Core:
         self._boxes.put_down_hook = self.layers.box_gone
         self._uploads = Uploads(database, config.data / "uploads")
         self._retention = Retention(database, self._uploads, config, self._tasks, spool)
+        self._logs = Logs(config.data / "log", config.log_bytes, self._tasks)
         self._lanes.recorded_hook = self._retention.ended
         access = Access(database, self._boxes)
         self.changes = Changes()
@@ -132,6 +134,7 @@ class Core:
         self.vms.expiry.start()
         self._keys_expiry.start()
         self._retention.start()
+        self._logs.start()
 
     async def close(self) -> None:
         """Let go of everything; boxes and their runs live on and are taken over by the next `open`. Twice is once."""
