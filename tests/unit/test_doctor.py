@@ -88,7 +88,7 @@ def test_an_old_kernel_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_this_host_runs_boxes(tmp_path: Path) -> None:
     found = doctor.checks(tmp_path / "data", tmp_path / "not/there/yet")
     assert doctor.missing(found) == []
-    assert {check.name for check in found if not check.active} == STATED
+    assert {check.name for check in found if not check.active} - {doctor.DISK_SHARES} == STATED
     names = [check.name for check in found]
     assert len(names) == len(set(names))
     assert {f"cgroup {name}" for name in ("memory", "cpu", "pids", "freezer")} <= set(names)

@@ -55,6 +55,7 @@ class Config:
     memory_mib: int = 2048
     pids: int = 4096
     nofile: int = 0  # open files of each process; 0: what the host gives
+    io_weight: int = 100  # each box's share of the disk's time, beside 100 of all else; 0: it is not shared out
     vcpu_most: int = 0  # ceilings of what a VM can be given; 0: none
     memory_mib_most: int = 0
     pids_most: int = 0
@@ -112,6 +113,8 @@ class Config:
                 raise ConfigError(f"{name} is {value}: it must be between {low:g} and {high:g}")
         for name, least in (("vcpu", 1), ("memory_mib", 64), ("pids", PIDS_LEAST), ("nofile", NOFILE_LEAST)):
             self._check_ceiling(name, least)
+        if 0 < self.io_weight < 10:
+            raise ConfigError(f"io_weight is {self.io_weight}: it must be 0 (no shares) or 10 to 1000")
         if not self.host:
             raise ConfigError("host is empty: give an address to listen on, such as 127.0.0.1")
         if self.network not in NETWORKS:
@@ -147,6 +150,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("memory_mib", 0, 1 << 24),
     ("pids", PIDS_LEAST, 1 << 22),
     ("nofile", 0, 1 << 20),
+    ("io_weight", 0, 1000),
     ("vcpu_most", 0, 255),
     ("memory_mib_most", 0, 1 << 24),
     ("pids_most", 0, 1 << 22),

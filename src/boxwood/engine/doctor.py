@@ -22,10 +22,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from boxwood.engine import diskshares, levels, seccomp
 from boxwood.engine import kernel as k
-from boxwood.engine import levels, seccomp
 from boxwood.engine.api import EngineUnavailable, Limits
-from boxwood.engine.cgroup import Cgroups
+from boxwood.engine.cgroup import IO_WEIGHT, Cgroups
 from boxwood.engine.network.netlink import Netlink, add_address, bring_up
 from boxwood.engine.network.table import Table
 from boxwood.engine.network.wire import GATEWAY, Plug, Wire, address_of
@@ -34,6 +34,7 @@ from boxwood.engine.uidrange import FIRST, SIZE, Range
 
 OLDEST_KERNEL = (5, 19)
 NETWORK = "network of VMs"
+DISK_SHARES = "disk shares"
 NAMESPACES = {
     "mount": (k.NEWNS, "mnt"),
     "pid": (k.NEWPID, "pid"),
@@ -109,7 +110,7 @@ def try_all(data: Path, images: Path) -> list[Check]:
     found = [_root(), _kernel()]
     if not all(check.active for check in found):
         return found + _states()
-    found += [*_namespaces(), *_overlay(data, images), _seccomp(), *_cgroups(), _network()]
+    found += [*_namespaces(), *_overlay(data, images), _seccomp(), *_cgroups(), _network(), _disk_shares(data)]
     return found + _states()
 
 
@@ -282,6 +283,27 @@ def _cgroups() -> list[Check]:
     return found
 
 
+def _disk_shares(data: Path) -> Check:
+    """Weights of cgroups, and a scheduler of the disk that looks at them. Without them boxes get of the disk's time
+    what they ask for."""
+    near = _near(data)
+
+    def weights() -> None:
+        groups = Cgroups.find(_new_id(), io_weight=IO_WEIGHT)
+        try:
+            if groups.io_weight is None:
+                kernel = "a kernel with CONFIG_BFQ_GROUP_IOSCHED or CONFIG_BLK_CGROUP_IOCOST, and the io controller"
+                raise Wrong(f"cgroups have no weights for disks\n{kernel}")
+            why, fix = diskshares.obstacle(near, groups.unified)
+        finally:
+            groups.close()
+        if why:
+            raise Wrong(f"{why}\n{fix}")
+
+    failure, _, fix = _failure(weights).partition("\n")
+    return _tried(DISK_SHARES, failure, "boxes that want the disk at once get equal shares", fix, required=False)
+
+
 def _in_group(limits: Limits, *, freeze: bool = False) -> None:
     groups, box = Cgroups.find(_new_id()), _new_id()
     try:
@@ -311,7 +333,7 @@ class _Scratch:
     """A temporary directory on the file system of a directory that may not be there yet."""
 
     def __init__(self, wanted: Path) -> None:
-        self._near = next(place for place in (wanted, *wanted.absolute().parents) if place.is_dir())
+        self._near = _near(wanted)
 
     def __enter__(self) -> Path:
         self._made = tempfile.mkdtemp(prefix=".doctor-", dir=self._near)
@@ -319,6 +341,11 @@ class _Scratch:
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._made)
+
+
+def _near(wanted: Path) -> Path:
+    """A directory that is there, on the file system of one that may not be yet."""
+    return next(place for place in (wanted, *wanted.absolute().parents) if place.is_dir())
 
 
 def _failure(work: Callable[[], object]) -> str:

@@ -47,16 +47,17 @@ class HostEngine:
     `ready`: how many boxes are booted ahead of demand; `network`: boxes will want one (else what it takes is started
     when the first does); `network_allow`: what they may reach beside the internet, see engine/network/exceptions.py;
     `resolv_conf`: where the servers are named that their questions for names go to; `require`: the level of isolation
-    (engine/levels.py) below which nothing is started."""
+    (engine/levels.py) below which nothing is started; `io_weight`: each box's share of the disk's time,
+    where it can be shared out."""
 
     def __init__(
         self, data: Path, images: Path, ready: int = 0, *,
         network: bool = True, network_allow: Sequence[str] = (), resolv_conf: Path = Path("/etc/resolv.conf"),
-        require: str = "",
+        require: str = "", io_weight: int = 0,
     ) -> None:  # fmt: skip
         self._data = data
         self._images = images
-        self._require = require
+        self._require, self._io_weight = require, io_weight
         self._boxes: dict[str, HostBox] = {}
         self._zygote = Zygote(
             data, images, self._on_death, self._on_lost, Outside(network, tuple(network_allow), resolv_conf)
@@ -82,6 +83,8 @@ class HostEngine:
             raise EngineUnavailable(doctor.told(missing))
         if self._require and (missing := doctor.unmet(self._require, self._checks)):
             raise EngineUnavailable(f"this host does not reach the level {self._require}: {doctor.told(missing)}")
+        shared_out = any(check.active for check in self._checks if check.name == doctor.DISK_SHARES)
+        self._zygote.io_weight = self._io_weight if shared_out else 0  # a group more for each box, for nothing
         self._seccomp = await asyncio.to_thread(program)
         async with self._connecting:
             await self._zygote.connect(self._seccomp)

@@ -200,7 +200,7 @@ class Zygote:
         seccomp = os.pread(fds[0], 1 << 20, 0)
         instance = request["instance"]
         if self._cgroups is None:
-            self._cgroups = Cgroups.find(checked(instance))
+            self._cgroups = Cgroups.find(checked(instance), io_weight=int(request.get("io_weight", 0)))
             self._cgroups.sweep()
         allow = [str(entry) for entry in request["allow"]]
         self._spares.configure(seccomp, self._cgroups, wired=bool(request["network"]))

@@ -56,6 +56,7 @@ async def _serve(config: Config) -> None:
             network=config.network != "none",
             network_allow=_exceptions(config),
             require=config.require,
+            io_weight=config.io_weight,
         )
         core = await Core.open(config, engine)
         down = False
