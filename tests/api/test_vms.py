@@ -254,3 +254,16 @@ async def test_bounds_of_a_key(api):
     assert "expires_at" in await api.ok("POST", "/fork", {"source_vm_name": "ubuntu"}, headers=own)
     error = await api.refused(400, "bad_request", "POST", "/fork", {"source_vm_name": "ubuntu", "ttl": 91}, headers=own)
     assert "90 seconds" in error["message"] and "ttl_most" in error["message"]
+
+
+async def test_other_protocols_are_bound_by_the_key_too(api, ak, arl):
+    """They give VMs times of their own, also to copies that nobody sees: these are cut, and all goes on."""
+    made = (await api("POST", "/api-keys", {"name": "ci", "ttl_most": 90})).json()
+    ak.key = arl.key = made["key"]
+    await ak.create("box")
+    session = await arl.session()
+    for _ in range(2):
+        await arl.execute(session, ["put", "/x", "y"])
+    near = api.app.core._database.near
+    ages = [age for (age,) in near.execute("SELECT expires_at - created_at FROM vms WHERE origin IS NULL")]
+    assert len(ages) >= 3 and all(age is not None and age <= 90_000_000 for age in ages), ages

@@ -111,7 +111,8 @@ class Forks:
         IdempotencyConflict, Unavailable (the same key is still being worked on; the host image is still being made),
         CapacityUnavailable.
         """
-        request = checked(replace(request, ttl=lifetimes.of_new(caller, request.ttl)), self.ceilings)
+        request = replace(request, ttl=lifetimes.of_new(caller, request.ttl), ttl_most=caller.ttl_most)
+        request = checked(request, self.ceilings)
         with self._idempotency.claim(f"fork:{caller.org_id}", idempotency_key, request) as claim:
             if claim is not None and claim.made is not None:
                 return self._made_before(caller, claim.made)
@@ -125,6 +126,7 @@ class Forks:
 
     async def _fork(self, caller: Caller, request: ForkRequest, claim: Claim | None) -> VM:
         source = self.source(caller, request)
+        request = lifetimes.of_copy(caller, source.ends_by, request)
         row, sessions, report = await self.make(caller.org_id, request, source, partial(_record, claim))
         if request.command is not None:
             await self._runs.start_in(row, request.command)
@@ -237,6 +239,7 @@ class Forks:
                 created_at=at,
                 last_active_at=None,
                 expires_at=None if request.ttl is None else at + int(request.ttl * 1e6),
+                ends_by=None if request.ttl_most is None else at + int(request.ttl_most * 1e6),
                 labels=None if request.labels is None else json.dumps(request.labels),
                 pool_id=home.pool_id,
                 hidden=home.hidden or request.hidden,

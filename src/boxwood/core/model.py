@@ -97,6 +97,7 @@ class ForkRequest:
     network: str | None = None  # internet | none; None: as the source
     command: str | None = None  # started as a background run in the default session
     ttl: float | None = None  # seconds until it is deleted by itself; None: never
+    ttl_most: float | None = None  # … at most, whatever is done later on behalf of who made it
     labels: Mapping[str, str] | None = None
     read_only: bool | None = None  # None: as the source
     hidden: bool = False  # in no list: whoever has its id has it

@@ -257,7 +257,13 @@ class Pools:
         wanted = request or ClaimRequest()
         ttl = lifetimes.of_new(caller, wanted.ttl)
         fork = checked(
-            ForkRequest(name=wanted.name, description=wanted.description, ttl=ttl, labels=wanted.labels),
+            ForkRequest(
+                name=wanted.name,
+                description=wanted.description,
+                ttl=ttl,
+                ttl_most=caller.ttl_most,
+                labels=wanted.labels,
+            ),
             self._forks.ceilings,
         )
         state = self._state(caller, name, namespace)
@@ -288,6 +294,7 @@ class Pools:
             "labels": None if fork.labels is None else json.dumps(fork.labels),
             "created_at": now,
             "expires_at": None if fork.ttl is None else now + int(fork.ttl * 1e6),
+            "ends_by": None if fork.ttl_most is None else now + int(fork.ttl_most * 1e6),
         }
 
         def take(connection: sqlite3.Connection) -> VMRow | None:

@@ -219,18 +219,13 @@ class VMs:
             return self._shown(row)
         row = self._access.mutable(caller, vm)
         if not isinstance(ttl, Unset):
-            values["expires_at"] = self._end(caller, row, ttl)
+            words.seconds("ttl", ttl)
+            values["expires_at"] = None if ttl is None else clock.now() + int(ttl * 1e6)
+            lifetimes.check_end(caller, row, values["expires_at"])
         if values:
             await self._tasks.finish(self._update(row, values))
             self.expiry.changed()
         return self._shown(self._access.own(caller, row.id))
-
-    def _end(self, caller: Caller, row: VMRow, ttl: float | None) -> int | None:
-        """When a VM is to be deleted that may live so many seconds from now on. BadRequest."""
-        words.seconds("ttl", ttl)
-        end = None if ttl is None else clock.now() + int(ttl * 1e6)
-        lifetimes.check_end(caller, row.created_at, end)
-        return end
 
     async def _update(self, row: VMRow, values: dict[str, Any]) -> None:
         async with self._boxes.alone(row.id) as slot:
@@ -288,28 +283,28 @@ class VMs:
             await self._change_held(slot, {"stopped": False})
 
     async def extend(self, caller: Caller, vm: str, seconds: float) -> VM:
-        """Let the VM live so much longer than it would; one without an end has `seconds` from now on.
+        """Let the VM live so much longer than it would; one without an end has `seconds` from now on. As long as the
+        key's ceiling lets it at most.
         BadRequest, NotFound, Forbidden."""
         words.seconds("seconds", seconds)
         row = self._access.own(caller, vm)
         more = int(seconds * 1e6)
 
-        def ends(now: int, before: int | None) -> int:
+        def ends(now: int, before: int | None) -> int | None:
             end = (now if before is None else max(now, before)) + more
-            lifetimes.check_end(caller, row.created_at, end)
-            return end
+            return lifetimes.latest_end(caller, row, end)
 
         return self._shown(await self._tasks.finish(self._set_end(row.id, ends)))
 
     async def expire_in(self, caller: Caller, vm: str, seconds: float | None) -> VM:
-        """Let the VM be deleted by itself so many seconds from now; None: never. BadRequest, NotFound, Forbidden."""
+        """Let the VM be deleted by itself so many seconds from now; None: never, if the key lets it.
+        BadRequest, NotFound, Forbidden."""
         words.seconds("seconds", seconds)
         row = self._access.own(caller, vm)
-        self._end(caller, row, seconds)
         left = None if seconds is None else int(seconds * 1e6)
 
         def ends(now: int, before: int | None) -> int | None:
-            return None if left is None else now + left
+            return lifetimes.latest_end(caller, row, None if left is None else now + left)
 
         return self._shown(await self._tasks.finish(self._set_end(row.id, ends)))
 

@@ -37,6 +37,7 @@ class VMRow:
     read_only: bool = False
     pids: int | None = None
     nofile: int | None = None
+    ends_by: int | None = None  # expires_at is not later, unless a key without a ceiling says so
     depth: int = 0  # of its base; not a column
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+from boxwood.core import lifetimes
 from boxwood.core.errors import BadRequest, Unsupported
 from boxwood.core.model import VM, ForkRequest, Resources, VMFilter
 from boxwood.server.exchange import Exchange, Operation
@@ -29,6 +30,7 @@ async def fork(exchange: Exchange) -> Response:
     org = body.source_org_id if body.source_org_id is not None else body.source_org_name
     if org is not None and body.source_vm_name is None:
         raise _refused("source_org_id", "goes with source_vm_name only")
+    lifetimes.check_new(exchange.caller, body.ttl)
     request = ForkRequest(
         source_id=body.source_vm_id,
         source_name=body.source_vm_name,
