@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 import contract
+from boxwood.engine.api import Feature
 from boxwood.server import app
 from boxwood.server.app import App
 from boxwood.server.exchange import Operation
@@ -16,7 +17,7 @@ from boxwood.server.routes import OPERATIONS
 from boxwood.server.schema.service import Preparing
 
 NOBODY = {"authorization": ""}
-OURS = ("version", "isolation", "preparing", "problem")
+OURS = ("version", "isolation", "level", "layers", "preparing", "problem")
 
 
 async def test_health_is_public(either):
@@ -32,7 +33,7 @@ async def test_health_tells_of_the_host_as_it_is(api, monkeypatch):
 
     async def features():
         for name, active in said.items():
-            yield name, active, ""
+            yield Feature(name, active, "a reason", "a way out", required=False, level="full")
 
     monkeypatch.setattr(api.app.core.engine, "features", features)
     monkeypatch.setattr(app, "SURVEY_SECONDS", -1.0)
@@ -41,6 +42,14 @@ async def test_health_tells_of_the_host_as_it_is(api, monkeypatch):
         async with asyncio.timeout(10):
             while (await api.ok("GET", "/health", headers=NOBODY))["isolation"] != said:
                 await asyncio.sleep(0)  # a request within one process lets nobody else run
+    told = await api.ok("GET", "/health", headers=NOBODY)
+    assert told["level"] == "none"  # of the layers that the lowest level needs, none was named
+    assert told["layers"] == [
+        {
+            "name": "network of VMs", "active": False, "required": False, "why": "a reason", "fix": "a way out",
+            "level": "full",
+        }
+    ]  # fmt: skip
 
 
 async def test_health_while_the_host_image_is_made(api, monkeypatch):

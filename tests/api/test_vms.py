@@ -231,3 +231,39 @@ async def test_the_fork_of_a_busy_vm_tells_its_price(api):
 async def test_odd_ids_are_merely_not_found(api, odd):
     for method, path in (("GET", f"/vms/{odd}"), ("DELETE", f"/vms/{odd}"), ("GET", f"/vms/{odd}/runs")):
         await api.refused(404, "not_found", method, path)
+
+
+async def test_bounds_of_our_own(api):
+    """Members that the contract has not: they are shown where they were given, and nowhere else."""
+    plain = await api.ok("POST", "/fork", {"source_vm_name": "ubuntu"})
+    assert not {"pids", "nofile"} & plain["resources"].keys() and "expires_at" not in plain
+    wanted = {"pids": 100, "nofile": 2048}
+    vm = await api.ok("POST", "/fork", {"source_vm_name": "ubuntu", "resources": wanted, "ttl": 3600})
+    assert wanted.items() <= vm["resources"].items() and "expires_at" in vm
+    vm = await api.ok("PATCH", f"/vms/{vm['vm_id']}", {"resources": {"pids": 200}, "ttl": None})
+    assert vm["resources"]["pids"] == 200 and "expires_at" not in vm
+    for body in ({"resources": {"pids": 1}}, {"resources": {"nofile": 0}}, {"ttl": -1}, {"ttl": "1"}):
+        await api.refused(400, "bad_request", "PATCH", f"/vms/{vm['vm_id']}", body)
+
+
+async def test_bounds_of_a_key(api):
+    wanted = {"name": "ci", "ttl_default": 60, "ttl_most": 90, "expires_in": 1000}
+    made = (await api("POST", "/api-keys", wanted)).json()
+    assert (made["ttl_default"], made["ttl_most"]) == (60, 90) and "expires_at" in made
+    own = {"authorization": f"Bearer {made['key']}"}
+    assert "expires_at" in await api.ok("POST", "/fork", {"source_vm_name": "ubuntu"}, headers=own)
+    error = await api.refused(400, "bad_request", "POST", "/fork", {"source_vm_name": "ubuntu", "ttl": 91}, headers=own)
+    assert "90 seconds" in error["message"] and "ttl_most" in error["message"]
+
+
+async def test_other_protocols_are_bound_by_the_key_too(api, ak, arl):
+    """They give VMs times of their own, also to copies that nobody sees: these are cut, and all goes on."""
+    made = (await api("POST", "/api-keys", {"name": "ci", "ttl_most": 90})).json()
+    ak.key = arl.key = made["key"]
+    await ak.create("box")
+    session = await arl.session()
+    for _ in range(2):
+        await arl.execute(session, ["put", "/x", "y"])
+    near = api.app.core._database.near
+    ages = [age for (age,) in near.execute("SELECT expires_at - created_at FROM vms WHERE origin IS NULL")]
+    assert len(ages) >= 3 and all(age is not None and age <= 90_000_000 for age in ages), ages

@@ -35,6 +35,8 @@ print(there, flush=True)
 import os; os._exit(7)
 '"""
 HOG = "python3 -c 'held = []\nwhile True: held.append(b\"x\" * (1 << 20))'"
+MEMFD = "python3 -c 'import os\nwhile True: os.write(os.memfd_create(\"held\"), bytes(1 << 20))'"
+SYNCS = "python3 -c 'import os\nwhile True:\n  for n in range(50):\n    f = os.open(f\"/tmp/f{n}\", 65, 0o644); os.write(f, bytes(4096)); os.fsync(f); os.close(f)'"
 SHM = "head -c 4G /dev/zero > /dev/shm/full; echo $?; rm -f /dev/shm/full"
 # Every signal that can be is ignored, in a grandchild of a session of its own; its parents end, or stay.
 STUBBORN = """python3 -c '
@@ -129,6 +131,20 @@ def test_memory_without_end(server: Server, bystander: str) -> None:
     record = besieged(server, bystander, vm, HOG, timeout=60)
     assert record["exit_code"] == 137 and "out of memory" in record["fail_reason"], record
     assert run(server, vm, "cat /root/kept")["stdout"] == "kept\n"
+
+
+def test_memory_that_has_no_address_counts(server: Server, bystander: str) -> None:
+    vm = fork(server)
+    record = besieged(server, bystander, vm, MEMFD, timeout=60)
+    assert record["exit_code"] == 137, record
+    assert run(server, vm, "echo alive")["stdout"] == "alive\n"
+
+
+def test_a_storm_of_syncs(server: Server, bystander: str) -> None:
+    vm = fork(server)
+    record = besieged(server, bystander, vm, SYNCS, timeout=3)
+    assert (record["state"], record["exit_code"]) == ("failed", 124), record
+    assert alive(server, vm) == []
 
 
 def test_shared_memory_counts(server: Server, bystander: str) -> None:

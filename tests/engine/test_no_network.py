@@ -25,7 +25,7 @@ async def main(data, images, golden):
         await runner.boot(network=True)
         links = (await runner.run("cut -d: -f1 /proc/net/dev | tail -n +3")).text.split()
         usage = await engine.usage(runner.box.vm_id)
-        found = {name: (active, why) async for name, active, why in engine.features()}
+        found = {one.name: (one.active, one.why) async for one in engine.features()}
         print(json.dumps([links, runner.box.address, usage.sent, found["network of VMs"]]))
     finally:
         await engine.shutdown()

@@ -18,6 +18,7 @@ from boxwood.engine.cgroup import Cgroups, LimitUnavailable, Separate, Unified
 
 INSTANCE = "01J8Z3K4M5N6P7Q8R9S0T1V2W3"
 BOX, OTHER = "01J8Z3K4M5N6P7Q8R9S0T1V2W4", "01J8Z3K4M5N6P7Q8R9S0T1V2W5"
+SECOND = "01J8Z3K4M5N6P7Q8R9S0T1V2W6"
 
 
 class FakeKernel:
@@ -46,6 +47,8 @@ class FakeKernel:
             files |= {"memory.events": "low 0\noom 1\noom_kill 2\n"}
         if "cpu" in offered:
             files |= {"cpu.max": "max 100000", "cpu.stat": "usage_usec 1500000\nuser_usec 1\n"}
+        if "io" in offered:
+            files |= {"io.weight": "default 100\n"}
         if "pids" in offered:
             files |= {"pids.max": "max", "pids.current": "3\n"}
         for name, text in files.items():
@@ -82,12 +85,62 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
     return FakeKernel(tmp_path / "cgroup", monkeypatch, "cpuset cpu io memory pids")
 
 
-def found(kernel: FakeKernel, *more: str) -> Cgroups:
+def found(kernel: FakeKernel, *more: str, io_weight: int = 0) -> Cgroups:
     mounts = kernel.root.parent / "mounts"
     mounts.write_text(
         "\n".join(["proc /proc proc rw 0 0", f"cgroup2 {kernel.root} cgroup2 rw,nosuid 0 0", *more]) + "\n"
     )
-    return Cgroups.find(INSTANCE, mounts)
+    return Cgroups.find(INSTANCE, mounts, io_weight)
+
+
+def test_boxes_have_equal_shares_of_the_disk(kernel: FakeKernel) -> None:
+    groups = found(kernel, io_weight=50)
+    assert (groups.io_weight, groups.unified) == (50, str(kernel.root))
+    assert groups.controllers == {"memory", "cpu", "pids", "freezer"}, "a weight is no limit"
+    for box in (BOX, OTHER):
+        (directory,) = groups.make(box, Limits(pids=0))
+        assert Path(directory, "io.weight").read_text() == "50"
+
+
+def test_shares_that_nobody_wants_or_nobody_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, offered, wanted in (("unwanted", "cpu io memory pids", 0), ("none", "cpu memory pids", 100)):
+        (tmp_path / name).mkdir()
+        groups = found(FakeKernel(tmp_path / name / "cgroup", monkeypatch, offered), io_weight=wanted)
+        (directory,) = groups.make(BOX, Limits(pids=0))
+        assert groups.io_weight is None and not Path(directory, "io.weight").exists()
+
+
+def test_shares_of_version_1_are_a_hierarchy_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only if its groups have weights: without bfq they have none, and boxes need not join."""
+    lines = []
+    for name in ("memory", "cpu", "pids", "blkio"):
+        (tmp_path / name / f"boxwood-{INSTANCE}").mkdir(parents=True)
+        lines.append(f"cgroup {tmp_path / name} cgroup rw,{name} 0 0")
+    (tmp_path / "mounts").write_text("\n".join(lines) + "\n")
+    weights = tmp_path / "blkio" / f"boxwood-{INSTANCE}" / "blkio.bfq.weight"
+    weights.write_text("100")
+    mkdir = os.mkdir
+
+    def born(path: str, mode: int = 0o777) -> None:
+        mkdir(path, mode)
+        if path.startswith(str(weights.parent)):
+            Path(path, "blkio.bfq.weight").write_text("100")
+
+    monkeypatch.setattr(os, "mkdir", born)
+    groups = Cgroups.find(INSTANCE, tmp_path / "mounts", 20)
+    directories = groups.make(BOX, Limits(pids=0))
+    assert groups.io_weight == 20 and len(directories) == 4
+    assert (weights.parent / BOX / "blkio.bfq.weight").read_text().startswith("20")
+    weights.unlink()
+    for io_weight in (20, 0):
+        groups = Cgroups.find(INSTANCE, tmp_path / "mounts", io_weight)
+        assert groups.io_weight is None and len(groups.make(OTHER if io_weight else SECOND, Limits(pids=0))) == 3
+
+
+def test_a_host_with_nothing_but_shares_has_no_limits(tmp_path: Path) -> None:
+    (tmp_path / "mounts").write_text(f"cgroup {tmp_path} cgroup rw,blkio 0 0\n")
+    with pytest.raises(EngineUnavailable, match="cgroup"):
+        Cgroups.find(INSTANCE, tmp_path / "mounts", 100)
 
 
 def test_a_box_has_a_group_with_its_limits(kernel: FakeKernel) -> None:

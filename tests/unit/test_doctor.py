@@ -10,15 +10,57 @@ from pathlib import Path
 
 import pytest
 
-from boxwood.engine import doctor, seccomp
+from boxwood.engine import doctor, levels, seccomp
 from boxwood.engine import kernel as k
 from boxwood.engine.api import EngineUnavailable
 from boxwood.engine.doctor import Check
+from boxwood.engine.host import HostEngine
 
 
 def test_missing_is_what_boxes_cannot_do_without() -> None:
     there, wanted = Check("a", True, ""), Check("b", False, "no")
     assert doctor.missing([there, wanted, Check("c", False, "no", required=False)]) == [wanted]
+
+
+def test_a_level_holds_those_before_it_and_takes_nothing_for_granted() -> None:
+    everything = [Check(name, True, "") for name in levels.needed("full")]
+    assert levels.reached(everything) == "full"
+    assert doctor.unmet("full", everything) == []
+    for level in levels.LEVELS:
+        for name in levels.LEVELS[level]:
+            broken = [Check(name, False, "a reason", "a way out") if one.name == name else one for one in everything]
+            (lacking,) = doctor.unmet("full", broken)
+            assert doctor.told([lacking]) == f"{name}: a reason (a way out)"
+            before = list(levels.LEVELS)[: list(levels.LEVELS).index(level)]
+            assert levels.reached(broken) == (before[-1] if before else levels.NONE)
+            untried = [one for one in everything if one.name != name]
+            assert [one.name for one in doctor.unmet(level, untried)] == [name]
+    with pytest.raises(ValueError, match="basic, limits, full"):
+        levels.needed("perfect")
+
+
+@pytest.mark.parametrize(("level", "starts"), [("limits", True), ("full", False)])
+async def test_nothing_is_started_below_the_level_that_is_required(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str, starts: bool
+) -> None:
+    """The zygote is what comes next; that it is asked for shows that the level was no obstacle."""
+
+    class Reached(Exception):
+        pass
+
+    async def connect(self: object, program: bytes) -> None:
+        raise Reached
+
+    found = [
+        Check(name, name != "disk limit", "no quotas", "make some", required=False) for name in levels.needed("full")
+    ]
+    monkeypatch.setattr(doctor, "checks", lambda data, images: found)
+    monkeypatch.setattr("boxwood.engine.daemon.Zygote.connect", connect)
+    engine = HostEngine(tmp_path / "data", tmp_path / "images", require=level)
+    with pytest.raises(Reached if starts else EngineUnavailable) as told:
+        await engine.start()
+    if not starts:
+        assert str(told.value) == "this host does not reach the level full: disk limit: no quotas (make some)"
 
 
 def test_without_root_it_says_so_and_tries_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +85,7 @@ def test_an_old_kernel_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_this_host_runs_boxes(tmp_path: Path) -> None:
     found = doctor.checks(tmp_path / "data", tmp_path / "not/there/yet")
     assert doctor.missing(found) == []
-    assert not [check.name for check in found if not check.active]
+    assert {check.name for check in found if not check.active} <= {doctor.DISK_SHARES}
     names = [check.name for check in found]
     assert len(names) == len(set(names))
     assert {f"cgroup {name}" for name in ("memory", "cpu", "pids", "freezer")} <= set(names)
@@ -76,6 +118,17 @@ def test_the_command_says_it_to_people_and_programs(tmp_path: Path) -> None:
     assert said["ok"] is True
     for check in said["checks"]:
         assert check["name"] in told and check["why"] in told
+        assert check["level"] == levels.level_of(check["name"])
+    assert f"level: {said['level']}" in told
+    for level, state in said["levels"].items():
+        assert state["met"] is not bool(state["missing"])
+        done = subprocess.run([*command, "--require", level], capture_output=True, check=False)
+        assert done.returncode == (0 if state["met"] else 1)
+
+
+@pytest.mark.root
+def test_levels_name_nothing_that_is_not_tried(tmp_path: Path) -> None:
+    assert set(levels.needed("full")) <= {check.name for check in doctor.try_all(tmp_path, tmp_path)}
 
 
 def test_trials_that_break_down_are_a_missing_feature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,23 @@ app = typer.Typer(help="API keys.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command("create")
-def create(name: Annotated[str | None, typer.Argument(help="What it is for.")] = None, json: Json = False) -> None:
+def create(
+    name: Annotated[str | None, typer.Argument(help="What it is for.")] = None,
+    ttl_default: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=0, help="VMs made with it live so long, unless told otherwise."),
+    ] = None,
+    ttl_most: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=0, help="VMs made with it live so long at most.")
+    ] = None,
+    expires_in: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=0, help="The key itself is nobody's after so long.")
+    ] = None,
+    json: Json = False,
+) -> None:
     """Make an API key; prints the secret, which is shown this once."""
     with connect() as box:
-        made = box.create_api_key(name)
+        made = box.create_api_key(name, ttl_default=ttl_default, ttl_most=ttl_most, expires_in=expires_in)
     if json:
         say_json(made)
     else:

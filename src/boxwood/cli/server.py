@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from boxwood import Health
 
 TICK = 0.05  # seconds between two looks at a server that starts; its death is noticed at once
+LEVELS = ("basic", "limits", "full")  # of isolation, as the server's health names them
 DOWN_TIMEOUT = 120.0  # seconds for a server to end after it has parked everything
 
 
@@ -43,23 +44,46 @@ def up(
         bool,
         typer.Option("--share-client-config", help="Give VMs this machine's pip, npm, apt settings and certificates."),
     ] = False,
+    require: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help="Do not start below this level: basic, limits or full.")
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="In the background; log in DATA/log.")] = False,
     json: Json = False,
 ) -> int:
     """Start a server here. The first time an image is made of this machine, which takes some seconds."""
     where = (data or default_data()).absolute()
     running = read_server(where)
+    if require is not None and require not in LEVELS:
+        raise BoxwoodError("bad_request", f"--require {require}: levels are {', '.join(LEVELS)}")
     if running is not None and running.alive:
-        return _announce(running, "already running", json)
+        return _announce(running, _as_it_runs(running, require), json)
     command = [sys.executable, "-m", "boxwood.server", "--data", str(where)]
     command += ["--host", host] if host is not None else []
     command += ["--port", str(port)] if port is not None else []
-    env = dict(os.environ) | _settings(images, network, network_allow, share_client_config)
+    env = dict(os.environ) | _settings(images, network, network_allow, share_client_config, require)
     return (_up_detached if detach else _up_here)(command, env, where, json)
 
 
+def _as_it_runs(running: LocalServer, require: str | None) -> str:
+    """What `_announce` is told of a server that was there before."""
+    if require is None:
+        return "already running"
+    health, wanted = _health(running), LEVELS.index(require)
+    if health is not None and health.level in LEVELS[wanted:]:
+        return "already running"
+    above = {None, *LEVELS[wanted + 1 :]}
+    layers = health.layers if health is not None else []
+    lacking = [layer for layer in layers if not layer.active and layer.level not in above]
+    told = "; ".join(f"{layer.name}: {layer.why}" + (f" ({layer.fix})" if layer.fix else "") for layer in lacking)
+    return f"already running, but not known to reach the level {require}: {told or 'it does not say why'}"
+
+
 def _settings(
-    images: Path | None, network: str | None, network_allow: list[str] | None, share_client_config: bool
+    images: Path | None,
+    network: str | None,
+    network_allow: list[str] | None,
+    share_client_config: bool,
+    require: str | None,
 ) -> dict[str, str]:
     """What was said here, as the server takes it from its environment; the rest it looks up for itself."""
     said = {
@@ -67,6 +91,7 @@ def _settings(
         "BOXWOOD_NETWORK": network,
         "BOXWOOD_NETWORK_ALLOW": ",".join(network_allow) if network_allow else None,
         "BOXWOOD_SHARE_CLIENT_CONFIG": "true" if share_client_config else None,
+        "BOXWOOD_REQUIRE": require,
     }
     return {name: value for name, value in said.items() if value is not None}
 
@@ -93,9 +118,17 @@ def down(data: Data = None, json: Json = False) -> int:
     return 0
 
 
-def doctor(json: Json = False) -> int:
+def doctor(
+    data: Data = None,
+    require: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help="Fail unless this level is met: basic, limits or full.")
+    ] = None,
+    json: Json = False,
+) -> int:
     """Say which layers of isolation this host gives, what is missing and how to get it."""
     command = [sys.executable, "-m", "boxwood.engine.doctor", *(["--json"] if json else [])]
+    command += ["--data", str(data.absolute())] if data is not None else []
+    command += ["--require", require] if require is not None else []
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
     write_bytes(done.stdout)
     return done.returncode

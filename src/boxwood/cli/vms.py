@@ -24,6 +24,11 @@ def fork(
     vcpu: Annotated[int | None, typer.Option(min=1, help="Cores.")] = None,
     memory: Annotated[int | None, typer.Option(metavar="MIB", help="Memory in MiB.")] = None,
     disk: Annotated[int | None, typer.Option(metavar="MIB", help="Disk in MiB.")] = None,
+    pids: Annotated[int | None, typer.Option(min=1, help="Processes and threads at once.")] = None,
+    nofile: Annotated[int | None, typer.Option(min=1, help="Open files of each process.")] = None,
+    ttl: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=0, help="Delete it by itself after so long.")
+    ] = None,
     network: Annotated[
         str | None, typer.Option(metavar="MODE", help="internet or none; default: as the source, or the server.")
     ] = None,
@@ -36,7 +41,7 @@ def fork(
             called = f"{name}-{number}" if name and count > 1 else name
             vm = box.fork(
                 source, called, description=description, public=public, vcpu=vcpu, memory_mib=memory, disk_mib=disk,
-                network=network,
+                pids=pids, nofile=nofile, network=network, ttl=ttl,
             )  # fmt: skip
             made.append(vm.record)
             if not json:

@@ -81,14 +81,18 @@ def fork(
     vcpu: int | None,
     memory_mib: int | None,
     disk_mib: int | None,
+    pids: int | None,
+    nofile: int | None,
+    ttl: float | None,
     network: str | None,
     command: str | Sequence[str] | None,
     idempotency_key: str | None,
 ) -> Call:
     """Without a key the call gets one of its own."""
     body = _source(source)
-    sizes = _given(vcpu=vcpu, memory_mib=memory_mib, disk_mib=disk_mib)
-    body |= _given(name=name, description=description, public=public or None, resources=sizes or None, network=network)
+    sizes = _given(vcpu=vcpu, memory_mib=memory_mib, disk_mib=disk_mib, pids=pids, nofile=nofile)
+    body |= _given(name=name, description=description, public=public or None, resources=sizes or None)
+    body |= _given(network=network, ttl=ttl)
     if command is not None:
         body["command"] = command_text(command)
     key = idempotency_key if idempotency_key is not None else f"boxwood-{secrets.token_hex(16)}"
@@ -239,8 +243,9 @@ def create_session(vm: str, env: Mapping[str, str] | None, cwd: str | None) -> C
     return Call("POST", vm_path(vm, "sessions"), _given(env=dict(env) if env is not None else None, cwd=cwd))
 
 
-def create_key(name: str | None) -> Call:
-    return Call("POST", "/v1/api-keys", _given(name=name))
+def create_key(name: str | None, ttl_default: float | None, ttl_most: float | None, expires_in: float | None) -> Call:
+    body = _given(name=name, ttl_default=ttl_default, ttl_most=ttl_most, expires_in=expires_in)
+    return Call("POST", "/v1/api-keys", body)
 
 
 def revoke_key(key_id: str) -> Call:

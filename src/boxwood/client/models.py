@@ -33,11 +33,14 @@ ENDED = frozenset({"completed", "failed", "cancelled"})
 
 
 class Resources(msgspec.Struct, frozen=True):
-    """vcpu in cores, memory and disk in MiB; None where the server does not say."""
+    """vcpu in cores, memory and disk in MiB, pids processes at once, nofile open files of each; None where the server
+    does not say."""
 
     vcpu: int | None = None
     memory_mib: int | None = None
     disk_mib: int | None = None
+    pids: int | None = None
+    nofile: int | None = None
 
 
 class SessionRecord(msgspec.Struct, frozen=True):
@@ -87,6 +90,7 @@ class VMRecord(msgspec.Struct, frozen=True):
     sessions: list[SessionRecord] = []
     copied: CopyReport | None = None
     network: VMNetwork | None = None
+    expires_at: datetime | None = None
 
 
 class Denial(msgspec.Struct, frozen=True):
@@ -180,13 +184,17 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 class ApiKey(msgspec.Struct, frozen=True):
-    """An API key. `key` is the secret itself, present only in the answer to its creation."""
+    """An API key. `ttl_default`, `ttl_most`: seconds that VMs made with it live, unless they are told otherwise and at
+    most. `key` is the secret itself, present only in the answer to its creation."""
 
     api_key_id: str
     name: str | None = None
     prefix: str | None = None
     role: str = "admin"
     created_at: datetime | None = None
+    ttl_default: float | None = None
+    ttl_most: float | None = None
+    expires_at: datetime | None = None
     key: str | None = None
 
     def __repr__(self) -> str:
@@ -207,13 +215,28 @@ class Preparing(msgspec.Struct, frozen=True):
     fraction: float = 0.0
 
 
+class IsolationLayer(msgspec.Struct, frozen=True):
+    """One thing that keeps VMs apart. `why`: what it is good for, or why it is missing; `fix`: how to get it then;
+    `required`: no VM runs without it; `level`: the first level that needs it."""
+
+    name: str
+    active: bool
+    required: bool = True
+    why: str = ""
+    fix: str | None = None
+    level: str | None = None
+
+
 class Health(msgspec.Struct, frozen=True):
-    """How a server is. `status`: ok or unavailable. `isolation`: for each layer, is it active? `problem`: why it is
-    not ok. `preparing`: what it has to finish before it is."""
+    """How a server is. `status`: ok or unavailable. `isolation`: for each layer, is it active? `layers`: the same with
+    reasons. `level`: the highest that is met (none, basic, limits, full). `problem`: why it is not ok. `preparing`:
+    what it has to finish before it is."""
 
     status: str
     version: str | None = None
     isolation: dict[str, bool] = {}
+    level: str | None = None
+    layers: list[IsolationLayer] = []
     preparing: Preparing | None = None
     problem: str | None = None
 

@@ -138,7 +138,7 @@ def resources_of(row: VMRow) -> Resources:
     cores = row.vcpu
     if cores is not None and cores == int(cores):
         cores = int(cores)
-    return Resources(cores, row.memory_mib, row.disk_mib)
+    return Resources(cores, row.memory_mib, row.disk_mib, row.pids, row.nofile)
 
 
 def _may_see(caller: Caller, row: VMRow) -> bool:

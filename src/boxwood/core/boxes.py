@@ -18,6 +18,7 @@ from typing import Protocol
 
 from boxwood.core import clock
 from boxwood.core.admission import Admission
+from boxwood.core.ceilings import Ceilings
 from boxwood.core.config import Config
 from boxwood.core.disks import Disks
 from boxwood.core.errors import CapacityUnavailable, Conflict, CoreError, Internal, InvalidState, NotFound, Unavailable
@@ -29,7 +30,6 @@ from boxwood.engine.api import (
     Engine,
     EngineError,
     EngineUnavailable,
-    Limits,
     SessionSpec,
     Stack,
 )
@@ -119,6 +119,7 @@ class Boxes:
         self._admission = admission
         self._booting = 0
         self._config = config
+        self._ceilings = Ceilings(config)
         self._tasks = tasks
         self._slots: weakref.WeakValueDictionary[str, Slot] = weakref.WeakValueDictionary()
         self._live: dict[str, Slot] = {}  # those with a box
@@ -224,7 +225,7 @@ class Boxes:
         if slot.box is None:
             return True
         try:
-            limits = self._limits(row, await self._disks.left(row))
+            limits = self._ceilings.limits(row, await self._disks.left(row))
             await self._engine.change(slot.box, _hostname(row), limits)
         except EngineError as error:
             log.warning("VM %s: its box could not be changed: %s", slot.vm_id, error)
@@ -316,7 +317,7 @@ class Boxes:
         try:
             stack, networked = Stack(layers, row.top, images), self.network(row) != "none"
             spec = BoxSpec(
-                vm_id, stack, _hostname(row), self._limits(row, disk), networked,
+                vm_id, stack, _hostname(row), self._ceilings.limits(row, disk), networked,
                 ahead=bool(row.hidden and row.pool_id), read_only=bool(row.read_only),
             )  # fmt: skip
             box = await self._engine.boot(spec)
@@ -355,16 +356,6 @@ class Boxes:
                 "or start the server with the images directory that has it",
             )
         return Internal(f"the VM's box could not be made: {error}")
-
-    def _limits(self, row: VMRow, disk: int) -> Limits:
-        """`disk`: bytes of the top."""
-        config = self._config
-        return Limits(
-            vcpu=config.vcpu if row.vcpu is None else row.vcpu,
-            memory_mib=config.memory_mib if row.memory_mib is None else row.memory_mib,
-            pids=config.pids,
-            disk=disk,
-        )
 
     def _install(self, slot: Slot, box: Box) -> None:
         slot.box = box

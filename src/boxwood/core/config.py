@@ -13,7 +13,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from boxwood.engine.levels import LEVELS
+
 MIB = 1 << 20
+PIDS_LEAST = 16  # a box that can have fewer processes is of no use
+NOFILE_LEAST = 1024  # … and one whose agent can have fewer files open
 NETWORKS = ("internet", "none")  # what a VM can have
 DIALECTS = ("agentkernel", "arl-kubernetes", "arl-gateway")  # other systems' protocols that can be switched off
 
@@ -53,11 +57,20 @@ class Config:
     pids: int = 4096
     disk_mib: int = 0  # above its image, of a VM that is forked and was not told otherwise; 0: no limit
     disk_mib_most: int = 0  # ceiling of what a VM can be given, and what those have that were given none; 0: none
+    nofile: int = 0  # open files of each process; 0: what the host gives
+    io_weight: int = 100  # each box's share of the disk's time, beside 100 of all else; 0: it is not shared out
+    vcpu_most: int = 0  # ceilings of what a VM can be given; 0: none
+    memory_mib_most: int = 0
+    pids_most: int = 0
+    nofile_most: int = 0
     output_bytes: int = 64 * MIB  # kept of each stream of a run
     runs_kept: int = 10_000  # of each VM: ended runs, the newest
     runs_kept_bytes: int = 1024 * MIB  # … with so much output
     runs_kept_seconds: float = 30 * 86400.0  # … for so long
     records_bytes: int = 1024 * MIB  # of the objects that other systems' protocols keep for one organisation
+    idempotency_seconds: float = 48 * 3600.0  # that the key of a request is remembered
+    uploads_seconds: float = 24 * 3600.0  # that what has come of a file is kept until the rest comes
+    log_bytes: int = 64 * MIB  # of each file in DATA/log, and of the older one beside it
     file_bytes: int = 1024 * MIB  # largest file that can be written
     requests_per_second: float = 2000.0  # of one API key; 0: as many as come
     requests_burst: int = 4000  # … at once after a rest
@@ -67,6 +80,7 @@ class Config:
     arl_hold_seconds: float = 240.0  # how long ARL's gateway holds a request for its result, before it says 202
     layers_merged_above: int = 48
     layers_refused_above: int = 400
+    require: str = ""  # level of isolation below which no server starts: basic, limits, full; empty: what boxes need
     network: str = "internet"  # of a VM that was not told otherwise; or "none"
     network_allow: tuple[str, ...] = ()  # private addresses and names that VMs may reach all the same
     share_client_config: bool = False  # the host image has the host's pip, npm and apt settings and its certificates
@@ -101,17 +115,29 @@ class Config:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"{name} is {value}: it must be between {low:g} and {high:g}")
-        for name, value in (("disk_mib", self.disk_mib), ("disk_mib_most", self.disk_mib_most)):
-            if 0 < value < 16:
-                raise ConfigError(f"{name} is {value}: it must be 0 or at least 16")
-        if 0 < self.disk_mib_most < self.disk_mib:
-            raise ConfigError(f"disk_mib is {self.disk_mib}, more than disk_mib_most, {self.disk_mib_most}")
+        bounded = (("vcpu", 1), ("memory_mib", 64), ("pids", PIDS_LEAST), ("nofile", NOFILE_LEAST), ("disk_mib", 16))
+        for name, least in bounded:
+            self._check_ceiling(name, least)
+        if 0 < self.io_weight < 10:
+            raise ConfigError(f"io_weight is {self.io_weight}: it must be 0 (no shares) or 10 to 1000")
         if not self.host:
             raise ConfigError("host is empty: give an address to listen on, such as 127.0.0.1")
         if self.network not in NETWORKS:
             raise ConfigError(f"network is {self.network!r}: it must be {' or '.join(NETWORKS)}")
+        if self.require and self.require not in LEVELS:
+            raise ConfigError(f"require is {self.require!r}: it must be {' or '.join(LEVELS)}, or empty")
         if unknown := set(self.dialects) - set(DIALECTS):
             raise ConfigError(f"dialects names {sorted(unknown)[0]!r}: known are {', '.join(DIALECTS)}, or none")
+
+    def _check_ceiling(self, name: str, least: int) -> None:
+        """A VM that is not told otherwise must fit under the ceiling, and one that is of use too."""
+        default, most = getattr(self, name), getattr(self, f"{name}_most")
+        if 0 < most < least:
+            raise ConfigError(f"{name}_most is {most}: it must be 0 (no ceiling) or at least {least}")
+        if most and default > most:
+            raise ConfigError(f"{name} is {default}, more than {name}_most, {most}: lower it or raise the ceiling")
+        if name in ("nofile", "disk_mib") and 0 < default < least:
+            raise ConfigError(f"{name} is {default}: it must be 0 (what the host gives) or at least {least}")
 
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
@@ -128,14 +154,23 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("disk_spare_mib", 0, 1 << 34),
     ("vcpu", 0, 255),
     ("memory_mib", 0, 1 << 24),
-    ("pids", 16, 1 << 22),
+    ("pids", PIDS_LEAST, 1 << 22),
     ("disk_mib", 0, 1 << 23),
     ("disk_mib_most", 0, 1 << 23),
+    ("nofile", 0, 1 << 20),
+    ("io_weight", 0, 1000),
+    ("vcpu_most", 0, 255),
+    ("memory_mib_most", 0, 1 << 24),
+    ("pids_most", 0, 1 << 22),
+    ("nofile_most", 0, 1 << 20),
     ("output_bytes", 65536, 1 << 40),
     ("runs_kept", 1, 1 << 40),
     ("runs_kept_bytes", 0, 1 << 44),
     ("runs_kept_seconds", 0, 100 * 366 * 86400),
     ("records_bytes", 16 * MIB, 1 << 44),
+    ("idempotency_seconds", 60, 100 * 366 * 86400),
+    ("uploads_seconds", 60, 100 * 366 * 86400),
+    ("log_bytes", 65536, 1 << 44),
     ("file_bytes", 1, 1 << 44),
     ("requests_per_second", 0, 1e9),
     ("requests_burst", 1, 1 << 40),

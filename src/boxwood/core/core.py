@@ -16,12 +16,14 @@ from boxwood.core.boxes import Boxes
 from boxwood.core.changes import Changes
 from boxwood.core.config import Config
 from boxwood.core.disks import Disks
+from boxwood.core.expiry import Expiry
 from boxwood.core.files import Files
 from boxwood.core.goldens import Goldens
 from boxwood.core.idempotency import Idempotency
 from boxwood.core.keys import Keys
 from boxwood.core.lanes import Lanes
 from boxwood.core.layers import Layers
+from boxwood.core.logs import Logs
 from boxwood.core.networks import Networks
 from boxwood.core.pools import Pools
 from boxwood.core.records import Records
@@ -34,6 +36,7 @@ from boxwood.core.tasks import Tasks
 from boxwood.core.uploads import Uploads
 from boxwood.core.vms import VMs
 from boxwood.engine.api import Engine
+from boxwood.store import keys as key_rows
 from boxwood.store.database import Database
 
 
@@ -61,6 +64,7 @@ class Core:
         disks.sealed_hook, disks.orphaned_hook = self.layers.sealed_with_limit, self.layers.orphaned
         self._uploads = Uploads(database, config.data / "uploads")
         self._retention = Retention(database, self._uploads, config, self._tasks, spool)
+        self._logs = Logs(config.data / "log", config.log_bytes, self._tasks)
         self._lanes.recorded_hook = self._retention.ended
         access = Access(database, self._boxes)
         self.changes = Changes()
@@ -82,6 +86,10 @@ class Core:
             database, self._boxes, access, self.vms.forks, self.vms, self.records, self.changes, repeats, config,
             self._tasks,
         )  # fmt: skip
+        self._keys_expiry = Expiry(
+            database, self._tasks, "API key", key_rows.expired, key_rows.next_expiry, keys.expire
+        )
+        keys.changed_hook = self._keys_expiry.changed
         self._held = contextlib.ExitStack()
         self._closed = False
 
@@ -127,7 +135,9 @@ class Core:
         self.records.start()
         self.pools.start()
         self.vms.expiry.start()
+        self._keys_expiry.start()
         self._retention.start()
+        self._logs.start()
 
     async def close(self) -> None:
         """Let go of everything; boxes and their runs live on and are taken over by the next `open`. Twice is once."""

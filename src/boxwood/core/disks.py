@@ -10,7 +10,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 
-from boxwood.core import words
 from boxwood.core.config import Config
 from boxwood.core.errors import InsufficientResources, Unsupported
 from boxwood.core.ids import new_id
@@ -23,7 +22,6 @@ from boxwood.store.vms import VMRow
 
 MIB = 1 << 20
 LEAST_MIB = 16  # of a VM
-MOST_MIB = 8 << 20
 TOP_LEAST = MIB  # bytes
 
 
@@ -40,14 +38,12 @@ class Disks:
     # What may be asked for
 
     def check(self, wanted: Resources) -> None:
-        """BadRequest, InsufficientResources, Unsupported."""
-        size, most = wanted.disk_mib, self._config.disk_mib_most or MOST_MIB
+        """Of a size that is within the ceiling. InsufficientResources, Unsupported."""
+        size = wanted.disk_mib
         if size is None:
             return
         if size < LEAST_MIB:
             raise InsufficientResources(f"a VM needs at least {LEAST_MIB} MiB of disk", "disk", LEAST_MIB * MIB)
-        if size > most:
-            raise words.refuse("disk_mib", f"at most {most} MiB")
         self._check_host()
 
     def of_fork(self, source: VMRow, wanted: Resources) -> int | None:

@@ -8,18 +8,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from boxwood.core import clock, words
+from boxwood.core import clock, lifetimes, words
 from boxwood.core.access import Access
 from boxwood.core.admission import Admission
 from boxwood.core.boxes import Boxes, Slot
+from boxwood.core.ceilings import Ceilings
 from boxwood.core.config import Config
 from boxwood.core.disks import Disks
-from boxwood.core.errors import AlreadyExists, BadRequest, InsufficientResources, Internal, NotFound, ResourceBusy
+from boxwood.core.errors import AlreadyExists, Internal, NotFound, ResourceBusy
 from boxwood.core.goldens import Goldens
 from boxwood.core.idempotency import Claim, Idempotency
 from boxwood.core.ids import new_id
 from boxwood.core.layers import Layers
-from boxwood.core.model import VM, Caller, ForkRequest, Resources
+from boxwood.core.model import VM, Caller, ForkRequest
 from boxwood.core.records import Records
 from boxwood.core.refusals import of_engine
 from boxwood.core.runs import Runs
@@ -32,9 +33,6 @@ from boxwood.store.database import SMALL_BYTES, Database
 from boxwood.store.records import RecordRow
 from boxwood.store.sessions import SessionRow
 from boxwood.store.vms import VMRow
-
-MEMORY_MIB = 64  # the least that a box is of use with
-MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +99,7 @@ class Forks:
         self._idempotency = idempotency
         self._records = records
         self._config = config
+        self.ceilings = Ceilings(config)
         self._tasks = tasks
         self._disks = disks
         self._expiring = expiring
@@ -113,7 +112,8 @@ class Forks:
         IdempotencyConflict, Unavailable (the same key is still being worked on; the host image is still being made),
         CapacityUnavailable; of `record` NotFound, Conflict (it has a VM).
         """
-        request = checked(request)
+        request = replace(request, ttl=lifetimes.of_new(caller, request.ttl), ttl_most=caller.ttl_most)
+        request = checked(request, self.ceilings)
         with self._idempotency.claim(f"fork:{caller.org_id}", idempotency_key, request) as claim:
             if claim is not None and claim.made is not None:
                 return self._made_before(caller, claim.made)
@@ -126,6 +126,8 @@ class Forks:
         return self._access.vm(row, session_rows.of_vm(self._database.near, row.id))
 
     async def _fork(self, caller: Caller, request: ForkRequest, claim: Claim | None) -> VM:
+        source = self.source(caller, request)
+        request = lifetimes.of_copy(caller, source.ends_by, request)
         bound: RecordRow | None = None
 
         def also(connection: sqlite3.Connection, vm_id: str) -> None:
@@ -135,7 +137,7 @@ class Forks:
             if request.record is not None:
                 bound = self._records.bind(connection, caller.org_id, request.record, vm_id)
 
-        row, sessions, report = await self.make(caller.org_id, request, self.source(caller, request), also)
+        row, sessions, report = await self.make(caller.org_id, request, source, also)
         if bound is not None:
             self._records.is_bound(bound)
         if request.command is not None:
@@ -263,6 +265,8 @@ class Forks:
                 vcpu=now.vcpu if wanted.vcpu is None else wanted.vcpu,
                 memory_mib=now.memory_mib if wanted.memory_mib is None else wanted.memory_mib,
                 disk_mib=now.disk_mib if wanted.disk_mib is None else wanted.disk_mib,
+                pids=now.pids if wanted.pids is None else wanted.pids,
+                nofile=now.nofile if wanted.nofile is None else wanted.nofile,
                 network=now.network if request.network is None else request.network,
                 root_source_id=now.root_source_id or now.id,
                 root_source_name=now.root_source_name if now.root_source_id else now.name,
@@ -270,6 +274,7 @@ class Forks:
                 created_at=at,
                 last_active_at=None,
                 expires_at=None if request.ttl is None else at + int(request.ttl * 1e6),
+                ends_by=None if request.ttl_most is None else at + int(request.ttl_most * 1e6),
                 labels=None if request.labels is None else json.dumps(request.labels),
                 pool_id=home.pool_id,
                 hidden=home.hidden or request.hidden,
@@ -302,21 +307,9 @@ def _insert(connection: sqlite3.Connection, row: VMRow) -> None:
         raise
 
 
-def check_resources(wanted: Resources) -> None:
-    for field, value in (("vcpu", wanted.vcpu), ("memory_mib", wanted.memory_mib), ("disk_mib", wanted.disk_mib)):
-        if value is not None and not 0 <= value <= 1 << 40:
-            raise BadRequest(f"{field}: out of range", [(field, "out of range")])
-    if wanted.vcpu is not None and wanted.vcpu > 255:
-        raise words.refuse("vcpu", "at most 255")
-    if wanted.vcpu == 0:
-        raise InsufficientResources("a VM needs at least one vcpu", "cpu", 1)
-    if wanted.memory_mib is not None and wanted.memory_mib < MEMORY_MIB:
-        raise InsufficientResources(f"a VM needs at least {MEMORY_MIB} MiB of memory", "memory", MEMORY_MIB * MIB)
-
-
-def checked(request: ForkRequest) -> ForkRequest:
+def checked(request: ForkRequest, ceilings: Ceilings) -> ForkRequest:
     """With what the caller wrote in its proper form. BadRequest, InsufficientResources."""
-    check_resources(request.resources)
+    ceilings.check(request.resources)
     if request.command is not None:
         words.text("command", request.command)
     return replace(

@@ -14,7 +14,6 @@ from boxwood.core.signing import fingerprint
 from boxwood.store import idempotency as rows
 from boxwood.store.database import Database
 
-KEPT_SECONDS = 48 * 3600
 _NOT_THE_REQUEST = {"queueing_timeout", "wait"}  # how long the client waits: changes from try to try
 
 

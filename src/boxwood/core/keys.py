@@ -39,6 +39,7 @@ class Keys:
         self._database = database
         self._callers: dict[bytes, tuple[KeyRow, Caller]] = {}
         self.revoked_hooks: list[Callable[[str], None]] = []
+        self.changed_hook: Callable[[], None] = lambda: None  # a key was made that is to expire
 
     @classmethod
     async def open(cls, database: Database, root: Path) -> Keys:
@@ -63,7 +64,7 @@ class Keys:
         return keys
 
     def _remember(self, row: KeyRow, org_name: str) -> None:
-        self._callers[row.hash] = (row, Caller(row.org_id, org_name, row.id, row.role))
+        self._callers[row.hash] = (row, _caller(row, org_name))
 
     async def authenticate(self, key: str) -> Caller:
         """Whose key is this? Unauthorized."""
@@ -72,11 +73,24 @@ class Keys:
         # Looking a hash up tells nobody about the key; it is compared once more in constant time all the same.
         if found is None or not hmac.compare_digest(found[0].hash, mark):
             raise Unauthorized("this API key is not valid here")
+        if found[0].expires_at is not None and found[0].expires_at <= clock.now():
+            raise Unauthorized("this API key has expired")
         return found[1]
 
-    async def create(self, caller: Caller, name: str | None = None, role: str = "admin") -> ApiKey:
+    async def create(
+        self,
+        caller: Caller,
+        name: str | None = None,
+        role: str = "admin",
+        *,
+        ttl_default: float | None = None,
+        ttl_most: float | None = None,
+        expires_in: float | None = None,
+    ) -> ApiKey:
         """A new key of the caller's organisation; the answer alone holds the key itself.
-        `role`: admin, or member (may not manage keys). Forbidden, BadRequest (name over 255 characters, role),
+        `role`: admin, or member (may not manage keys). `ttl_default`, `ttl_most`: seconds that VMs made with it live,
+        unless it is said otherwise and at most; `expires_in`: seconds until the key is nobody's. None: without end, but
+        within the bounds of the caller's own key. Forbidden, BadRequest (name over 255 characters, role, times),
         Conflict (too many)."""
         _admin(caller)
         if role not in ROLES:
@@ -88,9 +102,16 @@ class Keys:
         if sum(row.org_id == caller.org_id for row, _ in self._callers.values()) >= KEYS_MOST:
             raise Conflict("api_key", f"there are {KEYS_MOST} keys already: revoke some")
         key = PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
-        row = KeyRow(new_id(), caller.org_id, _hash(key), key[:_SHOWN], role, name or None, clock.now())
+        now = clock.now()
+        most, default = _times(caller, ttl_default, ttl_most)
+        ends = _end(caller, expires_in, now)
+        row = KeyRow(
+            new_id(), caller.org_id, _hash(key), key[:_SHOWN], role, name or None, now, default, most, ends
+        )  # fmt: skip
         await self._database.write(lambda connection: rows.insert(connection, row))
         self._remember(row, caller.org_name)
+        if ends is not None:
+            self.changed_hook()
         return _shown(row, key)
 
     async def list(self, caller: Caller) -> tuple[ApiKey, ...]:
@@ -106,10 +127,47 @@ class Keys:
         row = next((row for row, _ in self._callers.values() if row.id == key_id and row.org_id == caller.org_id), None)
         if row is None:
             raise NotFound("api_key", "there is no such API key")
+        await self._forget(row)
+
+    async def expire(self, key_id: str) -> None:
+        """The key's time is over: it is forgotten, and its streams end."""
+        row = next((row for row, _ in self._callers.values() if row.id == key_id), None)
+        if row is not None and row.expires_at is not None and row.expires_at <= clock.now():
+            await self._forget(row)
+
+    async def _forget(self, row: KeyRow) -> None:
         await self._database.write(lambda connection: rows.delete(connection, row.id))
         self._callers.pop(row.hash, None)
         for hook in self.revoked_hooks:
             hook(row.id)
+
+
+def _caller(row: KeyRow, org_name: str) -> Caller:
+    return Caller(row.org_id, org_name, row.id, row.role, row.ttl_default, row.ttl_most, row.expires_at)
+
+
+def _times(caller: Caller, default: float | None, most: float | None) -> tuple[float | None, float | None]:
+    """The ceiling and the default of a new key: the ceiling of its maker's holds for it too. BadRequest."""
+    words.seconds("ttl_default", default)
+    words.seconds("ttl_most", most)
+    if caller.ttl_most is not None:
+        if most is not None and most > caller.ttl_most:
+            raise words.refuse("ttl_most", f"at most {caller.ttl_most:g} seconds, as of the key that makes it")
+        most = caller.ttl_most if most is None else most
+    if default is not None and most is not None and default > most:
+        raise words.refuse("ttl_default", f"at most ttl_most, {most:g} seconds")
+    return most, default
+
+
+def _end(caller: Caller, expires_in: float | None, now: int) -> int | None:
+    """When a new key expires: not after its maker. BadRequest."""
+    words.seconds("expires_in", expires_in)
+    end = None if expires_in is None else now + int(expires_in * 1e6)
+    if caller.expires_at is not None:
+        if end is not None and end > caller.expires_at:
+            raise words.refuse("expires_in", "the key that makes it expires earlier")
+        end = caller.expires_at if end is None else end
+    return end
 
 
 def _admin(caller: Caller) -> None:
@@ -133,4 +191,7 @@ def _hash(key: str) -> bytes:
 
 
 def _shown(row: KeyRow, key: str | None = None) -> ApiKey:
-    return ApiKey(row.id, row.name, row.role, clock.shown(row.created_at), row.prefix, key)
+    return ApiKey(
+        row.id, row.name, row.role, clock.shown(row.created_at), row.prefix, row.ttl_default, row.ttl_most,
+        clock.shown_or_none(row.expires_at), key,
+    )  # fmt: skip

@@ -346,7 +346,8 @@ class Lanes:
         vm = vm_rows.by_id(self._database.near, row.vm_id)
         name = None if vm is None else vm.name
         run = self.make(row.id, row.vm_id, name, row.session_id, row.command, Options.read(row.options), row.tag)
-        run.started_at, run.state = row.started_at, "running"
+        run.began_before(row.started_at)
+        run.state = "running"
         for stream in run.streams.values():
             stream.reopen()
         return run

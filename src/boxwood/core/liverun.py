@@ -9,6 +9,7 @@ import asyncio
 import base64
 import json
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,7 @@ class LiveRun:
         self.not_started = False
         self.fail_reason: str | None = None
         self.started_at = clock.now()
+        self._began = time.monotonic_ns()  # as no setting of the clock changes it
         self.completed_at: int | None = None
         self.duration_us: int | None = None
         self.cancelling = False
@@ -144,6 +146,12 @@ class LiveRun:
         """It is no longer pending."""
         self.state = "running"
         self.started_at = clock.now()
+        self._began = time.monotonic_ns()
+
+    def began_before(self, at: int) -> None:
+        """It is one that an earlier server started, at this time."""
+        self.started_at = at
+        self._began = time.monotonic_ns() - max(0, clock.now() - at) * 1000
 
     # api.RunSink
 
@@ -189,7 +197,7 @@ class LiveRun:
         if self.over:
             return
         self.completed_at = clock.now()
-        self.duration_us = max(0, self.completed_at - self.started_at)
+        self.duration_us = (time.monotonic_ns() - self._began) // 1000
         self.state, self.exit_code, self.fail_reason = state, exit_code, reason
         self._ended(self)
 

@@ -22,6 +22,9 @@ class Caller:
     org_name: str
     key_id: str
     role: str = "admin"
+    ttl_default: float | None = None  # seconds that VMs live which are made with the key and not told otherwise
+    ttl_most: float | None = None  # … at most
+    expires_at: int | None = None  # of the key itself: microseconds since 1970
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +35,14 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """vcpu in cores, memory and disk in MiB; None: the default of the configuration or of the source."""
+    """vcpu in cores, memory and disk in MiB, pids processes and threads at once, nofile open files of each of them;
+    None: the default of the configuration or of the source."""
 
     vcpu: float | None = None
     memory_mib: int | None = None
     disk_mib: int | None = None
+    pids: int | None = None
+    nofile: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,7 @@ class ForkRequest:
     network: str | None = None  # internet | none; None: as the source
     command: str | None = None  # started as a background run in the default session
     ttl: float | None = None  # seconds until it is deleted by itself; None: never
+    ttl_most: float | None = None  # … at most, whatever is done later on behalf of who made it
     labels: Mapping[str, str] | None = None
     read_only: bool | None = None  # None: as the source
     hidden: bool = False  # in no list: whoever has its id has it
@@ -305,4 +312,7 @@ class ApiKey:
     role: str
     created_at: datetime
     prefix: str
+    ttl_default: float | None = None  # seconds, as of a Caller
+    ttl_most: float | None = None
+    expires_at: datetime | None = None
     key: str | None = field(default=None, repr=False)  # only in the answer that made it

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from boxwood.core import clock, words
+from boxwood.core import clock, lifetimes, words
 from boxwood.core.access import Access, resources_of
 from boxwood.core.boxes import Boxes
 from boxwood.core.changes import POOL, Change, Changes
@@ -121,7 +121,8 @@ class Pools:
                 resources=request.resources,
                 network=request.network,
                 labels=request.labels,
-            )
+            ),
+            self._forks.ceilings,
         )
         if (caller.org_id, request.namespace, request.name) in self._names:
             raise _taken(request.namespace, request.name)
@@ -260,8 +261,16 @@ class Pools:
         AlreadyExists (name), Conflict (the record has a VM already), IdempotencyConflict, and what a fork is refused
         with."""
         wanted = request or ClaimRequest()
+        ttl = lifetimes.of_new(caller, wanted.ttl)
         fork = checked(
-            ForkRequest(name=wanted.name, description=wanted.description, ttl=wanted.ttl, labels=wanted.labels)
+            ForkRequest(
+                name=wanted.name,
+                description=wanted.description,
+                ttl=ttl,
+                ttl_most=caller.ttl_most,
+                labels=wanted.labels,
+            ),
+            self._forks.ceilings,
         )
         state = self._state(caller, name, namespace)
         self._filler.claimed()
@@ -291,6 +300,7 @@ class Pools:
             "labels": None if fork.labels is None else json.dumps(fork.labels),
             "created_at": now,
             "expires_at": None if fork.ttl is None else now + int(fork.ttl * 1e6),
+            "ends_by": None if fork.ttl_most is None else now + int(fork.ttl_most * 1e6),
         }
 
         def take(connection: sqlite3.Connection) -> VMRow | None:

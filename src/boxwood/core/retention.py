@@ -15,7 +15,6 @@ from pathlib import Path
 from boxwood.core import clock
 from boxwood.core.config import Config
 from boxwood.core.errors import CoreError
-from boxwood.core.idempotency import KEPT_SECONDS
 from boxwood.core.tasks import Tasks
 from boxwood.core.uploads import Uploads
 from boxwood.store import idempotency as idempotency_rows
@@ -94,8 +93,8 @@ class Retention:
 
     async def sweep(self) -> None:
         """What has become too old, but for runs: there may be millions."""
-        await self._uploads.sweep()
-        before = clock.now() - KEPT_SECONDS * 1_000_000
+        await self._uploads.sweep(self._config.uploads_seconds)
+        before = clock.now() - int(self._config.idempotency_seconds * 1e6)
         await self._database.write(lambda connection: idempotency_rows.expire(connection, before))
 
     async def _sweep_runs(self) -> None:

@@ -33,7 +33,6 @@ from boxwood.store import uploads as rows
 from boxwood.store.database import Database
 from boxwood.store.uploads import Ranges, UploadRow
 
-KEPT_SECONDS = 24 * 3600
 UNFINISHED = 256  # of one VM
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -139,9 +138,9 @@ class Uploads:
         for name in names:
             await _on_disk((self._directory / name).unlink, True)
 
-    async def sweep(self) -> None:
-        """Forget old ones; remove the files that no row names."""
-        before = clock.now() - KEPT_SECONDS * 1_000_000
+    async def sweep(self, seconds: float) -> None:
+        """Forget those that began so many seconds ago; remove the files that no row names."""
+        before = clock.now() - int(seconds * 1e6)
         await self._database.write(lambda connection: rows.expire(connection, before))
         there = await asyncio.to_thread(os.listdir, self._directory)
         named = await self._database.read(rows.files)

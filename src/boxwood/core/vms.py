@@ -12,10 +12,10 @@ import json
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Final
 
-from boxwood.core import clock, words
+from boxwood.core import clock, lifetimes, words
 from boxwood.core.access import Access
 from boxwood.core.admission import Admission
 from boxwood.core.boxes import Boxes, Slot
@@ -28,7 +28,7 @@ from boxwood.core.errors import (
     ResourceBusy,
 )
 from boxwood.core.expiry import Expiry
-from boxwood.core.forks import Forks, check_resources
+from boxwood.core.forks import Forks
 from boxwood.core.goldens import Goldens
 from boxwood.core.idempotency import Idempotency
 from boxwood.core.lanes import Lanes
@@ -201,39 +201,44 @@ class VMs:
         name: str | Unset | None = UNSET,
         immutable: bool | Unset = UNSET,
         resources: Resources | Unset = UNSET,
+        ttl: float | Unset | None = UNSET,
     ) -> VM:
         """Change what is given. `immutable` can only become true, and only alone; resources count at once, also for
-        what runs. BadRequest, NotFound, Forbidden, AlreadyExists, InvalidState (immutable),
-        ResourceBusy (something runs)."""
+        what runs; `ttl`: seconds from now until it is deleted by itself, None: never. BadRequest, NotFound, Forbidden,
+        AlreadyExists, InvalidState (immutable), ResourceBusy (something runs)."""
         values: dict[str, Any] = {}
         if not isinstance(description, Unset):
             values["description"] = words.description(description)
         if not isinstance(name, Unset):
             values["name"] = None if name is None else words.name(name)
         if not isinstance(resources, Unset):
-            check_resources(resources)
+            self.forks.ceilings.check(resources)
             self._disks.check(resources)
-            given = {"vcpu": resources.vcpu, "memory_mib": resources.memory_mib, "disk_mib": resources.disk_mib}
-            values |= {key: value for key, value in given.items() if value is not None}
+            values |= {key: value for key, value in asdict(resources).items() if value is not None}
         if not isinstance(immutable, Unset):
             if not immutable:
                 raise words.refuse("immutable", "can only become true")
-            if values:
+            if values or not isinstance(ttl, Unset):
                 raise words.refuse("immutable", "must be given alone")
             values["immutable"] = True
         row = self._access.own(caller, vm)
         if row.immutable and not isinstance(immutable, Unset):
             return self._shown(row)
         row = self._access.mutable(caller, vm)
+        if not isinstance(ttl, Unset):
+            words.seconds("ttl", ttl)
+            values["expires_at"] = None if ttl is None else clock.now() + int(ttl * 1e6)
+            lifetimes.check_end(caller, row, values["expires_at"])
         if values:
             await self._tasks.finish(self._update(row, values))
+            self.expiry.changed()
         return self._shown(self._access.own(caller, row.id))
 
     async def _update(self, row: VMRow, values: dict[str, Any]) -> None:
         async with self._boxes.alone(row.id) as slot:
             if "immutable" in values and not await self._boxes.park_held(slot):
                 raise ResourceBusy("vm", "something runs in the VM: wait for its end", retry_after=1)
-            sizes = {"vcpu", "memory_mib", "disk_mib"} & values.keys()
+            sizes = {"vcpu", "memory_mib", "disk_mib", "pids", "nofile"} & values.keys()
             changed = replace(row, **values)
             if "disk_mib" in sizes:
                 await self._check_disk(slot, changed)
@@ -303,25 +308,28 @@ class VMs:
             await self._change_held(slot, {"stopped": False})
 
     async def extend(self, caller: Caller, vm: str, seconds: float) -> VM:
-        """Let the VM live so much longer than it would; one without an end has `seconds` from now on.
+        """Let the VM live so much longer than it would; one without an end has `seconds` from now on. As long as the
+        key's ceiling lets it at most.
         BadRequest, NotFound, Forbidden."""
         words.seconds("seconds", seconds)
         row = self._access.own(caller, vm)
         more = int(seconds * 1e6)
 
-        def ends(now: int, before: int | None) -> int:
-            return (now if before is None else max(now, before)) + more
+        def ends(now: int, before: int | None) -> int | None:
+            end = (now if before is None else max(now, before)) + more
+            return lifetimes.latest_end(caller, row, end)
 
         return self._shown(await self._tasks.finish(self._set_end(row.id, ends)))
 
     async def expire_in(self, caller: Caller, vm: str, seconds: float | None) -> VM:
-        """Let the VM be deleted by itself so many seconds from now; None: never. BadRequest, NotFound, Forbidden."""
+        """Let the VM be deleted by itself so many seconds from now; None: never, if the key lets it.
+        BadRequest, NotFound, Forbidden."""
         words.seconds("seconds", seconds)
         row = self._access.own(caller, vm)
         left = None if seconds is None else int(seconds * 1e6)
 
         def ends(now: int, before: int | None) -> int | None:
-            return None if left is None else now + left
+            return lifetimes.latest_end(caller, row, None if left is None else now + left)
 
         return self._shown(await self._tasks.finish(self._set_end(row.id, ends)))
 

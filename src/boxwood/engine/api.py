@@ -48,12 +48,20 @@ class GuestError(EngineError):
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Bounds of one box. `vcpu` in cores (0 = no bound), `memory_mib` in MiB (0 = no bound), `pids` as a count, `disk`
-    in bytes of its top (0 = no bound; of a box that can write nothing: 0)."""
+    in bytes of its top (0 = no bound; of a box that can write nothing: 0), `nofile` open files of each process (0 =
+    what the host gives)."""
 
     vcpu: float = 0
     memory_mib: int = 0
     pids: int = 4096
     disk: int = 0
+    nofile: int = 0
+
+    def fields(self) -> dict[str, float]:
+        """As the zygote is told them; one of an older version need not know what was not asked for."""
+        told = {"vcpu": self.vcpu, "memory_mib": self.memory_mib, "pids": self.pids}
+        asked = {"disk": self.disk, "nofile": self.nofile}
+        return told | {name: value for name, value in asked.items() if value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +244,19 @@ class CopyReport:
     total_ms: float
 
 
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """A layer of isolation. `why`: what it is good for, or what is in its way; `fix`: how to get it, where it is
+    missing; `required`: no box runs without it; `level`: the first level that needs it (engine/levels.py), or empty."""
+
+    name: str
+    active: bool
+    why: str
+    fix: str = ""
+    required: bool = True
+    level: str = ""
+
+
 class Box(Protocol):
     """A live box. Every call may raise `BoxGone`."""
 
@@ -355,5 +376,5 @@ class Engine(Protocol):
     def free_disk(self) -> int:
         """Bytes that are left where layers are written."""
 
-    def features(self) -> AsyncIterator[tuple[str, bool, str]]:
-        """Isolation layers of this host: name, active, and why or how to get it."""
+    def features(self) -> AsyncIterator[Feature]:
+        """The layers of isolation of this host, as they are now."""

@@ -7,6 +7,7 @@ import ctypes
 import gc
 import json
 import os
+import resource
 import signal
 import socket
 from typing import Any, NoReturn
@@ -17,6 +18,9 @@ from boxwood.engine.agent import main as agent
 from boxwood.engine.disk import image
 from boxwood.engine.network.wire import Wire
 
+# Where the host's core_pattern is a pipe, the kernel starts its program as root of the host, whatever the limit; but
+# not for a limit of one byte. Nobody in a box can raise it.
+_NO_CORE = 1
 PACKET_LIMIT = 1 << 17  # between server, zygote and what it prepares
 DESCRIPTORS = 253  # that go with a packet at most
 
@@ -27,6 +31,7 @@ def live_as_box(ground: box.Ground, hook: socket.socket) -> NoReturn:
     failure, pid_one, plug = "", None, None
     try:
         reset_signals()
+        resource.setrlimit(resource.RLIMIT_CORE, (_NO_CORE, _NO_CORE))
         range_ = ground.range
         close_all_but(range_.userns, range_.layers, range_.images, range_.dev, hook.fileno())
         _disguise(b"agent")

@@ -24,6 +24,8 @@ CPU_PERIOD_US = 100_000  # the kernel's default
 MIN_CPU_QUOTA_US = 1_000  # the kernel's minimum
 MOUNTS = Path("/proc/self/mounts")
 _CONTROLLERS = frozenset({"memory", "cpu", "pids"})
+IO_WEIGHT = 100  # the kernel's default, and so what everything else on the host has
+_WEIGHT_FILES = ("io.weight", "io.bfq.weight", "blkio.bfq.weight", "blkio.weight")
 
 
 class LimitUnavailable(RuntimeError):
@@ -43,21 +45,27 @@ class Usage:
 class Cgroups(ABC):
     """The cgroups of one instance. `controllers`: which of memory, cpu, pids and freezer this host has.
 
-    `door`: the file of a group to which a process writes "0" to join.
+    `door`: the file of a group to which a process writes "0" to join. `io_weight`: the share of the disk's time that
+    each box has, beside 100 of everything else; None: this host's cgroups share out none. `unified`: where version 2
+    is mounted, if it is what is used.
     """
 
     controllers: frozenset[str]
     door = "cgroup.procs"
+    io_weight: int | None = None
+    unified: str | None = None
 
     @staticmethod
-    def find(instance: str, mounts: Path = MOUNTS) -> Cgroups:
-        """What this host has, and the group of the instance (a ULID) in it. EngineUnavailable if nothing."""
+    def find(instance: str, mounts: Path = MOUNTS, io_weight: int = 0) -> Cgroups:
+        """What this host has, and the group of the instance (a ULID) in it. `io_weight` 0: the disk's time is not
+        shared out. EngineUnavailable if nothing."""
         checked(instance)
         unified, separate = _hierarchies(mounts)
-        if unified is not None and (not separate or _words(f"{unified}/cgroup.controllers") >= _CONTROLLERS):
-            return Unified(instance, unified)
-        if separate:
-            return Separate(instance, separate)
+        usable = separate.keys() - {"blkio"}
+        if unified is not None and (not usable or _words(f"{unified}/cgroup.controllers") >= _CONTROLLERS):
+            return Unified(instance, unified, io_weight)
+        if usable:
+            return Separate(instance, separate, io_weight)
         raise EngineUnavailable(
             "no cgroup hierarchy is mounted: mount version 2 (`mount -t cgroup2 none /sys/fs/cgroup`)"
         )
@@ -70,6 +78,8 @@ class Cgroups(ABC):
             for parent in self._parents():
                 os.mkdir(f"{parent}/{checked(box)}", 0o755)
                 made.append(f"{parent}/{box}")
+            for directory in made if self.io_weight is not None else ():
+                _weigh(directory, self.io_weight or IO_WEIGHT)
             self._limit(box, limits)
         except BaseException:
             for directory in made:  # not those of a box that has this id already
@@ -123,6 +133,12 @@ class Cgroups(ABC):
 
     def thaw(self, box: str) -> None:
         self._set_frozen(box, False)
+
+    def processes(self, box: str) -> set[int]:
+        """The pids, as this process sees them, of all that are in the box now."""
+        top = f"{next(iter(self._parents()))}/{checked(box)}"
+        pids = {int(pid) for directory in _tree(top) for pid in _words(f"{directory}/cgroup.procs")}
+        return pids - {0}  # 0: not of our pid namespace
 
     def remove(self, box: str) -> bool:
         """Remove the groups of a box that died. False: processes of it are still there; try again later."""
@@ -180,14 +196,15 @@ class Cgroups(ABC):
 class Unified(Cgroups):
     """Version 2."""
 
-    def __init__(self, instance: str, root: str) -> None:
-        self._root = root
+    def __init__(self, instance: str, root: str, io_weight: int = 0) -> None:
+        self._root = self.unified = root
         self._parent = f"{root}/boxwood-{instance}"
-        offered = _words(f"{root}/cgroup.controllers") & _CONTROLLERS
+        offered = _words(f"{root}/cgroup.controllers") & (_CONTROLLERS | ({"io"} if io_weight else frozenset()))
+        self.io_weight = io_weight if "io" in offered else None
         _delegate(root, offered)
         _make_directory(self._parent)
         _delegate(self._parent, offered)
-        self.controllers = frozenset(offered | {"freezer"})
+        self.controllers = frozenset((offered - {"io"}) | {"freezer"})
 
     def close(self) -> None:
         _remove_tree(self._parent)
@@ -251,14 +268,28 @@ class Separate(Cgroups):
     # cgroup.procs each of the four joins would hold them up for a grace period of RCU, 5 to 20 ms.
     door = "tasks"
 
-    def __init__(self, instance: str, mounted: dict[str, str]) -> None:
+    def __init__(self, instance: str, mounted: dict[str, str], io_weight: int = 0) -> None:
         self.controllers = frozenset(mounted) & (_CONTROLLERS | {"freezer"})
         self._at = {name: f"{root}/boxwood-{instance}" for name, root in mounted.items() if name in self.controllers}
-        self._hierarchies = tuple(dict.fromkeys(self._at.values()))  # controllers may share one
+        parents = dict.fromkeys(self._at.values())  # controllers may share one
+        if "blkio" in mounted:
+            parents |= self._shared_out(f"{mounted['blkio']}/boxwood-{instance}", io_weight)
+        self._hierarchies = tuple(parents)
         for parent in self._hierarchies:
             _make_directory(parent)
         self._counts_cpu = mounted.get("cpu") if mounted.get("cpuacct") == mounted.get("cpu") else None
         self._swap = os.path.exists(f"{self._at.get('memory')}/memory.memsw.limit_in_bytes")
+
+    def _shared_out(self, parent: str, io_weight: int) -> dict[str, None]:
+        """The hierarchy of disks, if its groups have weights (the root of it never has) and they are wanted. What an
+        earlier zygote had there, which wanted them, goes."""
+        _make_directory(parent)
+        if io_weight and any(os.path.exists(f"{parent}/{name}") for name in _WEIGHT_FILES):
+            self.io_weight = io_weight
+            return {parent: None}
+        if parent not in self._at.values():
+            _remove_tree(parent)
+        return {}
 
     def close(self) -> None:
         for parent in self._hierarchies:
@@ -332,7 +363,7 @@ def _hierarchies(mounts: Path) -> tuple[str | None, dict[str, str]]:
             unified = place
         elif kind == "cgroup":
             for name in options.split(","):
-                if name in _CONTROLLERS | {"freezer", "cpuacct"}:
+                if name in _CONTROLLERS | {"freezer", "cpuacct", "blkio"}:
                     separate.setdefault(name, place)
     return unified, separate
 
@@ -366,6 +397,11 @@ def _make_room(directory: str) -> None:
                 _write(f"{leaf}/cgroup.procs", pid)
             except ProcessLookupError:
                 pass
+
+
+def _weigh(directory: str, weight: int) -> None:
+    for name in _WEIGHT_FILES:  # a kernel has what its schedulers look at
+        _write_if_there(f"{directory}/{name}", str(weight))
 
 
 def _quota(vcpu: float) -> int:

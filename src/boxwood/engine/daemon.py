@@ -51,6 +51,7 @@ class Zygote:
         self._sock: socket.socket | None = None
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self.io_weight = 0  # of each box; 0: the disk's time is not shared out
         self._child = 0  # its pid, if it is our child
 
     @property
@@ -73,6 +74,7 @@ class Zygote:
             os.write(program, seccomp)
             outside = {
                 "network": self._outside.wanted, "allow": self._outside.allow, "resolv": str(self._outside.resolv_conf),
+                "io_weight": self.io_weight,
             }  # fmt: skip
             await self.ask("configure", {"instance": instance(self._data), **outside}, (program,))
         finally:

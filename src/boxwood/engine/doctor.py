@@ -19,13 +19,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from boxwood.engine import diskshares, levels, seccomp
 from boxwood.engine import kernel as k
-from boxwood.engine import seccomp
 from boxwood.engine.api import EngineUnavailable, Limits
-from boxwood.engine.cgroup import Cgroups
+from boxwood.engine.cgroup import IO_WEIGHT, Cgroups
 from boxwood.engine.disk import files, image
 from boxwood.engine.network.netlink import Netlink, add_address, bring_up
 from boxwood.engine.network.table import Table
@@ -36,6 +36,7 @@ from boxwood.engine.uidrange import FIRST, SIZE, Range, user_namespace
 OLDEST_KERNEL = (5, 19)
 NETWORK = "network of VMs"
 DISK = "disk limit"
+DISK_SHARES = "disk shares"
 NAMESPACES = {
     "mount": (k.NEWNS, "mnt"),
     "pid": (k.NEWPID, "pid"),
@@ -81,7 +82,9 @@ def checks(data: Path, images: Path) -> list[Check]:
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS, check=False, env={}
     )
     try:
-        return [Check(**found) for found in json.loads(done.stdout)["checks"]]
+        known = {member.name for member in fields(Check)}
+        said = json.loads(done.stdout)["checks"]
+        return [Check(**{name: found[name] for name in known}) for found in said]
     except (ValueError, KeyError, TypeError):
         text = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
         return [Check("doctor", False, f"the trials could not be made: {text[-1]}", "see the log of the server")]
@@ -92,12 +95,25 @@ def missing(found: Sequence[Check]) -> list[Check]:
     return [check for check in found if check.required and not check.active]
 
 
+def unmet(level: str, found: Sequence[Check]) -> list[Check]:
+    """What is missing for a level, with why and how to get it, in the level's order. ValueError: no such level."""
+    by_name = {check.name: check for check in found}
+    untried = "it was not tried, for something that it needs is missing"
+    return [by_name.get(name) or Check(name, False, untried) for name in levels.lacking(level, found)]
+
+
+def told(lacking: Sequence[Check]) -> str:
+    """What is missing, in one line."""
+    return "; ".join(f"{one.name}: {one.why} ({one.fix})" if one.fix else f"{one.name}: {one.why}" for one in lacking)
+
+
 def try_all(data: Path, images: Path) -> list[Check]:
     """The trials themselves; forks, so not in a process with threads."""
     found = [_root(), _kernel()]
     if not all(check.active for check in found):
         return found
-    return [*found, *_namespaces(), *_overlay(data, images), _seccomp(), *_cgroups(), _network(), _disk(data)]
+    found += [*_namespaces(), *_overlay(data, images), _seccomp(), *_cgroups(), _network(), _disk(data)]
+    return [*found, _disk_shares(data)]
 
 
 def _disk(data: Path) -> Check:
@@ -295,6 +311,27 @@ def _cgroups() -> list[Check]:
     return found
 
 
+def _disk_shares(data: Path) -> Check:
+    """Weights of cgroups, and a scheduler of the disk that looks at them. Without them boxes get of the disk's time
+    what they ask for."""
+    near = _near(data)
+
+    def weights() -> None:
+        groups = Cgroups.find(_new_id(), io_weight=IO_WEIGHT)
+        try:
+            if groups.io_weight is None:
+                kernel = "a kernel with CONFIG_BFQ_GROUP_IOSCHED or CONFIG_BLK_CGROUP_IOCOST, and the io controller"
+                raise Wrong(f"cgroups have no weights for disks\n{kernel}")
+            why, fix = diskshares.obstacle(near, groups.unified)
+        finally:
+            groups.close()
+        if why:
+            raise Wrong(f"{why}\n{fix}")
+
+    failure, _, fix = _failure(weights).partition("\n")
+    return _tried(DISK_SHARES, failure, "boxes that want the disk at once get equal shares", fix, required=False)
+
+
 def _in_group(limits: Limits, *, freeze: bool = False) -> None:
     groups, box = Cgroups.find(_new_id()), _new_id()
     try:
@@ -324,7 +361,7 @@ class _Scratch:
     """A temporary directory on the file system of a directory that may not be there yet."""
 
     def __init__(self, wanted: Path) -> None:
-        self._near = next(place for place in (wanted, *wanted.absolute().parents) if place.is_dir())
+        self._near = _near(wanted)
 
     def __enter__(self) -> Path:
         self._made = tempfile.mkdtemp(prefix=".doctor-", dir=self._near)
@@ -332,6 +369,11 @@ class _Scratch:
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._made)
+
+
+def _near(wanted: Path) -> Path:
+    """A directory that is there, on the file system of one that may not be yet."""
+    return next(place for place in (wanted, *wanted.absolute().parents) if place.is_dir())
 
 
 def _failure(work: Callable[[], object]) -> str:
@@ -365,21 +407,36 @@ def _line(check: Check) -> str:
     return f"{state}  {check.name:18} {check.why}{fix}"
 
 
+def _report(found: Sequence[Check]) -> dict[str, object]:
+    """For programs. `level`: the highest that is met; `levels`: what is missing for each; of each check its level."""
+    return {
+        "ok": not missing(found),
+        "level": levels.reached(found),
+        "levels": {
+            level: {"met": not (names := levels.lacking(level, found)), "missing": names} for level in levels.LEVELS
+        },
+        "checks": [{**asdict(check), "level": levels.level_of(check.name)} for check in found],
+    }
+
+
+def _text(found: Sequence[Check]) -> str:
+    above = [level for level in levels.LEVELS if levels.lacking(level, found)]
+    lack = f"; {above[0]} lacks {', '.join(levels.lacking(above[0], found))}" if above else ""
+    return "\n".join([*map(_line, found), "", f"level: {levels.reached(found)}{lack}"])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="boxwood doctor", description="What this host gives to boxes.")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--require", choices=tuple(levels.LEVELS), help="fail unless this level is met")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("BOXWOOD_DATA", "/var/lib/boxwood")))
     parser.add_argument(
         "--images", type=Path, default=Path(os.environ.get("BOXWOOD_IMAGES", "/var/cache/boxwood/images"))
     )
     options = parser.parse_args()
     found = try_all(options.data, options.images)
-    if options.json:
-        text = json.dumps({"ok": not missing(found), "checks": [asdict(check) for check in found]})
-    else:
-        text = "\n".join(map(_line, found))
-    sys.stdout.write(text + "\n")
-    return 1 if missing(found) else 0
+    sys.stdout.write((json.dumps(_report(found)) if options.json else _text(found)) + "\n")
+    return 1 if missing(found) or (options.require and unmet(options.require, found)) else 0
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from boxwood.engine import doctor
+from boxwood.engine import doctor, levels
 from boxwood.engine.api import (
     Box,
     BoxGone,
@@ -22,6 +23,7 @@ from boxwood.engine.api import (
     CopyReport,
     EngineError,
     EngineUnavailable,
+    Feature,
     Limits,
     Stack,
     Usage,
@@ -46,14 +48,18 @@ class HostEngine:
     """`data`: the data directory; `images`: where image layers lie, shared by all data directories of the host;
     `ready`: how many boxes are booted ahead of demand; `network`: boxes will want one (else what it takes is started
     when the first does); `network_allow`: what they may reach beside the internet, see engine/network/exceptions.py;
-    `resolv_conf`: where the servers are named that their questions for names go to."""
+    `resolv_conf`: where the servers are named that their questions for names go to; `require`: the level of isolation
+    (engine/levels.py) below which nothing is started; `io_weight`: each box's share of the disk's time,
+    where it can be shared out."""
 
     def __init__(
         self, data: Path, images: Path, ready: int = 0, *,
         network: bool = True, network_allow: Sequence[str] = (), resolv_conf: Path = Path("/etc/resolv.conf"),
+        require: str = "", io_weight: int = 0,
     ) -> None:  # fmt: skip
         self._data = data
         self._images = images
+        self._require, self._io_weight = require, io_weight
         self._boxes: dict[str, HostBox] = {}
         self._zygote = Zygote(
             data, images, self._on_death, self._on_lost, Outside(network, tuple(network_allow), resolv_conf)
@@ -75,11 +81,12 @@ class HostEngine:
         self._ready = ReadyBoxes(self._boot, self._discard, self._ahead)
         self._prepare_directories()
         self._checks = await asyncio.to_thread(doctor.checks, self._data, self._images)
-        missing = doctor.missing(self._checks)
-        if missing:
-            raise EngineUnavailable(
-                "; ".join(f"{m.name}: {m.why} ({m.fix})" if m.fix else f"{m.name}: {m.why}" for m in missing)
-            )
+        if missing := doctor.missing(self._checks):
+            raise EngineUnavailable(doctor.told(missing))
+        if self._require and (missing := doctor.unmet(self._require, self._checks)):
+            raise EngineUnavailable(f"this host does not reach the level {self._require}: {doctor.told(missing)}")
+        shared_out = any(check.active for check in self._checks if check.name == doctor.DISK_SHARES)
+        self._zygote.io_weight = self._io_weight if shared_out else 0  # a group more for each box, for nothing
         self._seccomp = await asyncio.to_thread(program)
         async with self._connecting:
             await self._zygote.connect(self._seccomp)
@@ -109,16 +116,15 @@ class HostEngine:
         await self._zygote.wait_gone()
         self._is_down = True
 
-    async def features(self) -> AsyncIterator[tuple[str, bool, str]]:
+    async def features(self) -> AsyncIterator[Feature]:
         for check in self._checks:
             if check.name == doctor.NETWORK and check.active and self._zygote.connected:
                 try:
                     said = await self._zygote.ask("network", {})
                 except EngineError as error:
                     said = {"active": False, "why": str(error)}
-                yield check.name, said["active"], said["why"] or check.why
-            else:
-                yield check.name, check.active, check.why or check.fix
+                check = replace(check, active=said["active"], why=said["why"] or check.why)
+            yield Feature(check.name, check.active, check.why, check.fix, check.required, levels.level_of(check.name))
 
     def _prepare_directories(self) -> None:
         for directory in (self._data, self._images):
@@ -243,7 +249,7 @@ class HostEngine:
 
     async def change(self, box: Box, hostname: str, limits: Limits) -> None:
         assert isinstance(box, HostBox)
-        wanted = {"box": box.box_id, "hostname": hostname, "limits": _limit_fields(limits)}
+        wanted = {"box": box.box_id, "hostname": hostname, "limits": limits.fields()}
         await self._zygote.ask("change", wanted)
         box.hostname, box.limits = hostname, limits
 
@@ -452,13 +458,8 @@ def _boot_fields(spec: BoxSpec) -> dict[str, Any]:
     layers = [["image" if ident in stack.images else "data", checked(ident)] for ident in stack.layers]
     return {
         "vm": spec.vm_id, "layers": layers, "top": checked(stack.top), "hostname": spec.hostname,
-        "limits": _limit_fields(spec.limits), "network": spec.network, "read_only": spec.read_only,
+        "limits": spec.limits.fields(), "network": spec.network, "read_only": spec.read_only,
     }  # fmt: skip
-
-
-def _limit_fields(limits: Limits) -> dict[str, Any]:
-    fields = {"vcpu": limits.vcpu, "memory_mib": limits.memory_mib, "pids": limits.pids}
-    return fields | {"disk": limits.disk} if limits.disk else fields
 
 
 async def _read_to_end(fd: int, seconds: float) -> bytes:

@@ -23,10 +23,11 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from boxwood.engine import birth
+from boxwood.engine import birth, openfiles
 from boxwood.engine import kernel as k
 from boxwood.engine.api import Limits
 from boxwood.engine.cgroup import Cgroups
@@ -200,7 +201,7 @@ class Zygote:
         seccomp = os.pread(fds[0], 1 << 20, 0)
         instance = request["instance"]
         if self._cgroups is None:
-            self._cgroups = Cgroups.find(checked(instance))
+            self._cgroups = Cgroups.find(checked(instance), io_weight=int(request.get("io_weight", 0)))
             self._cgroups.sweep()
         allow = [str(entry) for entry in request["allow"]]
         self._spares.configure(seccomp, self._cgroups, wired=bool(request["network"]))
@@ -238,9 +239,9 @@ class Zygote:
                 "read_only": read_only, "disk_limit": limits.disk,
                 "disks": [[disk.layer, disk.number, disk.read_only] for disk in disks],
             }  # fmt: skip
-            self._cgroups.limit(live.group, limits, live.limits)
+            self._limit(live, limits)
             self._spares.remove(live)
-            live.box, live.vm, live.top, live.hostname, live.limits = box_id, vm, top, hostname, limits
+            live.box, live.vm, live.top, live.hostname = box_id, vm, top, hostname
             live.read_only = read_only
             live.loop = next((disk.number for disk in disks if disk.layer == top), -1)
             live.wire, live.address = wire, wire.address if wire else live.address
@@ -274,8 +275,7 @@ class Zygote:
         if limits.disk != live.limits.disk:
             raise Refused("this box was booted with another limit of its disk")
         if limits != live.limits:
-            self._cgroups.limit(live.group, limits, live.limits)
-            live.limits = limits
+            self._limit(live, limits)
         if hostname != live.hostname:
             self._set_hostname(live, hostname)
         live.vm, live.top = vm, top
@@ -288,25 +288,42 @@ class Zygote:
         assert self._cgroups is not None
         live, limits, hostname = self._live(request), Limits(**request["limits"]), _hostname(request)
         if limits != live.limits:
-            self._limit(live, limits)
+            self._change_limits(live, limits)
         if hostname != live.hostname:
             self._set_hostname(live, hostname)
         return {"ok": True}
 
     def _limit(self, live: Live, limits: Limits) -> None:
+        """Those of a box that has done nothing yet. `live.limits` is what it has, whatever fails."""
+        assert self._cgroups is not None
+        self._cgroups.limit(live.group, limits, live.limits)
+        live.limits = replace(limits, nofile=live.limits.nofile)
+        self._bound_files(live, limits)
+
+    def _change_limits(self, live: Live, limits: Limits) -> None:
         """All of them or none."""
         assert self._cgroups is not None
-        if limits.disk != live.limits.disk:
+        before = live.limits
+        if limits.disk != before.disk:
             if live.loop < 0 or not limits.disk:
                 raise Refused("its disk was made without a limit, or must keep one")
             image.change(live.loop, limits.disk)
         try:
-            self._cgroups.change(live.group, limits, live.limits)
+            self._cgroups.change(live.group, limits, before)
+            live.limits = replace(limits, nofile=before.nofile)
+            self._bound_files(live, limits)
         except BaseException:
-            if limits.disk != live.limits.disk:
-                image.change(live.loop, live.limits.disk)
+            self._cgroups.limit(live.group, before, live.limits)
+            live.limits = before
+            if limits.disk != before.disk:
+                image.change(live.loop, before.disk)
             raise
-        live.limits = limits
+
+    def _bound_files(self, live: Live, limits: Limits) -> None:
+        assert self._cgroups is not None
+        if limits.nofile != live.limits.nofile:
+            openfiles.bound(self._cgroups, live.group, live.pid, limits.nofile)
+            live.limits = limits
 
     def _set_hostname(self, live: Live, hostname: str) -> None:
         k.setns(live.pidfd, k.NEWUTS)

@@ -15,6 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from boxwood.core.core import Core
 from boxwood.core.errors import BadRequest, CoreError, Internal, Unavailable
 from boxwood.core.model import Caller
+from boxwood.engine.api import Feature
 from boxwood.server import auth, decode, errors
 from boxwood.server.agent import agent
 from boxwood.server.dialect import Dialect
@@ -50,7 +51,7 @@ class App:
         self.stopping = asyncio.Event()
         self.preparing: Preparing | None = None
         self.problem: str | None = None
-        self._isolation: dict[str, bool] = {}
+        self._features: tuple[Feature, ...] = ()
         self._surveying: asyncio.Task[None] | None = None
         self._surveyed_at = 0.0
         self.dialects = tuple(dialect for dialect in DIALECTS if dialect.name in core.config.dialects)
@@ -63,7 +64,7 @@ class App:
     async def survey(self) -> None:
         """Learn which layers of isolation this host gives."""
         self._surveyed_at = asyncio.get_running_loop().time()
-        self._isolation = {name: active async for name, active, _ in self.core.engine.features()}
+        self._features = tuple([feature async for feature in self.core.engine.features()])
 
     async def start(self) -> None:
         """Before anybody is served."""
@@ -73,12 +74,12 @@ class App:
                 await dialect.start(self)
 
     @property
-    def isolation(self) -> dict[str, bool]:
+    def features(self) -> tuple[Feature, ...]:
         """As of some seconds ago: whoever asks, and how often, the engine is asked now and then."""
         now = asyncio.get_running_loop().time()
         if now > self._surveyed_at + SURVEY_SECONDS and (self._surveying is None or self._surveying.done()):
             self._surveying = asyncio.get_running_loop().create_task(self.survey())
-        return self._isolation
+        return self._features
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

@@ -29,7 +29,7 @@ from boxwood.engine.host import HostEngine
 from boxwood.engine.kernel import prefer_short_turns
 from boxwood.engine.network.exceptions import Exceptions
 from boxwood.images.shelf import ImageError
-from boxwood.server import private
+from boxwood.server import private, privileges
 from boxwood.server.app import App
 from boxwood.server.listeners import CannotStart, Servers, bound
 from boxwood.server.schema.service import Preparing
@@ -42,6 +42,7 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def serve(config: Config) -> None:
     """Serve until told to end. CannotStart, and what `Core.open` raises."""
     prefer_short_turns(inherited=True)
+    privileges.drop()
     uvloop.run(_serve(config))
 
 
@@ -54,6 +55,8 @@ async def _serve(config: Config) -> None:
             config.ready_boxes,
             network=config.network != "none",
             network_allow=_exceptions(config),
+            require=config.require,
+            io_weight=config.io_weight,
         )
         core = await Core.open(config, engine)
         down = False

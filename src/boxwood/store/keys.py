@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,9 +15,13 @@ class KeyRow:
     role: str
     name: str | None
     created_at: int
+    ttl_default: float | None = None
+    ttl_most: float | None = None
+    expires_at: int | None = None
 
 
-_COLUMNS = "id, org_id, hash, prefix, role, name, created_at"
+_NAMES = tuple(field.name for field in fields(KeyRow))
+_COLUMNS = ", ".join(_NAMES)
 
 
 def insert_org(connection: sqlite3.Connection, org_id: str, name: str, at: int) -> None:
@@ -41,8 +45,8 @@ def org_by_id_or_name(connection: sqlite3.Connection, ref: str) -> str | None:
 
 def insert(connection: sqlite3.Connection, row: KeyRow) -> None:
     connection.execute(
-        f"INSERT INTO api_keys ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (row.id, row.org_id, row.hash, row.prefix, row.role, row.name, row.created_at),
+        f"INSERT INTO api_keys ({_COLUMNS}) VALUES ({', '.join('?' * len(_NAMES))})",
+        tuple(getattr(row, name) for name in _NAMES),
     )
 
 
@@ -52,3 +56,15 @@ def all_keys(connection: sqlite3.Connection) -> list[KeyRow]:
 
 def delete(connection: sqlite3.Connection, key_id: str) -> None:
     connection.execute("DELETE FROM api_keys WHERE id = ?", (key_id,))
+
+
+def expired(connection: sqlite3.Connection, now: int) -> list[str]:
+    """Those whose time is over."""
+    return [key_id for (key_id,) in connection.execute("SELECT id FROM api_keys WHERE expires_at <= ?", (now,))]
+
+
+def next_expiry(connection: sqlite3.Connection, now: int) -> int | None:
+    """When the next one's will be."""
+    sql = "SELECT min(expires_at) FROM api_keys WHERE expires_at > ?"
+    found: int | None = connection.execute(sql, (now,)).fetchone()[0]
+    return found

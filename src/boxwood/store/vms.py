@@ -35,13 +35,18 @@ class VMRow:
     pool_id: str | None = None
     hidden: bool = False  # in no list
     read_only: bool = False
+    pids: int | None = None
+    nofile: int | None = None
+    ends_by: int | None = None  # expires_at is not later, unless a key without a ceiling says so
     depth: int = 0  # of its base; not a column
 
 
 _COLUMNS = tuple(field.name for field in fields(VMRow) if field.name != "depth")
 _SELECT = f"SELECT {', '.join('v.' + name for name in _COLUMNS)}, l.depth FROM vms v JOIN layers l ON l.id = v.base"
 _INSERT = f"INSERT INTO vms ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
-_CHANGEABLE = frozenset({"name", "description", "immutable", "vcpu", "memory_mib", "disk_mib", "expires_at", "stopped"})
+_CHANGEABLE = frozenset({
+    "name", "description", "immutable", "vcpu", "memory_mib", "disk_mib", "pids", "nofile", "expires_at", "stopped",
+})  # fmt: skip
 
 
 def _row(row: sqlite3.Row | None) -> VMRow | None:

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from boxwood.cli.output import Progress
+from boxwood.cli.server import LEVELS
 from boxwood.core.config import Config
+from boxwood.engine import levels
 from unit.client.stub import StubServer, error
 
 
@@ -41,6 +43,22 @@ def test_up_where_a_server_runs(server: StubServer, boxwood, data: Path) -> None
     assert json.loads(boxwood("up", "--data", str(data), "--json").stdout)["url"] == server.url
 
 
+def test_up_where_a_server_runs_below_the_level_that_is_required(server: StubServer, boxwood, data: Path) -> None:
+    disk = {"name": "disk limit", "active": False, "why": "no quotas", "fix": "boxwood storage init", "level": "full"}
+    health = {"status": "ok", "timestamp": "t", "level": "limits", "layers": [disk]}
+    for level, code in (("basic", 0), ("limits", 0), ("full", 1)):
+        server.script("GET /v1/health", (200, health))
+        done = boxwood("up", "--data", str(data), "--require", level)
+        assert done.returncode == code
+        assert (b"disk limit: no quotas (boxwood storage init)" in done.stderr) is (code == 1)
+    refused = boxwood("up", "--data", str(data), "--require", "perfect")
+    assert refused.returncode == 1 and b"basic, limits, full" in refused.stderr
+
+
+def test_levels_are_those_of_the_engine() -> None:
+    assert tuple(levels.LEVELS) == LEVELS
+
+
 def test_up_hands_its_settings_on(boxwood, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     handed: list[dict[str, str]] = []
 
@@ -55,10 +73,10 @@ def test_up_hands_its_settings_on(boxwood, tmp_path: Path, monkeypatch: pytest.M
     assert handed[0]["BOXWOOD_NETWORK_ALLOW"] == "10.9.9.9"
     assert not {"BOXWOOD_NETWORK", "BOXWOOD_SHARE_CLIENT_CONFIG", "BOXWOOD_IMAGES"} & handed[0].keys()
     boxwood(*up, "--network", "none", "--network-allow", "10.0.0.1:443", "--network-allow", "mirror.example",
-            "--share-client-config")  # fmt: skip
+            "--share-client-config", "--require", "limits")  # fmt: skip
     config = Config.load(tmp_path, environ=handed[1])
     assert (config.network, config.network_allow) == ("none", ("10.0.0.1:443", "mirror.example"))
-    assert config.share_client_config
+    assert config.share_client_config and config.require == "limits"
 
 
 def test_down_waits_for_the_end(server: StubServer, boxwood, data: Path, process: subprocess.Popen[bytes]) -> None:

@@ -30,6 +30,7 @@ from boxwood.engine.api import (
     CopyReport,
     Denial,
     EngineError,
+    Feature,
     GuestError,
     Limits,
     Manifest,
@@ -540,5 +541,5 @@ class FakeEngine:
     def free_disk(self) -> int:
         return self.machine.free_disk
 
-    async def features(self) -> AsyncIterator[tuple[str, bool, str]]:
-        yield "memory", True, "all of it"
+    async def features(self) -> AsyncIterator[Feature]:
+        yield Feature("memory", True, "all of it")

@@ -7,8 +7,8 @@ import sqlite3
 
 import pytest
 
-from boxwood.core import errors
-from boxwood.core.model import RunFilter
+from boxwood.core import clock, errors, lifetimes
+from boxwood.core.model import ClaimRequest, ForkRequest, PoolRequest, RunFilter
 from boxwood.engine.api import EngineError
 
 
@@ -266,3 +266,89 @@ async def test_the_end_of_the_server_is_no_end_of_a_run(world):
     world.core._lanes.stop()
     with pytest.raises(errors.Unavailable, match="goes on"):
         await waiting
+
+
+# Bounds of keys
+
+
+async def with_key(world, **times):
+    """The caller that a new key makes of whoever has it."""
+    made = await world.core.keys.create(world.caller, "bounded", **times)
+    return await world.core.keys.authenticate(made.key), made
+
+
+def lives(vm) -> float:
+    return (vm.expires_at - vm.created_at).total_seconds()
+
+
+async def test_a_key_has_a_default_and_a_ceiling_for_what_is_made_with_it(world):
+    caller, made = await with_key(world, ttl_default=100.0, ttl_most=1000.0)
+    assert (made.ttl_default, made.ttl_most) == (100, 1000)
+    world.caller, root = caller, world.caller
+    assert lives(await world.fork()) == 100
+    vm = await world.fork(ttl=1000)
+    assert lives(vm) == 1000
+    assert lives(await world.fork(ttl=5000)) == 1000, "what a protocol wants of its own accord is cut"
+    with pytest.raises(errors.BadRequest, match="1000 seconds at most"):
+        lifetimes.check_new(caller, 1001)
+    assert lives(await world.core.vms.extend(caller, vm.vm_id, 500)) == 1000
+    assert lives(await world.core.vms.expire_in(caller, vm.vm_id, None)) == 1000
+    for ttl in (None, 2000.0):
+        with pytest.raises(errors.BadRequest, match="1000 seconds at most"):
+            await world.core.vms.update(caller, vm.vm_id, ttl=ttl, description="changed")
+    assert (await world.core.vms.get(caller, vm.vm_id)).description is None
+    assert lives(await world.core.vms.update(caller, vm.vm_id, ttl=500.0)) < 1000
+    assert (await world.core.vms.update(root, vm.vm_id, ttl=None)).expires_at is None, "another key has no ceiling"
+
+
+async def test_a_ceiling_alone_is_the_default_too(world):
+    caller, _ = await with_key(world, ttl_most=60.0)
+    vm = await world.core.vms.fork(caller, ForkRequest(source_name="ubuntu"))
+    assert lives(vm) == 60
+
+
+async def test_what_is_claimed_from_a_pool_has_the_bounds_of_the_key_too(world):
+    await world.core.pools.create(world.caller, PoolRequest("workers", source_name="ubuntu"))
+    caller, _ = await with_key(world, ttl_default=100.0, ttl_most=200.0)
+    assert lives(await world.core.pools.claim(caller, "workers")) == 100
+    assert lives(await world.core.pools.claim(caller, "workers", request=ClaimRequest(ttl=201))) == 200
+
+
+async def test_keys_that_a_key_makes_are_bound_as_it_is(world):
+    caller, _ = await with_key(world, ttl_most=60.0, expires_in=3600.0)
+    made = await world.core.keys.create(caller, "second")
+    first = next(key for key in await world.core.keys.list(world.caller) if key.name == "bounded")
+    assert (made.ttl_most, made.expires_at) == (60, first.expires_at)
+    for times in ({"ttl_most": 61.0}, {"ttl_default": 61.0}, {"expires_in": 3601.0}, {"ttl_most": float("nan")}):
+        with pytest.raises(errors.BadRequest):
+            await world.core.keys.create(caller, "third", **times)
+
+
+async def test_bounds_of_keys_outlive_the_server(world):
+    made = await world.core.keys.create(world.caller, "ci", ttl_default=5.0, ttl_most=7.0, expires_in=1000.0)
+    await world.restart()
+    caller = await world.core.keys.authenticate(made.key)
+    assert (caller.ttl_default, caller.ttl_most) == (5, 7)
+    (again,) = [key for key in await world.core.keys.list(world.caller) if key.key_id == made.key_id]
+    assert again.expires_at == made.expires_at
+
+
+async def test_a_key_expires(world):
+    told = []
+    world.core.keys.revoked_hooks.append(told.append)
+    made = await world.core.keys.create(world.caller, "short", expires_in=0.02)
+    while not told:
+        await asyncio.sleep(0.002)
+    assert told == [made.key_id]
+    assert [key.name for key in await world.core.keys.list(world.caller)] == ["root"]
+    with pytest.raises(errors.Unauthorized):
+        await world.core.keys.authenticate(made.key)
+
+
+async def test_a_key_whose_time_is_over_opens_nothing_also_before_it_is_forgotten(world, monkeypatch):
+    made = await world.core.keys.create(world.caller, "short", expires_in=3600.0)
+    await world.core.keys.authenticate(made.key)
+    later = clock.now() + 3601 * 1_000_000
+    monkeypatch.setattr(clock, "now", lambda: later)
+    with pytest.raises(errors.Unauthorized, match="expired"):
+        await world.core.keys.authenticate(made.key)

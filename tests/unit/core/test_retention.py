@@ -7,7 +7,8 @@ import sqlite3
 
 import pytest
 
-from boxwood.core import errors
+from boxwood.core import clock, errors
+from boxwood.core.model import Chunk, ForkRequest
 
 
 async def kept(world, vm) -> list[str]:
@@ -86,3 +87,23 @@ async def test_fewer_are_kept_from_a_start_on(world):
         await world.run(vm, f"echo {number}")
     await world.restart(runs_kept=2)
     await until_kept(world, vm, ["echo 3", "echo 4"])
+
+
+async def test_keys_of_requests_and_parts_of_files_are_forgotten_when_the_operator_says(make_world, monkeypatch):
+    world = await make_world(idempotency_seconds=60, uploads_seconds=120)
+    request = ForkRequest(source_name="ubuntu", name="first")
+    vm = await world.core.vms.fork(world.caller, request, "key")
+    part = Chunk("/root/f", 10, "up", 0, b"half")
+    await world.core.files.write(world.caller, vm.vm_id, part)
+    uploads, now = world.config.data / "uploads", clock.now()
+    for seconds, remembered, there in ((59, True, 1), (61, False, 1), (121, False, 0)):
+        monkeypatch.setattr(clock, "now", lambda seconds=seconds: now + seconds * 1_000_000)
+        await world.core._retention.sweep()
+        assert len(list(uploads.iterdir())) == there
+        if remembered:
+            assert (await world.core.vms.fork(world.caller, request, "key")).vm_id == vm.vm_id
+        else:
+            other = ForkRequest(source_name="ubuntu", name=f"after-{seconds}")
+            assert (await world.core.vms.fork(world.caller, other, f"key{seconds}")).name == other.name
+    again = ForkRequest(source_name="ubuntu", name="another")
+    assert (await world.core.vms.fork(world.caller, again, "key")).vm_id != vm.vm_id

@@ -58,7 +58,10 @@ class AsyncBoxwood:
         vcpu: int | None = None,
         memory_mib: int | None = None,
         disk_mib: int | None = None,
+        pids: int | None = None,
+        nofile: int | None = None,
         network: str | None = None,
+        ttl: float | None = None,
         command: str | Sequence[str] | None = None,
         idempotency_key: str | None = None,
     ) -> AsyncVM:
@@ -68,6 +71,8 @@ class AsyncBoxwood:
         :param name: yours to choose, unique in your organisation.
         :param public: may others fork it?
         :param vcpu: cores; `memory_mib`, `disk_mib` in MiB; None: as the source.
+        :param pids: processes and threads at once; `nofile`: open files of each process; None: as the source.
+        :param ttl: seconds until it is deleted by itself; None: as your API key says, which is never for most.
         :param network: "internet" or "none"; None: as the source, for a golden as the server is set.
         :param command: started in the background as soon as the VM is there.
         :param idempotency_key: the same key gives the same VM; without one, each call makes its own.
@@ -76,8 +81,8 @@ class AsyncBoxwood:
         """
         call = calls.fork(
             source.id if isinstance(source, AsyncVM) else source, name=name, description=description, public=public,
-            vcpu=vcpu, memory_mib=memory_mib, disk_mib=disk_mib, network=network, command=command,
-            idempotency_key=idempotency_key,
+            vcpu=vcpu, memory_mib=memory_mib, disk_mib=disk_mib, pids=pids, nofile=nofile, network=network, ttl=ttl,
+            command=command, idempotency_key=idempotency_key,
         )  # fmt: skip
         return AsyncVM(self._transport, await self._transport.call(call, VMRecord))
 
@@ -180,9 +185,21 @@ class AsyncBoxwood:
         """The API keys of your organisation, newest first, without their secrets."""
         return (await self._transport.call(calls.get("/v1/api-keys"), KeyList)).api_keys
 
-    async def create_api_key(self, name: str | None = None) -> ApiKey:
-        """A new API key; only this answer holds the secret, as `key`."""
-        return await self._transport.call(calls.create_key(name), ApiKey)
+    async def create_api_key(
+        self,
+        name: str | None = None,
+        *,
+        ttl_default: float | None = None,
+        ttl_most: float | None = None,
+        expires_in: float | None = None,
+    ) -> ApiKey:
+        """A new API key; only this answer holds the secret, as `key`.
+
+        :param ttl_default: seconds that VMs made with it live, unless they are told otherwise.
+        :param ttl_most: … at most, whatever they are told. Your own key's bounds hold for the new one too.
+        :param expires_in: seconds until the key is nobody's.
+        """
+        return await self._transport.call(calls.create_key(name, ttl_default, ttl_most, expires_in), ApiKey)
 
     async def revoke_api_key(self, key_id: str) -> None:
         """:raises NotFound: there is no such key."""

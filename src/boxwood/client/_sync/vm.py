@@ -113,14 +113,18 @@ class VM(VMFields):
         vcpu: int | None = None,
         memory_mib: int | None = None,
         disk_mib: int | None = None,
+        pids: int | None = None,
+        nofile: int | None = None,
         network: str | None = None,
+        ttl: float | None = None,
         command: str | Sequence[str] | None = None,
         idempotency_key: str | None = None,
     ) -> VM:
         """A new VM that has all that this one has; this one goes on. See `Boxwood.fork`."""
         call = calls.fork(
             self.id, name=name, description=description, public=public, vcpu=vcpu, memory_mib=memory_mib,
-            disk_mib=disk_mib, network=network, command=command, idempotency_key=idempotency_key,
+            disk_mib=disk_mib, pids=pids, nofile=nofile, network=network, ttl=ttl, command=command,
+            idempotency_key=idempotency_key,
         )  # fmt: skip
         return VM(self._transport, self._transport.call(call, VMRecord))
 
@@ -213,17 +217,23 @@ class VM(VMFields):
         vcpu: int | None = None,
         memory_mib: int | None = None,
         disk_mib: int | None = None,
+        pids: int | None = None,
+        nofile: int | None = None,
+        ttl: float | None = None,
         immutable: bool = False,
     ) -> VM:
         """Changes what is given; an empty description clears it. Returns this VM.
 
+        :param pids: processes and threads at once; `nofile`: open files of each process.
+        :param ttl: seconds from now until it is deleted by itself.
         :param immutable: from now on it can be listed, forked and deleted, and nothing else; for good, and set alone.
         """
-        sizes = {"vcpu": vcpu, "memory_mib": memory_mib, "disk_mib": disk_mib}
+        sizes = {"vcpu": vcpu, "memory_mib": memory_mib, "disk_mib": disk_mib, "pids": pids, "nofile": nofile}
         given: dict[str, Any] = {key: value for key, value in sizes.items() if value is not None}
         changes: dict[str, Any] = {"resources": given} if given else {}
         changes |= {} if name is None else {"name": name}
         changes |= {} if description is None else {"description": description}
+        changes |= {} if ttl is None else {"ttl": ttl}
         changes |= {"immutable": True} if immutable else {}
         self._record = self._transport.call(calls.update_vm(self.id, changes), VMRecord)
         return self

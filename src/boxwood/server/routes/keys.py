@@ -15,7 +15,10 @@ async def list_api_keys(exchange: Exchange) -> Response:
 
 async def create_api_key(exchange: Exchange) -> Response:
     body = await exchange.body(wire.CreateApiKeyBody)
-    made = await exchange.core.keys.create(exchange.caller, body.name, exchange.caller.role)
+    made = await exchange.core.keys.create(
+        exchange.caller, body.name, exchange.caller.role, ttl_default=body.ttl_default, ttl_most=body.ttl_most,
+        expires_in=body.expires_in,
+    )  # fmt: skip
     return exchange.answer(wire.api_key(made), 201)
 
 

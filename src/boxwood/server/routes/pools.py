@@ -6,6 +6,7 @@ from functools import partial
 
 from starlette.responses import Response
 
+from boxwood.core import lifetimes
 from boxwood.core.model import ClaimRequest, PoolRequest
 from boxwood.server.exchange import Exchange, Operation
 from boxwood.server.routes import vms
@@ -62,6 +63,7 @@ async def delete_warm_pool(exchange: Exchange) -> Response:
 async def claim_warm_pool(exchange: Exchange) -> Response:
     query = exchange.query(wire.NamespaceQuery)
     body = await exchange.body(wire.ClaimBody)
+    lifetimes.check_new(exchange.caller, body.ttl)
     request = ClaimRequest(name=body.name, description=body.description, ttl=body.ttl, labels=body.labels)
     claimed = await exchange.core.pools.claim(
         exchange.caller, exchange.params["name"], query.namespace, request, exchange.idempotency_key

@@ -7,9 +7,17 @@ from datetime import UTC, datetime
 from starlette.responses import Response
 
 import boxwood
+from boxwood.engine import levels
 from boxwood.server.exchange import JSON, Exchange, Operation
 from boxwood.server.schema.common import UNSET
-from boxwood.server.schema.service import HealthAnswer, ListRegionsAnswer, Region, WelcomeAnswer, WhoamiAnswer
+from boxwood.server.schema.service import (
+    HealthAnswer,
+    ListRegionsAnswer,
+    Region,
+    WelcomeAnswer,
+    WhoamiAnswer,
+    layer,
+)
 from boxwood.server.schema.vm import PLATFORM, PROVIDER, REGION
 
 
@@ -20,7 +28,9 @@ async def health(exchange: Exchange) -> Response:
         status="ok" if ready else "unavailable",
         timestamp=datetime.now(UTC),
         version=boxwood.__version__,
-        isolation=app.isolation,
+        isolation={feature.name: feature.active for feature in app.features},
+        level=levels.reached(app.features),
+        layers=[layer(feature) for feature in app.features],
         preparing=app.preparing if app.preparing is not None and not ready else UNSET,
         problem=app.problem if app.problem is not None and not ready else UNSET,
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+from boxwood.core import lifetimes
 from boxwood.core.errors import BadRequest, Unsupported
 from boxwood.core.model import VM, ForkRequest, Resources, VMFilter
 from boxwood.server.exchange import Exchange, Operation
@@ -29,6 +30,7 @@ async def fork(exchange: Exchange) -> Response:
     org = body.source_org_id if body.source_org_id is not None else body.source_org_name
     if org is not None and body.source_vm_name is None:
         raise _refused("source_org_id", "goes with source_vm_name only")
+    lifetimes.check_new(exchange.caller, body.ttl)
     request = ForkRequest(
         source_id=body.source_vm_id,
         source_name=body.source_vm_name,
@@ -39,6 +41,7 @@ async def fork(exchange: Exchange) -> Response:
         resources=resources_of(body.resources, body),
         network=network.asked(body.network, body.egress, old=exchange.agent.old),
         command=body.command,
+        ttl=body.ttl,
     )
     made = await exchange.core.vms.fork(exchange.caller, request, exchange.idempotency_key)
     return answer(exchange, made)
@@ -76,6 +79,8 @@ async def patch_vm(exchange: Exchange) -> Response:
         changes["name"] = body.name
     if body.resources is not None:
         changes["resources"] = resources_of(body.resources)
+    if body.ttl is not UNSET:
+        changes["ttl"] = body.ttl
     if body.immutable is not None:
         changes["immutable"] = body.immutable
     vms, vm = exchange.core.vms, exchange.params["id"]
@@ -102,7 +107,8 @@ def resources_of(of: wire.ResourcesBody | None, flat: wire.ForkBody | None = Non
         vcpu = flat.vcpu_count if vcpu is None else vcpu
         memory = flat.memory_mib if memory is None else memory
         disk = flat.disk_mib if disk is None else disk
-    return Resources(vcpu=vcpu, memory_mib=memory, disk_mib=disk)
+    pids, nofile = (of.pids, of.nofile) if of is not None else (None, None)
+    return Resources(vcpu=vcpu, memory_mib=memory, disk_mib=disk, pids=pids, nofile=nofile)
 
 
 def _elsewhere(query: wire.ListVMsQuery) -> bool:

@@ -8,7 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import Meta
 
 from boxwood.core import model
+from boxwood.engine.api import Feature
 from boxwood.server.schema.common import UNSET, Answer, Request, UnsetType
+
+_DEFAULT = "Seconds that VMs live which are made with it and not told otherwise."
+_MOST = "Seconds that VMs live at most which are made with it."
 
 
 class Preparing(Answer, frozen=True, kw_only=True):
@@ -16,11 +20,22 @@ class Preparing(Answer, frozen=True, kw_only=True):
     fraction: Annotated[float, Meta(ge=0, le=1)]
 
 
+class IsolationLayer(Answer, frozen=True, kw_only=True):
+    name: str
+    active: bool
+    required: Annotated[bool, Meta(description="No VM runs without it.")]
+    why: Annotated[str, Meta(description="What it is good for, or why it is missing.")]
+    fix: Annotated[str | None, Meta(description="How to get it, where it is missing.")]
+    level: Annotated[str | None, Meta(description="The first level that needs it.")]
+
+
 class HealthAnswer(Answer, frozen=True, kw_only=True):
     status: Literal["ok", "unavailable"]
     timestamp: datetime
     version: str
     isolation: Annotated[dict[str, bool], Meta(description="Layers of isolation: which are active.")]
+    level: Annotated[str, Meta(description="The highest that is met: none, basic, limits or full.")]
+    layers: Annotated[list[IsolationLayer], Meta(description="The same layers, with reasons.")]
     preparing: Preparing | UnsetType = UNSET
     problem: str | UnsetType = UNSET
 
@@ -50,6 +65,9 @@ class WhoamiAnswer(Answer, frozen=True, kw_only=True):
 class CreateApiKeyBody(Request, frozen=True, kw_only=True):
     name: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
     scopes: Any = None
+    ttl_default: Annotated[float, Meta(ge=0, le=1e9, description=_DEFAULT)] | None = None
+    ttl_most: Annotated[float, Meta(ge=0, le=1e9, description=_MOST)] | None = None
+    expires_in: Annotated[float, Meta(ge=0, le=1e9, description="Seconds until it is nobody's.")] | None = None
 
     later: ClassVar = {"scopes": None}
 
@@ -64,6 +82,9 @@ class ApiKey(Answer, frozen=True, kw_only=True):
     pool_id: None
     action: None
     created_at: datetime
+    ttl_default: Annotated[float, Meta(description=_DEFAULT)] | UnsetType = UNSET
+    ttl_most: Annotated[float, Meta(description=_MOST)] | UnsetType = UNSET
+    expires_at: datetime | UnsetType = UNSET
     key: Annotated[str, Meta(description="Shown this once.")] | UnsetType = UNSET
 
 
@@ -88,6 +109,13 @@ class DownAnswer(Answer, frozen=True, kw_only=True):
     down: bool = True
 
 
+def layer(of: Feature) -> IsolationLayer:
+    fix = of.fix if of.fix and not of.active else None
+    return IsolationLayer(
+        name=of.name, active=of.active, required=of.required, why=of.why, fix=fix, level=of.level or None
+    )
+
+
 def api_key(of: model.ApiKey) -> ApiKey:
     return ApiKey(
         api_key_id=of.key_id,
@@ -99,5 +127,8 @@ def api_key(of: model.ApiKey) -> ApiKey:
         pool_id=None,
         action=None,
         created_at=of.created_at,
+        ttl_default=UNSET if of.ttl_default is None else of.ttl_default,
+        ttl_most=UNSET if of.ttl_most is None else of.ttl_most,
+        expires_at=UNSET if of.expires_at is None else of.expires_at,
         key=of.key if of.key is not None else UNSET,
     )

@@ -31,6 +31,8 @@ class ResourcesBody(Request, frozen=True, kw_only=True):
     vcpu: Vcpu | None = None
     memory_mib: Mib | None = None
     disk_mib: Mib | None = None
+    pids: Annotated[int, Meta(ge=1, description="Processes and threads at once.")] | None = None
+    nofile: Annotated[int, Meta(ge=1, description="Open files of each process.")] | None = None
     vgpu: Any = None
     gpu_sms: Any = None
     gpu_vram_mib: Any = None
@@ -72,6 +74,7 @@ class ForkBody(Request, frozen=True, kw_only=True):
     disk_mib: Mib | None = None
     network: Asked = None
     egress: Egress = None
+    ttl: Annotated[Seconds, Meta(description="Seconds until it is deleted by itself.")] | None = None
     tunnel: Any = None
     max_memory_mib: Any = None
     memory_backend: Any = None
@@ -103,6 +106,9 @@ class PatchVMBody(Request, frozen=True, kw_only=True):
     policies: Any = None
     pool_id: Any = None
     pool_name: Any = None
+    ttl: (
+        Annotated[Seconds, Meta(description="Seconds until it is deleted by itself; null: never.")] | UnsetType | None
+    ) = UNSET
     network: Changed = None
 
     later: ClassVar = {
@@ -130,6 +136,8 @@ class Resources(Answer, frozen=True, kw_only=True):
     vcpu: int | None
     memory_mib: int | None
     disk_mib: int | None
+    pids: int | UnsetType = UNSET  # these two only where they have been set
+    nofile: int | UnsetType = UNSET
 
 
 class VM(Answer, frozen=True, kw_only=True):
@@ -153,6 +161,7 @@ class VM(Answer, frozen=True, kw_only=True):
     vcpu_count: int | UnsetType | None = UNSET  # flat sizes: for the clients of 0.5 and 0.6
     memory_mib: int | UnsetType | None = UNSET
     disk_mib: int | UnsetType | None = UNSET
+    expires_at: Annotated[datetime, Meta(description="When it is deleted by itself.")] | UnsetType = UNSET
     copied: Annotated[CopyReport, Meta(description="What it took to fork a VM whose processes ran.")] | UnsetType = (
         UNSET
     )
@@ -170,7 +179,13 @@ class DeleteVMAnswer(Answer, frozen=True, kw_only=True):
 def resources(of: model.Resources) -> Resources:
     """The contract's cores are whole: a part of one is shown as one."""
     cores = None if of.vcpu is None else math.ceil(of.vcpu)
-    return Resources(vcpu=cores, memory_mib=of.memory_mib, disk_mib=of.disk_mib)
+    return Resources(
+        vcpu=cores,
+        memory_mib=of.memory_mib,
+        disk_mib=of.disk_mib,
+        pids=UNSET if of.pids is None else of.pids,
+        nofile=UNSET if of.nofile is None else of.nofile,
+    )
 
 
 def vm(of: model.VM, *, flat_sizes: bool = False) -> VM:
@@ -196,5 +211,6 @@ def vm(of: model.VM, *, flat_sizes: bool = False) -> VM:
         vcpu_count=resources(sizes).vcpu if flat_sizes else UNSET,
         memory_mib=sizes.memory_mib if flat_sizes else UNSET,
         disk_mib=sizes.disk_mib if flat_sizes else UNSET,
+        expires_at=UNSET if of.expires_at is None else of.expires_at,
         copied=of.copied if of.copied is not None else UNSET,
     )

@@ -1,0 +1,60 @@
+"""On a disk whose scheduler knows shares, each box has its own: a loop device with bfq."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from boxwood.engine import doctor
+from servers import Server
+
+
+@pytest.fixture
+def shared_disk(tmp_path: Path) -> Iterator[Path]:
+    image, place = tmp_path / "disk.img", tmp_path / "disk"
+    with image.open("wb") as file:
+        file.truncate(256 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-N", "8192", str(image)], check=True, capture_output=True)
+    place.mkdir()
+    subprocess.run(["mount", "-o", "loop,nosuid,nodev", str(image), str(place)], check=True, capture_output=True)
+    try:
+        device = subprocess.run(
+            ["findmnt", "-n", "-o", "SOURCE", str(place)], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        scheduler = Path("/sys/block") / Path(device).name / "queue/scheduler"
+        if "bfq" not in scheduler.read_text():
+            pytest.skip("this kernel has no bfq")
+        scheduler.write_text("bfq")
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True, capture_output=True)
+
+
+def test_boxes_have_equal_shares(shared_disk: Path, make_server: Callable[..., Server]) -> None:
+    checks = {check.name: check for check in doctor.checks(shared_disk / "data", shared_disk / "images")}
+    if "no weights" in checks[doctor.DISK_SHARES].why:
+        pytest.skip("the cgroups of this host have no weights")
+    assert checks[doctor.DISK_SHARES].active, checks[doctor.DISK_SHARES]
+    server = make_server(data=shared_disk / "data", io_weight=40, disk_spare_mib=0)
+    with server.client() as client:
+        client.fork("ubuntu").run("true", check=True)
+        health = client.health()
+        assert health.isolation[doctor.DISK_SHARES]
+        weights = [weights_of(pid) for pid in server.box_pids()]
+        assert weights and all(found and set(found) == {"40"} for found in weights), weights
+
+
+def weights_of(pid: int) -> list[str]:
+    """In the groups that a process is in; of all files of weights that this kernel has."""
+    found: list[str] = []
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        if names in ("", "blkio"):
+            root = Path("/sys/fs/cgroup", names) if names else Path("/sys/fs/cgroup")
+            for name in ("io.weight", "io.bfq.weight", "blkio.bfq.weight", "blkio.weight"):
+                file = root / path.lstrip("/") / name
+                found += [file.read_text().split()[-1]] if file.exists() else []
+    return found
