@@ -47,15 +47,15 @@ class GuestError(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one box. `vcpu` in cores (0 = no bound), `memory_mib` in MiB (0 = no bound), `pids` as a count, `disk`
-    in bytes of its top (0 = no bound; of a box that can write nothing: 0), `nofile` open files of each process (0 =
-    what the host gives)."""
+    """Bounds of one box. `vcpu` in cores (0 = no bound), `memory_mib` in MiB (0 = no bound), `pids` as a count,
+    `nofile` open files of each process (0 = what the host gives), `disk` in bytes of its top (0 = no bound; of a box that
+    can write nothing: 0)."""
 
     vcpu: float = 0
     memory_mib: int = 0
     pids: int = 4096
-    disk: int = 0
     nofile: int = 0
+    disk: int = 0
 
     def fields(self) -> dict[str, float]:
         """As the zygote is told them; one of an older version need not know what was not asked for."""
