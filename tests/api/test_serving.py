@@ -165,10 +165,12 @@ async def test_exceptions_reach_the_engine(ground, monkeypatch):
         return fake_engine.FakeEngine(machine)
 
     monkeypatch.setattr(main, "HostEngine", engine)
-    config = replace(config, network_allow=("10.0.0.1:443", "mirror.example"))
+    config = replace(config, network_allow=("10.0.0.1:443", "mirror.example"), require="limits", io_weight=70)
     async with running((config, machine)):
         pass
-    settings = {"network": True, "network_allow": ("10.0.0.1:443", "mirror.example")}
+    settings = {
+        "network": True, "network_allow": ("10.0.0.1:443", "mirror.example"), "require": "limits", "io_weight": 70,
+    }  # fmt: skip
     assert given == [((config.data, config.images, config.ready_boxes), settings)]
 
 

@@ -119,3 +119,12 @@ async def test_a_setuid_file_is_no_gift_to_the_host(runner: Runner, data: Path) 
     await runner.run("cp /bin/sh /srv/sh; chmod 4755 /srv/sh")
     reached = os.stat(data)
     assert reached.st_mode & 0o077 == 0 and reached.st_uid == 0
+
+
+async def test_what_is_uploaded_runs_as_nobody_else(runner: Runner) -> None:
+    """Item 21: a file that is written over the API is never setuid or setgid, also in place of one that was."""
+    await runner.run("cp /usr/bin/id /root/id; chmod 6755 /root/id")
+    assert (await runner.run("stat -c %a /root/id")).text == "6755\n", "the probe"
+    await runner.box.write_file("/root/id", b"another")
+    await runner.box.write_file("/root/new", b"new", 0o6711)
+    assert (await runner.run("stat -c %a /root/id /root/new")).text == "755\n711\n"

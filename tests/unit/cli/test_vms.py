@@ -33,6 +33,21 @@ def test_fork_as_json(server: StubServer, boxwood) -> None:
     assert len(json.loads(boxwood("fork", "--json", "--count", "2").stdout)) == 2
 
 
+def test_fork_with_bounds(server: StubServer, boxwood) -> None:
+    server.script("POST /v1/fork", (200, VM | {"resources": {"pids": 100, "nofile": 2048}}))
+    said = json.loads(boxwood("fork", "--pids", "100", "--nofile", "2048", "--ttl", "60", "--json").stdout)
+    wanted = {"source_vm_name": "ubuntu", "resources": {"pids": 100, "nofile": 2048}, "ttl": 60.0}
+    assert server.last.body == wanted
+    assert (said["resources"]["pids"], said["resources"]["nofile"]) == (100, 2048)
+
+
+def test_a_key_with_bounds(server: StubServer, boxwood) -> None:
+    server.script("POST /v1/api-keys", (201, {"api_key_id": "K", "key": "bxw_x", "ttl_most": 90.0}))
+    done = boxwood("key", "create", "ci", "--ttl-default", "60", "--ttl-most", "90", "--expires-in", "3600", "--json")
+    assert server.last.body == {"name": "ci", "ttl_default": 60.0, "ttl_most": 90.0, "expires_in": 3600.0}
+    assert json.loads(done.stdout)["ttl_most"] == 90
+
+
 def test_fork_with_a_network(server: StubServer, boxwood) -> None:
     server.script("POST /v1/fork", (200, VM | {"network": {"mode": "none"}}))
     said = json.loads(boxwood("fork", "--network", "none", "--json").stdout)

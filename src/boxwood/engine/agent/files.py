@@ -74,7 +74,10 @@ class Writing:
             self._fd = os.open(self._new, flags, 0o600, dir_fd=self._directory)
             if old is not None:
                 os.fchown(self._fd, old.st_uid, old.st_gid)
-            os.fchmod(self._fd, mode & 0o7777 if mode is not None else stat.S_IMODE(old.st_mode) if old else 0o644)
+            kept = mode if mode is not None else stat.S_IMODE(old.st_mode) if old else 0o644
+            os.fchmod(
+                self._fd, kept & 0o1777
+            )  # as when a program writes: whatever comes now is nobody's to run as root
         except BaseException:
             self.abandon()
             raise
