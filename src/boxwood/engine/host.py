@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from boxwood.engine import doctor
+from boxwood.engine import doctor, storage
 from boxwood.engine.api import (
     Box,
     BoxGone,
@@ -72,6 +72,7 @@ class HostEngine:
         self._over = self._is_down = False
         self._ready = ReadyBoxes(self._boot, self._discard, self._ahead)
         self._prepare_directories()
+        await asyncio.to_thread(storage.attach, self._data)
         self._checks = await asyncio.to_thread(doctor.checks, self._data, self._images)
         missing = doctor.missing(self._checks)
         if missing:
@@ -105,6 +106,7 @@ class HostEngine:
         await self._router.close(at_end=True)
         self._zygote.close()
         await self._zygote.wait_gone()
+        await asyncio.to_thread(storage.detach, self._data)
         self._is_down = True
 
     async def features(self) -> AsyncIterator[tuple[str, bool, str]]:
@@ -374,8 +376,8 @@ class HostEngine:
             return next((int(line.split()[1]) << 10 for line in file if line.startswith(b"MemAvailable:")), 1 << 62)
 
     def free_disk(self) -> int:
-        disk = os.statvfs(self._data)
-        return disk.f_bavail * disk.f_frsize
+        disks = [os.statvfs(place) for place in (self._data, self._data / "layers")]  # where there is a pool, two
+        return min(disk.f_bavail * disk.f_frsize for disk in disks)
 
     # --- work of the zygote's
 
