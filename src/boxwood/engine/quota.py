@@ -11,6 +11,7 @@ linux/dqblk_xfs.h, ioctl_xfs_fsgetxattr(2). Only root of the host's user namespa
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -18,11 +19,11 @@ import heapq
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from boxwood.engine import kernel as k
+from boxwood.engine.ulid import checked
 
 # Above what people, container engines and kubelets give out. A bounded window, used from its lower end: an id once used
 # costs its file system some 140 bytes for ever (XFS: 4 KiB for each 30 ids).
@@ -85,6 +86,18 @@ class Quota:
         self._next = FIRST_PROJECT
         self._freed: list[int] = []
 
+    def prepare_top(self, top: str, most_bytes: int | None, most_inodes: int | None) -> int:
+        """The same by a layer's id; its directory is made if it is not there. To be called before
+        `overlay.prepare_top`, which makes what is in it."""
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(checked(top), 0o755, dir_fd=self._fd)
+            os.chmod(top, 0o755, dir_fd=self._fd)  # whatever the umask
+        top_fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
+        try:
+            return self.prepare(top_fd, most_bytes, most_inodes)
+        finally:
+            os.close(top_fd)
+
     def prepare(self, top_fd: int, most_bytes: int | None, most_inodes: int | None) -> int:
         """Give a top a project, unless it has one, and set its limits (None: none): its project. `top_fd`: the top's
         directory, opened for reading; it must be empty if it has no project: OSError ENOTEMPTY."""
@@ -138,7 +151,7 @@ class Quota:
             yield project
 
 
-@contextmanager
+@contextlib.contextmanager
 def lifted(fd: int, project: int) -> Iterator[None]:
     """No limits meanwhile: an overlay on a top that is full could not be mounted. `fd`: anything of its file system,
     also a detached mount. Whoever is killed in here leaves none, so `hold` comes before each boot."""
