@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from boxwood.engine import kernel as k
 from boxwood.engine.network.wire import Plug, Wire
 from boxwood.engine.overlay import Places, attach_views, mount_root
-from boxwood.engine.uidrange import Range
+from boxwood.engine.uidrange import Range, device_directory
 
 # What root may do inside; nothing of it counts in the host's user namespace.
 CAPABILITIES = k.capability_mask(
@@ -98,7 +98,7 @@ def prepare(ground: Ground, step: Step) -> Plug:
     os.chdir(ground.stage)
     for name in ("root", *STAGED):
         os.mkdir(name)
-    _mount_kernel_filesystems(ground.range)
+    _mount_kernel_filesystems(ground.range, by_path=ground.places is not None)
     _set_up_network()
     plug.pings = os.open("proc/sys/net/ipv4/ping_group_range", os.O_WRONLY | os.O_CLOEXEC)
     step.name = "network"
@@ -173,11 +173,11 @@ def enter(ground: Ground, pings: int = -1) -> None:
     os.umask(0o022)
 
 
-def _mount_kernel_filesystems(range_: Range) -> None:
-    """Relative to the working directory, the stage."""
+def _mount_kernel_filesystems(range_: Range, *, by_path: bool) -> None:
+    """Relative to the working directory, the stage. `by_path`: of a kernel that clones no detached mount."""
     base = range_.base
     k.mount("proc", "proc", "proc", k.MS_NOSUID | k.MS_NODEV | k.MS_NOEXEC)
-    tree = k.open_tree("", range_.dev)
+    tree = device_directory(base) if by_path else k.open_tree("", range_.dev)
     k.move_mount(tree, "dev")
     os.close(tree)
     k.mount(
@@ -273,7 +273,8 @@ def _show_of_devices_only(name: str, masks: int) -> None:
 
 
 def _mask_sources() -> tuple[int, int, int]:
-    """A detached tmpfs, and in it an empty directory and a boot id of the box's own: descriptors."""
+    """A tmpfs, and in it an empty directory and a boot id of the box's own: descriptors. It is attached to the stage,
+    and gone with it: kernels before 6.15 bind nothing of a mount that is detached."""
     filesystem = k.Filesystem("tmpfs")
     filesystem.set("mode", "555")
     filesystem.set("size", "16k")
@@ -286,6 +287,8 @@ def _mask_sources() -> tuple[int, int, int]:
     os.fchmod(fd, 0o444)
     os.close(fd)
     k.mount_setattr(masks, k.ATTR_RDONLY)
+    os.mkdir("masks")
+    k.move_mount(masks, "masks")
     return (
         masks,
         os.open("empty", os.O_PATH | os.O_CLOEXEC, dir_fd=masks),
