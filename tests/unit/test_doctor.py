@@ -15,8 +15,6 @@ from boxwood.engine import kernel as k
 from boxwood.engine.api import EngineUnavailable
 from boxwood.engine.doctor import Check
 
-STATED = {"disk limit"}  # what no host has in this version
-
 
 def test_missing_is_what_boxes_cannot_do_without() -> None:
     there, wanted = Check("a", True, ""), Check("b", False, "no")
@@ -28,7 +26,6 @@ def test_without_root_it_says_so_and_tries_nothing_else(tmp_path: Path, monkeypa
     found = doctor.try_all(tmp_path, tmp_path)
     assert [check.name for check in doctor.missing(found)] == ["root"]
     assert "1000" in found[0].why and "sudo" in found[0].fix
-    assert {check.name for check in found} > STATED
     assert list(tmp_path.iterdir()) == []
 
 
@@ -46,7 +43,7 @@ def test_an_old_kernel_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_this_host_runs_boxes(tmp_path: Path) -> None:
     found = doctor.checks(tmp_path / "data", tmp_path / "not/there/yet")
     assert doctor.missing(found) == []
-    assert {check.name for check in found if not check.active} == STATED
+    assert not [check.name for check in found if not check.active]
     names = [check.name for check in found]
     assert len(names) == len(set(names))
     assert {f"cgroup {name}" for name in ("memory", "cpu", "pids", "freezer")} <= set(names)

@@ -19,6 +19,7 @@ from typing import Protocol
 from boxwood.core import clock
 from boxwood.core.admission import Admission
 from boxwood.core.config import Config
+from boxwood.core.disks import Disks
 from boxwood.core.errors import CapacityUnavailable, Conflict, CoreError, Internal, InvalidState, NotFound, Unavailable
 from boxwood.core.tasks import Tasks
 from boxwood.engine.api import (
@@ -109,9 +110,12 @@ class Slot:
 
 
 class Boxes:
-    def __init__(self, database: Database, engine: Engine, config: Config, tasks: Tasks, admission: Admission) -> None:
+    def __init__(
+        self, database: Database, engine: Engine, config: Config, tasks: Tasks, admission: Admission, disks: Disks
+    ) -> None:
         self._database = database
         self._engine = engine
+        self._disks = disks
         self._admission = admission
         self._booting = 0
         self._config = config
@@ -220,7 +224,8 @@ class Boxes:
         if slot.box is None:
             return True
         try:
-            await self._engine.change(slot.box, _hostname(row), self._limits(row))
+            limits = self._limits(row, await self._disks.left(row))
+            await self._engine.change(slot.box, _hostname(row), limits)
         except EngineError as error:
             log.warning("VM %s: its box could not be changed: %s", slot.vm_id, error)
             return False
@@ -288,11 +293,15 @@ class Boxes:
         """The mark that its layers are in use is committed while the box is made. Whoever could take the layers away
         is asked of later than the mark; a box that lives without one is put down by the next server."""
         near, vm_id = self._database.near, slot.vm_id
-        row = vm_rows.by_id(near, vm_id)
-        if row is None:
-            raise NotFound("vm", f"there is no VM {vm_id}")
-        if row.stopped:
-            raise InvalidState("vm", "running", "the VM has been stopped: start it", vm_id)
+        row = self._bootable(vm_id)
+        disk = 0
+        if row.disk_mib is not None and not row.read_only:
+            try:
+                await self._disks.make_fit(row)
+                disk = await self._disks.left(self._bootable(vm_id))
+            except EngineError as error:
+                raise self._not_made(row, (), error) from error
+            row = self._bootable(vm_id)  # what it stands on may have been replaced meanwhile
         layers, images = layer_rows.chain(near, row.base)
         slot.marked_at = asyncio.get_running_loop().time()
         mark = partial(vm_rows.boot, vm_id=vm_id, base=row.base, at=clock.now())
@@ -300,8 +309,8 @@ class Boxes:
         try:
             stack, networked = Stack(layers, row.top, images), self.network(row) != "none"
             spec = BoxSpec(
-                vm_id, stack, _hostname(row), self._limits(row), networked, ahead=bool(row.hidden and row.pool_id),
-                read_only=bool(row.read_only),
+                vm_id, stack, _hostname(row), self._limits(row, disk), networked,
+                ahead=bool(row.hidden and row.pool_id), read_only=bool(row.read_only),
             )  # fmt: skip
             box = await self._engine.boot(spec)
         except EngineError as error:
@@ -315,6 +324,15 @@ class Boxes:
             await box.kill()
             raise
         return box
+
+    def _bootable(self, vm_id: str) -> VMRow:
+        """NotFound, InvalidState."""
+        row = vm_rows.by_id(self._database.near, vm_id)
+        if row is None:
+            raise NotFound("vm", f"there is no VM {vm_id}")
+        if row.stopped:
+            raise InvalidState("vm", "running", "the VM has been stopped: start it", vm_id)
+        return row
 
     def _not_made(self, row: VMRow, images: Iterable[str], error: EngineError) -> CoreError:
         log.error("VM %s: its box could not be made: %s", row.id, error)
@@ -331,12 +349,14 @@ class Boxes:
             )
         return Internal(f"the VM's box could not be made: {error}")
 
-    def _limits(self, row: VMRow) -> Limits:
+    def _limits(self, row: VMRow, disk: int) -> Limits:
+        """`disk`: bytes of the top."""
         config = self._config
         return Limits(
             vcpu=config.vcpu if row.vcpu is None else row.vcpu,
             memory_mib=config.memory_mib if row.memory_mib is None else row.memory_mib,
             pids=config.pids,
+            disk=disk,
         )
 
     def _install(self, slot: Slot, box: Box) -> None:

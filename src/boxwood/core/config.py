@@ -50,6 +50,8 @@ class Config:
     vcpu: int = 0
     memory_mib: int = 2048
     pids: int = 4096
+    disk_mib: int = 0  # above its image, of a VM that is forked and was not told otherwise; 0: no limit
+    disk_mib_most: int = 0  # ceiling of what a VM can be given, and what those have that were given none; 0: none
     output_bytes: int = 64 * MIB  # kept of each stream of a run
     runs_kept: int = 10_000  # of each VM: ended runs, the newest
     runs_kept_bytes: int = 1024 * MIB  # … with so much output
@@ -97,6 +99,11 @@ class Config:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"{name} is {value}: it must be between {low:g} and {high:g}")
+        for name, value in (("disk_mib", self.disk_mib), ("disk_mib_most", self.disk_mib_most)):
+            if 0 < value < 16:
+                raise ConfigError(f"{name} is {value}: it must be 0 or at least 16")
+        if 0 < self.disk_mib_most < self.disk_mib:
+            raise ConfigError(f"disk_mib is {self.disk_mib}, more than disk_mib_most, {self.disk_mib_most}")
         if not self.host:
             raise ConfigError("host is empty: give an address to listen on, such as 127.0.0.1")
         if self.network not in NETWORKS:
@@ -119,6 +126,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("vcpu", 0, 255),
     ("memory_mib", 0, 1 << 24),
     ("pids", 16, 1 << 22),
+    ("disk_mib", 0, 1 << 23),
+    ("disk_mib_most", 0, 1 << 23),
     ("output_bytes", 65536, 1 << 40),
     ("runs_kept", 1, 1 << 40),
     ("runs_kept_bytes", 0, 1 << 44),

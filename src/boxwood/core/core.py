@@ -15,6 +15,7 @@ from boxwood.core.admission import Admission
 from boxwood.core.boxes import Boxes
 from boxwood.core.changes import Changes
 from boxwood.core.config import Config
+from boxwood.core.disks import Disks
 from boxwood.core.files import Files
 from boxwood.core.goldens import Goldens
 from boxwood.core.idempotency import Idempotency
@@ -52,10 +53,12 @@ class Core:
         self._database = database
         self._tasks = Tasks()
         self._admission = Admission(database, engine, config)
-        self._boxes = Boxes(database, engine, config, self._tasks, self._admission)
+        disks = Disks(database, engine, config)
+        self._boxes = Boxes(database, engine, config, self._tasks, self._admission, disks)
         self._lanes = Lanes(database, self._boxes, config, self._tasks, spool)
         self.layers = Layers(database, engine, config, self._tasks, spool)
         self._boxes.put_down_hook = self.layers.box_gone
+        disks.sealed_hook, disks.orphaned_hook = self.layers.sealed_with_limit, self.layers.orphaned
         self._uploads = Uploads(database, config.data / "uploads")
         self._retention = Retention(database, self._uploads, config, self._tasks, spool)
         self._lanes.recorded_hook = self._retention.ended
@@ -72,7 +75,7 @@ class Core:
         )
         self.vms = VMs(
             database, engine, self._boxes, access, self._admission, self._lanes, self.runs, self.layers, self._uploads,
-            self.goldens, repeats, self.records, signer, config, self._tasks,
+            self.goldens, repeats, self.records, signer, config, self._tasks, disks,
         )  # fmt: skip
         self.vms.deleted_hooks += [self._retention.gone, self._admission.gone]
         self.pools = Pools(

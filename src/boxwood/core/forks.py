@@ -14,6 +14,7 @@ from boxwood.core.access import Access
 from boxwood.core.admission import Admission
 from boxwood.core.boxes import Boxes, Slot
 from boxwood.core.config import Config
+from boxwood.core.disks import Disks
 from boxwood.core.errors import AlreadyExists, BadRequest, InsufficientResources, Internal, NotFound, ResourceBusy
 from boxwood.core.goldens import Goldens
 from boxwood.core.idempotency import Claim, Idempotency
@@ -89,6 +90,7 @@ class Forks:
         idempotency: Idempotency,
         config: Config,
         tasks: Tasks,
+        disks: Disks,
         expiring: Callable[[], None],
     ) -> None:
         self._database = database
@@ -102,6 +104,7 @@ class Forks:
         self._idempotency = idempotency
         self._config = config
         self._tasks = tasks
+        self._disks = disks
         self._expiring = expiring
 
     async def fork(self, caller: Caller, request: ForkRequest, idempotency_key: str | None = None) -> VM:
@@ -141,18 +144,39 @@ class Forks:
     ) -> Made:
         """Of a request that has been checked. `also` is done in the same transaction, with the new VM's id."""
         self._admission.check_vm()
+        self._disks.check(request.resources)
+        disk = self._disks.of_fork(source, request.resources)
+        request = replace(request, resources=replace(request.resources, disk_mib=disk))
         if self._boxes.slot(source.id).still and not source.written:
-            row, sessions = await self._make(org_id, request, source, _Plan(), also, home)
             plan = _Plan()
+            await self._check_room(source, plan, disk)
+            row, sessions = await self._make(org_id, request, source, plan, also, home)
         else:
             async with self._boxes.alone(source.id) as slot:
                 plan = await self._plan(slot)
+                await self._check_room(source, plan, disk)
                 row, sessions = await self._make(org_id, request, source, plan, also, home)
         self._admission.made()
+        if plan.seal and source.disk_mib is not None:
+            self._disks.sealed_hook(row.base)
         self._layers.grown(row.base, row.depth)
         if row.expires_at is not None:
             self._expiring()
         return Made(row, sessions, plan.report)
+
+    async def _check_room(self, source: VMRow, plan: _Plan, disk: int | None) -> None:
+        """Another limit than the source's must be one for all that the source holds. InsufficientResources."""
+        now = rows.by_id(self._database.near, source.id)
+        if disk is None or disk == source.disk_mib or now is None:
+            return
+        try:
+            await self._disks.check_room(now.base, now.top if plan.seal else plan.copy, disk)
+        except BaseException as error:
+            if plan.copy is not None:
+                self._layers.orphaned(plan.copy)
+            if isinstance(error, EngineError):
+                raise of_engine(error, "source") from error
+            raise
 
     async def _plan(self, slot: Slot) -> _Plan:
         """Bring a source, which is held alone, into a state in which it can be forked."""
@@ -165,10 +189,12 @@ class Forks:
             )
         for _ in range(2):
             try:
-                if slot.box is not None and await self._is_unchanged(slot, slot.box, row):
-                    return _Plan()
-                if slot.box is not None and not await self._boxes.park_held(slot):
-                    return await self._copy(slot.box, row)
+                if slot.box is not None:
+                    if await self._is_unchanged(slot, slot.box, row):
+                        return _Plan()
+                    if not await self._boxes.park_held(slot):
+                        return await self._copy(slot.box, row)
+                    return _Plan(seal=True)
                 if not row.written or await self._engine.is_empty(row.top):
                     return _Plan()
                 return _Plan(seal=True)

@@ -39,6 +39,7 @@ class Layers:
         self._orphans: set[str] = set()  # directories without a row
         self._spools: set[str] = set()  # of VMs that are gone
         self._deep: dict[str, None] = {}  # layers of chains that may be too long, in order of arrival
+        self._in_files: dict[str, None] = {}  # sealed tops that had a limit: each costs whoever stands on it a mount
         self._to_collect = asyncio.Event()
         self._to_merge = asyncio.Event()
         self._idle = asyncio.Event()
@@ -74,6 +75,11 @@ class Layers:
             self._deep[layer_id] = None
             self._wake(self._to_merge)
 
+    def sealed_with_limit(self, layer_id: str) -> None:
+        """A top that had a limit was made a layer."""
+        self._in_files[layer_id] = None
+        self._wake(self._to_merge)
+
     def _wake(self, event: asyncio.Event) -> None:
         self._idle.clear()
         event.set()
@@ -90,6 +96,8 @@ class Layers:
         known = await self._database.read(lambda connection: rows.data_ids(connection) | vm_rows.tops(connection))
         self._orphans |= await self._engine.stored() - known
         self._superseded |= set(rows.superseded(self._database.near))
+        in_files = await self._engine.in_files()
+        self._in_files |= dict.fromkeys(sorted(rows.data_ids(self._database.near) & in_files))
         for layer_id in rows.deep(self._database.near, self._config.layers_merged_above):
             self._deep[layer_id] = None
         there = await asyncio.to_thread(lambda: [entry.name for entry in self._spool.iterdir()])
@@ -150,6 +158,31 @@ class Layers:
                 await self._merge_chain(layer_id)
             except EngineError as error:
                 log.error("layers below %s could not be merged: %s", layer_id, error)
+        while self._in_files:
+            layer_id = next(iter(self._in_files))
+            del self._in_files[layer_id]
+            try:
+                await self._move(layer_id)
+            except EngineError as error:
+                log.error("layer %s stays in its file: %s", layer_id, error)
+
+    async def _move(self, layer_id: str) -> None:
+        """Out of its file into a directory, as others are."""
+        row = rows.by_id(self._database.near, layer_id)
+        if row is None or row.doomed:
+            return
+        target = new_id()
+        try:
+            await self._engine.merge([layer_id], target)
+            done = await self._database.write(lambda connection: rows.moved(connection, layer_id, target))
+        except BaseException:
+            self.orphaned(target)
+            raise
+        if not done:
+            self.orphaned(target)
+            return
+        self._superseded.add(layer_id)
+        self._wake(self._to_collect)
 
     async def _merge_chain(self, top: str) -> None:
         near = self._database.near

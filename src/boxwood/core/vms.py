@@ -20,6 +20,7 @@ from boxwood.core.access import Access
 from boxwood.core.admission import Admission
 from boxwood.core.boxes import Boxes, Slot
 from boxwood.core.config import Config
+from boxwood.core.disks import Disks
 from boxwood.core.errors import (
     AlreadyExists,
     InvalidState,
@@ -34,6 +35,7 @@ from boxwood.core.lanes import Lanes
 from boxwood.core.layers import Layers
 from boxwood.core.model import VM, Caller, ForkRequest, Page, Record, Resources, VMFilter
 from boxwood.core.records import Records
+from boxwood.core.refusals import of_engine
 from boxwood.core.runs import Runs
 from boxwood.core.signing import Signer
 from boxwood.core.tasks import Tasks
@@ -76,7 +78,9 @@ class VMs:
         signer: Signer,
         config: Config,
         tasks: Tasks,
+        disks: Disks,
     ) -> None:
+        self._disks = disks
         self._database = database
         self._engine = engine
         self._boxes = boxes
@@ -101,6 +105,7 @@ class VMs:
             idempotency,
             config,
             tasks,
+            disks,
             self.expiry.changed,
         )
 
@@ -206,6 +211,7 @@ class VMs:
             values["name"] = None if name is None else words.name(name)
         if not isinstance(resources, Unset):
             check_resources(resources)
+            self._disks.check(resources)
             given = {"vcpu": resources.vcpu, "memory_mib": resources.memory_mib, "disk_mib": resources.disk_mib}
             values |= {key: value for key, value in given.items() if value is not None}
         if not isinstance(immutable, Unset):
@@ -226,8 +232,10 @@ class VMs:
         async with self._boxes.alone(row.id) as slot:
             if "immutable" in values and not await self._boxes.park_held(slot):
                 raise ResourceBusy("vm", "something runs in the VM: wait for its end", retry_after=1)
-            sizes = {"vcpu", "memory_mib"} & values.keys()
+            sizes = {"vcpu", "memory_mib", "disk_mib"} & values.keys()
             changed = replace(row, **values)
+            if "disk_mib" in sizes:
+                await self._check_disk(slot, changed)
             if sizes and not await self._boxes.change(slot, changed) and not await self._boxes.park_held(slot):
                 raise ResourceBusy("vm", "the VM's processes use more than that: end some of them", retry_after=1)
             try:
@@ -238,6 +246,22 @@ class VMs:
                 raise
             if "name" in values and not sizes:
                 await self._boxes.rename(changed)
+
+    async def _check_disk(self, slot: Slot, changed: VMRow) -> None:
+        """Another limit for a VM's disk: what it holds must be less, and a box that cannot have it must go.
+        InsufficientResources, ResourceBusy."""
+        assert changed.disk_mib is not None
+        if changed.read_only:
+            return
+        row = rows.by_id(self._database.near, changed.id) or changed
+        try:
+            await self._disks.check_room(row.base, row.top if row.written else None, changed.disk_mib)
+            fits = await self._disks.fits(replace(changed, base=row.base, top=row.top, written=row.written))
+        except EngineError as error:
+            raise of_engine(error, "vm") from error
+        if not fits and not await self._boxes.park_held(slot):
+            text = "something runs in the VM, whose disk cannot be made so large meanwhile: end it, or wait for its end"
+            raise ResourceBusy("vm", text, retry_after=1)
 
     async def park(self, caller: Caller, vm: str) -> None:
         """Put the box of an idle VM down, if it has one; the next use boots another. NotFound, ResourceBusy."""

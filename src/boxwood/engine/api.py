@@ -47,11 +47,13 @@ class GuestError(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one box. `vcpu` in cores (0 = no bound), `memory_mib` in MiB (0 = no bound), `pids` as a count."""
+    """Bounds of one box. `vcpu` in cores (0 = no bound), `memory_mib` in MiB (0 = no bound), `pids` as a count, `disk`
+    in bytes of its top (0 = no bound; of a box that can write nothing: 0)."""
 
     vcpu: float = 0
     memory_mib: int = 0
     pids: int = 4096
+    disk: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +219,14 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True)
+class Contents:
+    """What a layer or a top holds: nothing at all, and how many bytes of the disk it takes."""
+
+    empty: bool
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class CopyReport:
     """What the fork of a busy VM cost: inodes and bytes copied, and how long its processes stood still."""
 
@@ -305,6 +315,21 @@ class Engine(Protocol):
 
     async def is_empty(self, layer_id: str) -> bool:
         """Has nothing ever been written to this top? Only for a top with no live box."""
+
+    async def contents(self, layer_id: str) -> Contents:
+        """What a layer, or a top whether it has a live box or not, holds. One without a limit is looked through; one
+        with a limit is asked, which takes the same time however much there is. One without a directory is empty."""
+
+    async def disk_capacity(self, top: str) -> int | None:
+        """How many bytes the limit of this top can be raised to. 0: to nothing, it was made without a limit; None: it
+        has not been made yet, so to anything."""
+
+    def disk_problem(self) -> str:
+        """Why this host cannot limit disks, and how to change that; empty: it can."""
+
+    async def in_files(self) -> set[str]:
+        """The ids of all layers and tops that lie in a file each: sealed ones are worth merging, alone or with others,
+        since each costs every box that stands on it a mount."""
 
     async def copy_top(self, box: Box, source: str, target: str) -> CopyReport:
         """Make layer `target` a copy of the top of a live box whose processes go on."""

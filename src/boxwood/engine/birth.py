@@ -9,14 +9,16 @@ import json
 import os
 import signal
 import socket
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from boxwood.engine import box, frames
 from boxwood.engine import kernel as k
 from boxwood.engine.agent import main as agent
+from boxwood.engine.disk import image
 from boxwood.engine.network.wire import Wire
 
 PACKET_LIMIT = 1 << 17  # between server, zygote and what it prepares
+DESCRIPTORS = 253  # that go with a packet at most
 
 
 def live_as_box(ground: box.Ground, hook: socket.socket) -> NoReturn:
@@ -38,18 +40,14 @@ def live_as_box(ground: box.Ground, hook: socket.socket) -> NoReturn:
         k.prefer_short_turns()
     except BaseException as error:
         failure = _told(step, error)
-    packet, ancillary, *_ = hook.recvmsg(PACKET_LIMIT, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+    packet, ancillary, *_ = hook.recvmsg(PACKET_LIMIT, socket.CMSG_SPACE(4 * DESCRIPTORS), socket.MSG_CMSG_CLOEXEC)
     if not packet:
         os._exit(0)  # never needed
-    link = array.array("i", ancillary[0][2])[0]
+    link, *disk_fds = array.array("i", ancillary[0][2])
     try:
         if pid_one is None or plug is None or failure:
             raise RuntimeError(failure)
-        fields = json.loads(packet)
-        layers = tuple((place, ident) for place, ident in fields["layers"])
-        wire = Wire(*fields["wire"]) if fields["wire"] else None
-        plan = box.Plan(layers, fields["top"], fields["hostname"], wire, fields["read_only"])
-        box.become(ground, plan, plug, pid_one.desk.open_up, step)
+        box.become(ground, _plan(json.loads(packet), disk_fds), plug, pid_one.desk.open_up, step)
     except BaseException as error:
         socket.socket(fileno=link).sendall(frames.pack({"boot": "failed", "error": failure or _told(step, error)}))
         os._exit(70)
@@ -57,6 +55,19 @@ def live_as_box(ground: box.Ground, hook: socket.socket) -> NoReturn:
         pid_one.serve(link)
     finally:
         os._exit(71)
+
+
+def _plan(fields: dict[str, Any], fds: list[int]) -> box.Plan:
+    """`fds`: of each of its disks the file and the device, and then, if there are any, image.SYSFS."""
+    disks = tuple(
+        image.Attached(layer, fds[2 * at], fds[2 * at + 1], number, read_only)
+        for at, (layer, number, read_only) in enumerate(fields["disks"])
+    )
+    wire = Wire(*fields["wire"]) if fields["wire"] else None
+    return box.Plan(
+        tuple((place, ident) for place, ident in fields["layers"]), fields["top"], fields["hostname"], wire,
+        fields["read_only"], disks, fields["disk_limit"], fds[-1] if disks else -1,
+    )  # fmt: skip
 
 
 def close_all_but(*keep: int) -> None:

@@ -19,8 +19,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from boxwood.engine import kernel as k
+from boxwood.engine.disk import image
 from boxwood.engine.network.wire import Plug, Wire
-from boxwood.engine.overlay import Places, attach_views, mount_root
+from boxwood.engine.overlay import Places, attach_views, mount_root, prepare_top
 from boxwood.engine.uidrange import Range, device_directory
 
 # What root may do inside; nothing of it counts in the host's user namespace.
@@ -74,6 +75,9 @@ class Plan:
     hostname: str
     wire: Wire | None
     read_only: bool
+    disks: tuple[image.Attached, ...] = ()  # of the layers that lie in a file each
+    disk_limit: int = 0  # bytes of the top, if it is one of them
+    sysfs: int = -1  # a descriptor of image.SYSFS, if there are any
 
 
 class Step:
@@ -130,8 +134,7 @@ def become(ground: Ground, plan: Plan, plug: Plug, on_root: Callable[[], None], 
     step.name = "network"
     plug.settle(plan.wire)
     plug.close()
-    step.name = "overlay"
-    root = mount_root(plan.layers, plan.top, ground.range, by_path=ground.places is not None, read_only=plan.read_only)
+    root = _mount_stack(ground, plan, step)
     step.name = "mounts"
     for name in STAGED:
         k.move_attached(name, f"root/{name}")
@@ -154,6 +157,29 @@ def become(ground: Ground, plan: Plan, plug: Plug, on_root: Callable[[], None], 
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.close(null)
+
+
+def _mount_stack(ground: Ground, plan: Plan, step: Step) -> int:
+    """Its root, whose top has its limit from here on: an overlay of a full top needs room for a moment."""
+    step.name = "disk"
+    with image.mounted(plan.disks, ground.range) as disks:
+        step.name = "overlay"
+        top = disks.get(plan.top)
+        if top is not None and not plan.read_only:
+            prepare_top(top, ".")
+        root = mount_root(
+            plan.layers, plan.top, ground.range, by_path=ground.places is not None, read_only=plan.read_only,
+            disks=disks,
+        )  # fmt: skip
+        step.name = "disk limit"
+        if plan.disk_limit:
+            if top is None:
+                raise RuntimeError("its top does not lie in a file of its own")
+            number = next(disk.number for disk in plan.disks if disk.layer == plan.top)
+            image.hold_back(plan.sysfs, number, top, plan.disk_limit)
+    if plan.sysfs >= 0:
+        os.close(plan.sysfs)
+    return root
 
 
 def enter(ground: Ground, pings: int = -1) -> None:

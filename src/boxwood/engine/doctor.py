@@ -26,14 +26,16 @@ from boxwood.engine import kernel as k
 from boxwood.engine import seccomp
 from boxwood.engine.api import EngineUnavailable, Limits
 from boxwood.engine.cgroup import Cgroups
+from boxwood.engine.disk import files, image
 from boxwood.engine.network.netlink import Netlink, add_address, bring_up
 from boxwood.engine.network.table import Table
 from boxwood.engine.network.wire import GATEWAY, Plug, Wire, address_of
 from boxwood.engine.overlay import Places, attach_views, by_descriptor, mount_root, prepare_top
-from boxwood.engine.uidrange import FIRST, SIZE, Range
+from boxwood.engine.uidrange import FIRST, SIZE, Range, user_namespace
 
 OLDEST_KERNEL = (5, 19)
 NETWORK = "network of VMs"
+DISK = "disk limit"
 NAMESPACES = {
     "mount": (k.NEWNS, "mnt"),
     "pid": (k.NEWPID, "pid"),
@@ -94,15 +96,40 @@ def try_all(data: Path, images: Path) -> list[Check]:
     """The trials themselves; forks, so not in a process with threads."""
     found = [_root(), _kernel()]
     if not all(check.active for check in found):
-        return found + _states()
-    found += [*_namespaces(), *_overlay(data, images), _seccomp(), *_cgroups(), _network()]
-    return found + _states()
+        return found
+    return [*found, *_namespaces(), *_overlay(data, images), _seccomp(), *_cgroups(), _network(), _disk(data)]
 
 
-def _states() -> list[Check]:
-    """What this version does not do, wherever it runs."""
-    disk = "not in this version: the disks of VMs share the space of the data directory's file system"
-    return [Check("disk limit", False, disk, "put the data directory on a file system of its own", required=False)]
+def _disk(data: Path) -> Check:
+    """A file system in a file, made, mounted and bounded by the code that does it for VMs."""
+    with _Scratch(data) as scratch:
+        failure = _failure(lambda: _try_disk(scratch))
+    good_for = "each VM with disk_mib writes into a file system of its own (an ext4 image on a loop device)"
+    fix = "mkfs.ext4 (apt install e2fsprogs), loop devices (`modprobe loop`; in a container: --privileged), ext4"
+    return _tried(DISK, failure, good_for, fix, required=False)
+
+
+def _try_disk(scratch: Path) -> None:
+    """What is written stops at the limit."""
+    top, limit = _new_id(), 1 << 20
+    files.make(scratch, scratch / "disks", top, limit)
+    attached = image.attach(os.open(scratch, os.O_RDONLY | os.O_DIRECTORY), top, read_only=False)
+    if attached is None:
+        raise Wrong("a disk was made and is not there")
+    root = image.mount(attached)
+    k.mount_setattr(root, k.ATTR_IDMAP, userns=user_namespace(_BASE))
+    image.hold_back(os.open(image.SYSFS, os.O_PATH | os.O_DIRECTORY), attached.number, root, limit)
+    k.setfsids(_BASE)
+    k.set_capabilities(0)
+    fd = os.open("upper/full", os.O_WRONLY | os.O_CREAT, dir_fd=root)
+    try:
+        for _ in range(3):
+            os.write(fd, bytes(limit))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return
+    raise Wrong("more could be written than the limit allows")
 
 
 def _network() -> Check:

@@ -19,6 +19,7 @@ from boxwood.engine.api import (
     Box,
     BoxGone,
     BoxSpec,
+    Contents,
     CopyReport,
     EngineError,
     EngineUnavailable,
@@ -27,6 +28,7 @@ from boxwood.engine.api import (
     Usage,
 )
 from boxwood.engine.daemon import Outside, Zygote
+from boxwood.engine.disk import IMAGE, files
 from boxwood.engine.hostbox import HostBox
 from boxwood.engine.network.desk import Visitor
 from boxwood.engine.ready import ReadyBoxes
@@ -211,6 +213,25 @@ class HostEngine:
         box.top = top
         return True
 
+    async def _prepare_disks(self, spec: BoxSpec) -> None:
+        """Whatever of the stack lies in a file is in order, and the top does if it has a limit."""
+        stack, layers = spec.stack, self._data / "layers"
+
+        def work() -> None:
+            for layer in (stack.top, *stack.layers):
+                if layer not in stack.images:
+                    files.check(layers, layer)
+            if spec.limits.disk:
+                files.make(layers, self._data / "disks", stack.top, spec.limits.disk)
+
+        if spec.limits.disk and (problem := self.disk_problem()):
+            raise EngineError(f"disks cannot be limited here: {problem}")
+        if spec.limits.disk or any((layers / layer / IMAGE).exists() for layer in stack.layers):
+            try:
+                await asyncio.to_thread(work)
+            except OSError as error:
+                raise EngineError(f"the disk of the box could not be prepared: {error}") from error
+
     async def _assign(self, box: HostBox, spec: BoxSpec) -> None:
         """Make a ready box that has the VM's top the VM's. If it cannot be done, the box is gone afterwards."""
         fields = _boot_fields(spec)
@@ -224,8 +245,8 @@ class HostEngine:
 
     async def change(self, box: Box, hostname: str, limits: Limits) -> None:
         assert isinstance(box, HostBox)
-        wanted = {"vcpu": limits.vcpu, "memory_mib": limits.memory_mib, "pids": limits.pids}
-        await self._zygote.ask("change", {"box": box.box_id, "hostname": hostname, "limits": wanted})
+        wanted = {"box": box.box_id, "hostname": hostname, "limits": _limit_fields(limits)}
+        await self._zygote.ask("change", wanted)
         box.hostname, box.limits = hostname, limits
 
     async def memory_kills(self, box: Box) -> int | None:
@@ -251,6 +272,7 @@ class HostEngine:
 
     async def _boot(self, spec: BoxSpec) -> HostBox:
         await self._connect()
+        await self._prepare_disks(spec)
         box = HostBox(new_ulid(), spec.vm_id, spec.stack.top, self._put_down, spec.hostname, spec.limits)
         box.read_only = spec.read_only
         ours, theirs = socket.socketpair()
@@ -262,6 +284,8 @@ class HostEngine:
                 box.address = said["address"]
                 if spec.read_only and not said.get("read_only"):
                     raise EngineError("the zygote of an older version makes no read-only boxes: boxwood down ends it")
+                if spec.limits.disk and said.get("disk") != spec.limits.disk:
+                    raise EngineError("the zygote of an older version limits no disks: boxwood down ends it")
         except BaseException:
             ours.close()
             self._boxes.pop(box.box_id, None)
@@ -302,7 +326,9 @@ class HostEngine:
     # --- layers
 
     async def is_empty(self, layer_id: str) -> bool:
-        path = self._data / "layers" / checked(layer_id) / "upper"
+        if (self._data / "layers" / checked(layer_id) / IMAGE).exists():
+            return (await self.contents(layer_id)).empty
+        path = self._data / "layers" / layer_id / "upper"
 
         def look() -> bool:
             try:
@@ -312,6 +338,24 @@ class HostEngine:
                 return True
 
         return look()  # one directory, opened and read: some 20 µs
+
+    async def contents(self, layer_id: str) -> Contents:
+        found = await self._job({"kind": "look", "layer": checked(layer_id)})
+        return Contents(bool(found["empty"]), found["bytes"])
+
+    async def disk_capacity(self, top: str) -> int | None:
+        try:
+            return files.capacity(self._data / "layers", checked(top)) or 0
+        except FileNotFoundError:
+            return None
+
+    def disk_problem(self) -> str:
+        check = next((check for check in self._checks if check.name == doctor.DISK), None)
+        return "" if check is None or check.active else f"{check.why}; {check.fix}"
+
+    async def in_files(self) -> set[str]:
+        layers = self._data / "layers"
+        return await asyncio.to_thread(lambda: {path.parent.name for path in layers.glob(f"*/{IMAGE}")})
 
     async def copy_top(self, box: Box, source: str, target: str) -> CopyReport:
         assert isinstance(box, HostBox)
@@ -408,11 +452,15 @@ class HostEngine:
 def _boot_fields(spec: BoxSpec) -> dict[str, Any]:
     stack: Stack = spec.stack
     layers = [["image" if ident in stack.images else "data", checked(ident)] for ident in stack.layers]
-    limits = {"vcpu": spec.limits.vcpu, "memory_mib": spec.limits.memory_mib, "pids": spec.limits.pids}
     return {
-        "vm": spec.vm_id, "layers": layers, "top": checked(stack.top), "hostname": spec.hostname, "limits": limits,
-        "network": spec.network, "read_only": spec.read_only,
+        "vm": spec.vm_id, "layers": layers, "top": checked(stack.top), "hostname": spec.hostname,
+        "limits": _limit_fields(spec.limits), "network": spec.network, "read_only": spec.read_only,
     }  # fmt: skip
+
+
+def _limit_fields(limits: Limits) -> dict[str, Any]:
+    fields = {"vcpu": limits.vcpu, "memory_mib": limits.memory_mib, "pids": limits.pids}
+    return fields | {"disk": limits.disk} if limits.disk else fields
 
 
 async def _read_to_end(fd: int, seconds: float) -> bytes:

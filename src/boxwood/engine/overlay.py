@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,6 +26,8 @@ _CAPABILITIES = k.capability_mask(
 # userxattr: one format on disk, with root and without; it knows no redirect_dir=off: none is made, none followed.
 # volatile: else every end of a box flushes the whole host file system.
 _OPTIONS = ("userxattr", "redirect_dir=nofollow", "metacopy=off", "index=off", "volatile")
+_ONE_DEVICE = "xino=on"  # layers on several file systems: still one device number, as find -xdev expects
+NO_DISKS: Mapping[str, int] = {}
 _LONGEST_OPTIONS = 3900  # of the page that mount(2) takes
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -75,26 +77,33 @@ def attach_views(range_: Range, places: Places) -> None:
 
 
 def mount_root(
-    layers: Sequence[tuple[str, str]], top: str, range_: Range, *, by_path: bool, read_only: bool = False
+    layers: Sequence[tuple[str, str]],
+    top: str,
+    range_: Range,
+    *,
+    by_path: bool,
+    read_only: bool = False,
+    disks: Mapping[str, int] = NO_DISKS,
 ) -> int:
     """An overlay at `root` of the working directory, as a descriptor of its root directory.
 
     `layers`: (place, id), topmost first; place is `data` or `image`. `by_path`: after `attach_views`. `read_only`: of
-    file system and mount, and nobody in the box may mount anything.
+    file system and mount, and nobody in the box may mount anything. `disks`: of layers that have a file system of their
+    own its root directory, idmapped.
     """
     if by_path:
-        return _mount_by_path(layers, top, range_, read_only)
+        return _mount_by_path(layers, top, range_, read_only, disks)
     opened = []
     try:
         for place, ident in layers:
             at = range_.images if place == "image" else range_.layers
-            opened.append(os.open(f"{ident}/upper", _DIRECTORY, dir_fd=at))
-        upper = os.open(f"{top}/upper", _DIRECTORY, dir_fd=range_.layers)
+            opened.append(_part(ident, "upper", at, disks))
+        upper = _part(top, "upper", range_.layers, disks)
         opened.append(upper)
-        work = os.open(f"{top}/work", _DIRECTORY, dir_fd=range_.layers)
+        work = _part(top, "work", range_.layers, disks)
         opened.append(work)
         with _as_range(range_.base):
-            filesystem = _configured()
+            filesystem = _configured(_OPTIONS if not disks else (*_OPTIONS, _ONE_DEVICE))
             for fd in opened[:-2]:
                 filesystem.set("lowerdir+", fd)
             filesystem.set("upperdir", upper)
@@ -110,21 +119,37 @@ def mount_root(
             os.close(fd)
 
 
-def _mount_by_path(layers: Sequence[tuple[str, str]], top: str, range_: Range, read_only: bool) -> int:
-    names = [f"{'images' if place == 'image' else 'layers'}/{ident}/upper" for place, ident in layers]
-    options = f"lowerdir={':'.join(names)},upperdir=layers/{top}/upper,workdir=layers/{top}/work"
+def _part(ident: str, name: str, at: int, disks: Mapping[str, int]) -> int:
+    """A descriptor of a layer's `upper` or `work`."""
+    if (disk := disks.get(ident)) is not None:
+        return os.open(name, _DIRECTORY, dir_fd=disk)
+    return os.open(f"{ident}/{name}", _DIRECTORY, dir_fd=at)
+
+
+def _mount_by_path(
+    layers: Sequence[tuple[str, str]], top: str, range_: Range, read_only: bool, disks: Mapping[str, int]
+) -> int:
+    where = {
+        ident: f"{'images' if place == 'image' else 'layers'}/{ident}" for place, ident in [("data", top), *layers]
+    }
+    for number, (ident, disk) in enumerate(disks.items()):
+        where[ident] = f"disk{number}"
+        os.mkdir(where[ident])
+        k.move_mount(disk, where[ident])
+    names = [f"{where[ident]}/upper" for _, ident in layers]
+    options = f"lowerdir={':'.join(names)},upperdir={where[top]}/upper,workdir={where[top]}/work"
     if len(options) > _LONGEST_OPTIONS:
         raise OSError(errno.E2BIG, f"{len(layers)} layers: this kernel takes the names of about 110")
     with _as_range(range_.base):
         flags = k.MS_NODEV | (k.MS_RDONLY if read_only else 0)
-        k.mount("boxwood", "root", "overlay", flags, ",".join((options, *_OPTIONS)))
+        k.mount("boxwood", "root", "overlay", flags, ",".join((options, *_OPTIONS, *((_ONE_DEVICE,) if disks else ()))))
     return os.open("root", _DIRECTORY)
 
 
-def _configured() -> k.Filesystem:
+def _configured(options: Sequence[str]) -> k.Filesystem:
     filesystem = k.Filesystem("overlay")
     filesystem.set("source", "boxwood")
-    for option in _OPTIONS:
+    for option in options:
         name, _, value = option.partition("=")
         filesystem.set(name, value or None)
     return filesystem

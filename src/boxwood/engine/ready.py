@@ -1,7 +1,7 @@
 """Boxes that are up, with a shell that waits, before there is a VM for them: of the stacks that are forked these days.
 
 A box depends on its VM only by name, limits and the name of its top, and all three can be changed later (whether its
-root can be written cannot: there are boxes of both kinds); so a VM that
+root can be written cannot, nor is a top made for another limit of the disk: there are boxes of each kind); so a VM that
 has never had a box, and so no top, can be given one that is ready. They are booted when nobody has wanted a box for a
 moment: whoever waits for one comes first.
 """
@@ -21,7 +21,8 @@ _QUIET = 0.03  # seconds without a demand after which boxes are booted ahead
 _RECENT = 60.0  # stacks that were asked for within so many seconds share the places
 _KEPT = 600.0  # seconds without a demand after which ready boxes are put down
 _MOST_STACKS = 64  # that are remembered
-_Kind = tuple[tuple[str, ...], bool, bool]  # the layers, and whether there is a network, and whether it is read-only
+# The layers, whether there is a network, whether it is read-only, and the limit of the disk, which a top is made for.
+_Kind = tuple[tuple[str, ...], bool, bool, int]
 log = logging.getLogger(__name__)
 
 
@@ -40,7 +41,7 @@ class _Shelf:
 
     @property
     def kind(self) -> _Kind:
-        return self.layers, self.network, self.read_only
+        return self.layers, self.network, self.read_only, self.limits.disk
 
     @property
     def wanted(self) -> bool:
@@ -72,8 +73,10 @@ class ReadyBoxes:
         if not self._most or self._closed:
             return None
         stack = spec.stack
-        kind = stack.layers, spec.network, spec.read_only
-        shelf = self._shelves.pop(kind, None) or _Shelf(stack.layers, stack.images, spec.network, spec.read_only)
+        kind = stack.layers, spec.network, spec.read_only, spec.limits.disk
+        shelf = self._shelves.pop(kind, None) or _Shelf(
+            stack.layers, stack.images, spec.network, spec.read_only, spec.limits
+        )
         self._shelves[kind] = shelf
         shelf.limits = spec.limits
         shelf.asked, shelf.asked_at = shelf.asked + 1, asyncio.get_running_loop().time()

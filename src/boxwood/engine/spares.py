@@ -45,6 +45,7 @@ class Live:
     wire: Wire | None = None  # it has, or is to have
     address: str = ""  # that has been its own at any time: not free before the network has forgotten it
     limits: Limits = Limits()  # what its cgroups have: these too when it was prepared
+    loop: int = -1  # the number of the loop device of its top, if that lies in a file
     mounts: int | None = None  # its mount namespace, held while it dies
 
 

@@ -42,7 +42,7 @@ class Range:
     def __init__(self, base: int, layers_fd: int, images_fd: int) -> None:
         self.base = base
         self.number = (base - FIRST) // SIZE
-        self.userns = _user_namespace(base)
+        self.userns = user_namespace(base)
         self.layers = k.idmapped("", self.userns, layers_fd, k.ATTR_NODEV | k.ATTR_NOSUID)
         self.images = k.idmapped("", self.userns, images_fd, k.ATTR_NODEV | k.ATTR_NOSUID | k.ATTR_RDONLY)
         self.dev = device_directory(base)
@@ -116,7 +116,7 @@ def lock(path: Path) -> int:
     return fd
 
 
-def _user_namespace(base: int) -> int:
+def user_namespace(base: int) -> int:
     """A user namespace that maps 0…65535 to `base`…, made by uid `base`: a descriptor."""
     made, mapped = os.pipe(), os.pipe()
     pid = os.fork()

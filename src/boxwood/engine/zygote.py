@@ -30,6 +30,7 @@ from boxwood.engine import birth
 from boxwood.engine import kernel as k
 from boxwood.engine.api import Limits
 from boxwood.engine.cgroup import Cgroups
+from boxwood.engine.disk import image
 from boxwood.engine.layers import jail
 from boxwood.engine.network.uplink import Uplink
 from boxwood.engine.overlay import MOST_LAYERS, Places, by_descriptor, prepare_top
@@ -221,29 +222,39 @@ class Zygote:
             raise Refused("this box or its top lives already")
         if len(layers) > MOST_LAYERS:
             raise Refused(f"{len(layers)} layers: at most {MOST_LAYERS} can be mounted")
-        hostname = _hostname(request)
-        prepare_top(self._layers, top)
+        hostname, read_only, limits = _hostname(request), bool(request["read_only"]), Limits(**request["limits"])
         self._spares.wired = bool(request["network"])
         if self._spares.wired:
             self._uplink.wait()
         live = self._spares.next()
         wire = (live.wire or self._uplink.wire(live.range)) if self._spares.wired else None
-        read_only = bool(request["read_only"])
-        plan = {
-            "layers": layers, "top": top, "hostname": hostname, "wire": wire and wire.fields(), "read_only": read_only,
+        data = [ident for place, ident in layers if place == "data"]
+        disks = image.attach_all(self._layers, data, top, read_only=read_only)
+        try:
+            if not any(disk.layer == top for disk in disks):
+                prepare_top(self._layers, top)
+            plan = {
+                "layers": layers, "top": top, "hostname": hostname, "wire": wire and wire.fields(),
+                "read_only": read_only, "disk_limit": limits.disk,
+                "disks": [[disk.layer, disk.number, disk.read_only] for disk in disks],
+            }  # fmt: skip
+            self._cgroups.limit(live.group, limits, live.limits)
+            self._spares.remove(live)
+            live.box, live.vm, live.top, live.hostname, live.limits = box_id, vm, top, hostname, limits
+            live.read_only = read_only
+            live.loop = next((disk.number for disk in disks if disk.layer == top), -1)
+            live.wire, live.address = wire, wire.address if wire else live.address
+            self._boxes[box_id] = live
+            if wire and vm:
+                self._uplink.belongs(wire.address, vm)
+            _hand_over(live.hook, json.dumps(plan).encode(), fds[0], disks)
+        finally:
+            for disk in disks:  # only the box has them
+                disk.close()
+        return {
+            "ok": True, "pid": live.pid, "address": wire.address if wire else "", "read_only": read_only,
+            "disk": limits.disk,
         }  # fmt: skip
-        limits = Limits(**request["limits"])
-        self._cgroups.limit(live.group, limits, live.limits)
-        self._spares.remove(live)
-        live.box, live.vm, live.top, live.hostname, live.limits = box_id, vm, top, hostname, limits
-        live.read_only = read_only
-        live.wire, live.address = wire, wire.address if wire else live.address
-        self._boxes[box_id] = live
-        if wire and vm:
-            self._uplink.belongs(wire.address, vm)
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds[:1]))]
-        live.hook.sendmsg([json.dumps(plan).encode()], rights, socket.MSG_NOSIGNAL)
-        return {"ok": True, "pid": live.pid, "address": wire.address if wire else "", "read_only": read_only}
 
     def _assign(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """Give a box that was booted ahead of its VM (with no `vm`) to one that has the same layers, and the same right
@@ -259,7 +270,10 @@ class Zygote:
             raise Refused("this box has a VM")
         if any(other.top == top for other in self._boxes.values()):
             raise Refused("the top of this VM lives already")
-        if (limits := Limits(**request["limits"])) != live.limits:
+        limits = Limits(**request["limits"])
+        if limits.disk != live.limits.disk:
+            raise Refused("this box was booted with another limit of its disk")
+        if limits != live.limits:
             self._cgroups.limit(live.group, limits, live.limits)
             live.limits = limits
         if hostname != live.hostname:
@@ -274,11 +288,25 @@ class Zygote:
         assert self._cgroups is not None
         live, limits, hostname = self._live(request), Limits(**request["limits"]), _hostname(request)
         if limits != live.limits:
-            self._cgroups.change(live.group, limits, live.limits)
-            live.limits = limits
+            self._limit(live, limits)
         if hostname != live.hostname:
             self._set_hostname(live, hostname)
         return {"ok": True}
+
+    def _limit(self, live: Live, limits: Limits) -> None:
+        """All of them or none."""
+        assert self._cgroups is not None
+        if limits.disk != live.limits.disk:
+            if live.loop < 0 or not limits.disk:
+                raise Refused("its disk was made without a limit, or must keep one")
+            image.change(live.loop, limits.disk)
+        try:
+            self._cgroups.change(live.group, limits, live.limits)
+        except BaseException:
+            if limits.disk != live.limits.disk:
+                image.change(live.loop, live.limits.disk)
+            raise
+        live.limits = limits
 
     def _set_hostname(self, live: Live, hostname: str) -> None:
         k.setns(live.pidfd, k.NEWUTS)
@@ -341,10 +369,11 @@ class Zygote:
         return {"ok": True, "kills": self._cgroups.usage(self._live(request).group).oom_kills}
 
     def _job(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        loops = {live.top: live.loop for live in self._boxes.values() if live.loop >= 0}
         pid = os.fork()
         if pid == 0:
             birth.reset_signals()
-            jail.jailed(request["job"], self._layers, self._images, fds[0])
+            jail.jailed(request["job"], self._layers, self._images, fds[0], loops)
         pidfd = pidfd_of(pid)
         self._jobs[pidfd] = pid
         self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._on_job_end(pidfd))
@@ -379,7 +408,7 @@ class Zygote:
         if self._peer is not None:
             self._peer.frozen.discard(live.box)
         self._say({"event": "died", "box": live.box, "status": status})
-        self._unmounter.take(live.mounts)
+        self._unmounter.take(live.mounts, slow=live.loop >= 0)
 
     def _remove_cgroup(self, group: str) -> None:
         if not self._removed(group):
@@ -424,6 +453,20 @@ class Zygote:
         while self._peer is not None and self._peer.behind and (ready := self._selector.select(_LONELY)):
             for key, _ in ready:
                 key.data()
+
+
+def _hand_over(hook: socket.socket, plan: bytes, link: int, disks: list[image.Attached]) -> None:
+    """Tell a prepared process what it is to become, with what only we can open."""
+    fds = [link, *(fd for disk in disks for fd in (disk.file, disk.device))]
+    if len(fds) >= birth.DESCRIPTORS:
+        raise Refused(f"{len(disks)} of its layers lie in files of their own, which are being moved out: try again")
+    sysfs = os.open(image.SYSFS, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if disks else -1
+    try:
+        rights = array.array("i", [*fds, sysfs] if disks else fds)
+        hook.sendmsg([plan], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], socket.MSG_NOSIGNAL)
+    finally:
+        if sysfs >= 0:
+            os.close(sysfs)
 
 
 def _hostname(request: dict[str, Any]) -> str:

@@ -13,6 +13,14 @@ _CHAIN = """
     )
     SELECT id, place FROM chain ORDER BY n
 """
+_SIZES = """
+    WITH RECURSIVE chain (id, parent, place, bytes) AS (
+        SELECT id, parent, place, bytes FROM layers WHERE id = ?
+        UNION ALL
+        SELECT l.id, l.parent, l.place, l.bytes FROM layers l JOIN chain ON l.id = chain.parent
+    )
+    SELECT id, bytes FROM chain WHERE place = 'data'
+"""
 _UNREFERENCED = """
     NOT EXISTS (SELECT 1 FROM vms WHERE base = layers.id)
     AND NOT EXISTS (SELECT 1 FROM vms WHERE box_base = layers.id)
@@ -58,6 +66,31 @@ def insert(connection: sqlite3.Connection, layer_id: str, parent: str) -> int:
         raise LookupError(f"layer {parent} is not there")
     depth: int = row[0]
     return depth
+
+
+def sizes(connection: sqlite3.Connection, layer_id: str) -> tuple[int, list[str]]:
+    """Of all layers from this one down to the image: bytes, and the ids of those of which nobody knows."""
+    rows = connection.execute(_SIZES, (layer_id,)).fetchall()
+    return sum(size or 0 for _, size in rows), [found for found, size in rows if size is None]
+
+
+def set_size(connection: sqlite3.Connection, layer_id: str, size: int) -> None:
+    connection.execute("UPDATE layers SET bytes = ? WHERE id = ?", (size, layer_id))
+
+
+def moved(connection: sqlite3.Connection, old: str, target: str) -> bool:
+    """`target` holds what `old` does: let it take its place. False: `old` is not there any more; nothing changed."""
+    row = by_id(connection, old)
+    if row is None or row.doomed:
+        return False
+    connection.execute(
+        "INSERT INTO layers (id, parent, place, depth, bytes) SELECT ?, parent, place, depth, bytes FROM layers"
+        " WHERE id = ?",
+        (target, old),
+    )
+    connection.execute("UPDATE vms SET base = ? WHERE base = ?", (target, old))
+    connection.execute("UPDATE layers SET parent = ? WHERE parent = ?", (target, old))
+    return True
 
 
 def chain(connection: sqlite3.Connection, layer_id: str) -> tuple[tuple[str, ...], frozenset[str]]:

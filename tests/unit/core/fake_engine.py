@@ -26,6 +26,7 @@ from boxwood.engine.api import (
     Activity,
     BoxGone,
     BoxSpec,
+    Contents,
     CopyReport,
     Denial,
     EngineError,
@@ -271,6 +272,8 @@ class Machine:
     def __init__(self) -> None:
         self.free_memory = self.free_disk = 1 << 40
         self.layers: dict[str, Tree] = {}
+        self.disks: dict[str, int] = {}  # of tops that were made with a limit, and of layers that were: their capacity
+        self.disk_problem = ""
         self.images: dict[str, Tree] = {IMAGE: {"/etc/os-release": b"fake"}}
         self.boxes: dict[str, LivingBox] = {}
         self.calls: list[tuple[str, object]] = []
@@ -458,6 +461,11 @@ class FakeEngine:
         for layer_id in spec.stack.layers:
             if layer_id not in (self.machine.images if layer_id in spec.stack.images else self.machine.layers):
                 raise EngineError(f"layer {layer_id} is not there")
+        if limit := spec.limits.disk:
+            assert not spec.read_only and (
+                spec.stack.top in self.machine.disks or spec.stack.top not in self.machine.layers
+            )
+            assert self.machine.disks.setdefault(spec.stack.top, 1 << (limit - 1).bit_length()) >= limit
         self.machine.layers.setdefault(spec.stack.top, {})
         living = self.machine.boxes[spec.vm_id] = LivingBox(self.machine, spec)
         return FakeBox(self, living)
@@ -465,6 +473,8 @@ class FakeEngine:
     async def change(self, box: object, hostname: str, limits: Limits) -> None:
         assert isinstance(box, FakeBox)
         living = box._alive("change", (hostname, limits))
+        if limits.disk and limits.disk < self._size(living.spec.stack.top):
+            raise EngineError("its disk holds more")
         living.spec = replace(living.spec, hostname=hostname, limits=limits)
 
     async def memory_kills(self, box: object) -> int | None:
@@ -474,6 +484,22 @@ class FakeEngine:
     async def is_empty(self, layer_id: str) -> bool:
         self.machine.note("is_empty", layer_id)
         return not self.machine.layers.get(layer_id)
+
+    def _size(self, layer_id: str) -> int:
+        return sum(len(data or b"") for data in self.machine.layers.get(layer_id, {}).values())
+
+    async def contents(self, layer_id: str) -> Contents:
+        self.machine.note("contents", layer_id)
+        return Contents(not self.machine.layers.get(layer_id), self._size(layer_id))
+
+    async def disk_capacity(self, top: str) -> int | None:
+        return self.machine.disks.get(top, 0) if top in self.machine.layers else None
+
+    def disk_problem(self) -> str:
+        return self.machine.disk_problem
+
+    async def in_files(self) -> set[str]:
+        return set(self.machine.disks)
 
     async def copy_top(self, box: object, source: str, target: str) -> CopyReport:
         self.machine.note("copy_top", (source, target))
@@ -495,6 +521,7 @@ class FakeEngine:
             used = any(layer_id in (b.spec.stack.top, *b.spec.stack.layers) for b in self.machine.boxes.values())
             assert not used, "a layer under a live box was removed"
             self.machine.layers.pop(layer_id, None)
+            self.machine.disks.pop(layer_id, None)
 
     async def stored(self) -> set[str]:
         return set(self.machine.layers)

@@ -13,6 +13,10 @@ Jobs, ids being ULIDs, and what they answer with as one line of JSON (or `{"erro
     {"kind": "copy", …, "phase": 2, "since": ns}, the box frozen    {"ok": true, "inodes": n, "bytes": n}
     {"kind": "merge", "layers": [[place, ID], …], "target": ID}     {"ok": true, "inodes": n, "bytes": n, "links": n}
     {"kind": "remove", "layers": [ID, …]}                           {"ok": true, "inodes": n}
+    {"kind": "look", "layer": ID}                                   {"ok": true, "inodes": n, "bytes": n, "empty": 0/1}
+
+What lies in a file of its own (engine/disk) is mounted for the job, or reached through the loop device of the box that
+has it: the zygote tells which.
 """
 
 from __future__ import annotations
@@ -28,7 +32,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from boxwood.engine import kernel as k
-from boxwood.engine.layers import copy, merge, remove
+from boxwood.engine.disk import image
+from boxwood.engine.layers import copy, measure, merge, remove
 from boxwood.engine.layers.inodes import READ_DIRECTORY
 from boxwood.engine.ulid import checked
 
@@ -41,19 +46,23 @@ _PLACE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILES = 1 << 20  # two for each level of a tree
 _MEMORY = 4 << 30  # bytes of address space: a tree that needs more is refused, rather than the host starved
 _ANSWER_LIMIT = 1 << 16
+_NO_LOOPS: Mapping[str, int] = {}
 
 
 class JobFailed(Exception):
     """What the inner process says went wrong."""
 
 
-def jailed(job: dict[str, Any], layers_fd: int, images_fd: int, out_fd: int) -> NoReturn:
-    """Do a job in this process, which was forked for it, write the answer to `out_fd` and end."""
+def jailed(
+    job: dict[str, Any], layers_fd: int, images_fd: int, out_fd: int, loops: Mapping[str, int] = _NO_LOOPS
+) -> NoReturn:
+    """Do a job in this process, which was forked for it, write the answer to `out_fd` and end. `loops`: numbers of the
+    loop devices of tops in files that boxes have."""
     status = 1
     try:
         k.set_death_signal(signal.SIGKILL)
         k.set_name("layers")
-        _Outer(layers_fd, images_fd, out_fd).run(job)
+        _Outer(layers_fd, images_fd, out_fd, loops).run(job)
         status = 0
     except BaseException:
         traceback.print_exc()  # to the zygote's log: nobody reads the answer any more
@@ -62,14 +71,15 @@ def jailed(job: dict[str, Any], layers_fd: int, images_fd: int, out_fd: int) -> 
 
 
 class _Outer:
-    def __init__(self, layers_fd: int, images_fd: int, out_fd: int) -> None:
+    def __init__(self, layers_fd: int, images_fd: int, out_fd: int, loops: Mapping[str, int]) -> None:
         self._layers, self._images, self._out = layers_fd, images_fd, out_fd
+        self._loops = loops
         _keep_only(layers_fd, images_fd, out_fd)
         with open("/proc/self/oom_score_adj", "w") as f:
             f.write("500")
 
     def run(self, job: dict[str, Any]) -> None:
-        kinds = {"copy": self._copy, "merge": self._merge, "remove": self._remove}
+        kinds = {"copy": self._copy, "merge": self._merge, "remove": self._remove, "look": self._look}
         unfinished: list[str] = []
         try:
             answer = {"ok": True, **kinds[job["kind"]](job, unfinished)}
@@ -87,7 +97,7 @@ class _Outer:
             self._begin(target)
         unfinished.append(target)
         since = int(job.get("since", 0))
-        trees = {"source": self._bound(f"{source}/upper", k.ATTR_RDONLY), "target": self._bound(f"{target}.part")}
+        trees = {"source": self._upper(source), "target": self._bound(f"{target}.part")}
         answer = _confined(trees, lambda at: phase(at, since))
         if job["phase"] == 1:
             unfinished.clear()
@@ -103,12 +113,25 @@ class _Outer:
         unfinished.append(target)
         # A hard link needs both names on one mount, so all layers of the data directory are in reach here.
         trees = {"data": self._bound(".")}
+        for place, ident in layers:
+            if place == "data" and (tree := self._in_file(ident)) is not None:
+                trees[ident] = tree
         if any(place == "image" for place, _ in layers):
             trees["image"] = k.open_tree("", self._images)
             k.mount_setattr(trees["image"], _LOCKED | k.ATTR_RDONLY)
         answer = _confined(trees, lambda at: _merge(at, layers, target))
         self._finish(target)
         return answer
+
+    def _look(self, job: dict[str, Any], unfinished: list[str]) -> Answer:
+        layer = checked(job["layer"])
+        if (tree := self._in_file(layer)) is not None:
+            return _confined({"source": tree}, lambda at: _look_in_file(at["source"]))
+        try:
+            tree = self._bound(f"{layer}/upper", k.ATTR_RDONLY)
+        except FileNotFoundError:
+            return {"bytes": 0, "inodes": 0, "empty": 1}
+        return _confined({"source": tree}, lambda at: _look(at["source"]))
 
     def _remove(self, job: dict[str, Any], unfinished: list[str]) -> Answer:
         os.nice(5)
@@ -161,6 +184,28 @@ class _Outer:
         unique = f".dead-{ident}/{os.urandom(8).hex()}"
         os.rename(path, unique, src_dir_fd=self._layers, dst_dir_fd=self._layers)
 
+    def _upper(self, ident: str) -> int:
+        """A layer's tree, detached, to be read."""
+        tree = self._in_file(ident)
+        return self._bound(f"{ident}/upper", k.ATTR_RDONLY) if tree is None else tree
+
+    def _in_file(self, ident: str) -> int | None:
+        """The same of a layer that lies in a file; None: it does not. Waits until what a box that has ended has
+        written is there."""
+        if (number := self._loops.get(ident)) is not None:
+            root = image.again(number)
+        elif (attached := image.attach(self._layers, ident, read_only=True)) is not None:
+            root = image.mount(attached)
+            attached.close()
+        else:
+            return None
+        try:
+            tree = k.open_tree("upper", root)
+        finally:
+            os.close(root)
+        k.mount_setattr(tree, _LOCKED | k.ATTR_RDONLY)
+        return tree
+
     def _bound(self, path: str, attributes: int = 0) -> int:
         """A detached mount of a directory, made while this is still the mount namespace that it is in."""
         fd = os.open(path, _PLACE, dir_fd=self._layers)
@@ -197,10 +242,25 @@ def _open_parts(part: int) -> tuple[int, int]:
 
 
 def _merge(at: Mapping[str, int], layers: list[tuple[str, str]], target: str) -> Answer:
-    sources = [os.open(f"{ident}/upper", READ_DIRECTORY, dir_fd=at[place]) for place, ident in layers]
+    sources = [
+        os.open(".", READ_DIRECTORY, dir_fd=at[ident])
+        if ident in at
+        else os.open(f"{ident}/upper", READ_DIRECTORY, dir_fd=at[place])
+        for place, ident in layers
+    ]
     upper, links = _open_parts(os.open(f"{target}.part", READ_DIRECTORY, dir_fd=at["data"]))
     count = merge.merge(sources, upper, links)
     return {"inodes": count.inodes, "bytes": count.bytes, "links": count.links}
+
+
+def _look_in_file(source: int) -> Answer:
+    taken, inodes = image.used(source)
+    return {"bytes": taken, "inodes": inodes, "empty": int(not os.listdir(source))}
+
+
+def _look(source: int) -> Answer:
+    count = measure.tree(source)
+    return {"bytes": count.bytes, "inodes": count.inodes, "empty": int(not os.listdir(source))}
 
 
 def _failure(error: Exception) -> Answer:

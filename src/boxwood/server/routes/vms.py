@@ -141,8 +141,8 @@ OPERATIONS = (
         "patchVm", "PATCH", "/v1/vms/{id}", patch_vm, "Change a VM's name, description or sizes, or make it immutable.",
         answers={200: wire.VM}, body=wire.PatchVMBody,
         errors=(
-            "bad_request", "not_found", "already_exists", "invalid_state", "resource_busy", "payload_too_large",
-            "unsupported_operation",
+            "bad_request", "insufficient_resources", "not_found", "already_exists", "invalid_state", "resource_busy",
+            "payload_too_large", "unsupported_operation",
         ),
     ),
     Operation(

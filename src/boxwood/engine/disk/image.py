@@ -1,0 +1,153 @@
+"""A layer's file system in a file: attached, mounted, bounded. It is mounted where nobody else can see it, and only
+what uses it holds it: when the last box or job is gone, however it went, mount and loop device are gone too.
+
+One file is attached for writing once at a time. The lock on its descriptor stands for that: the loop device has the
+descriptor until all that was written is in the file, so whoever gets the lock sees all of it. A file that is attached
+already is reached a second time through its device, for that is the same file system.
+
+The bound is exact, and can be changed at any time: blocks are held back from everybody (`reserved_clusters`) until only
+so many can be used as the limit says. The number of inodes is fixed when the file is made.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from boxwood.engine import kernel as k
+from boxwood.engine.disk import BLOCK, IMAGE, MIB, loop
+from boxwood.engine.uidrange import Range
+
+SYSFS = "/sys/fs/ext4"
+_MARGIN = 4 * MIB  # of a file system, that no limit gives away: an overlay of a full top must be mountable
+# noinit_itable: no thread fills the file with empty inodes; nobarrier: an unmount is not a flush of the host's disk.
+_OPTIONS = (("errors", "remount-ro"), ("noinit_itable", None), ("nobarrier", None))
+_FILE = os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class TooMuch(OSError):
+    """The limit is below what is used, or above what the file system can grow to; the text says which."""
+
+
+@dataclass(slots=True)
+class Attached:
+    """A layer's file, open, and the loop device over it."""
+
+    layer: str
+    file: int
+    device: int
+    number: int
+    read_only: bool
+
+    def close(self) -> None:
+        os.close(self.file)
+        os.close(self.device)
+
+
+def attach(layers_fd: int, layer: str, *, read_only: bool) -> Attached | None:
+    """None: the layer does not lie in a file. Waits for nothing."""
+    try:
+        file = os.open(f"{layer}/{IMAGE}", (os.O_RDONLY if read_only else os.O_RDWR) | _FILE, dir_fd=layers_fd)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        device, number = loop.attach(file, read_only=read_only)
+    except BaseException:
+        os.close(file)
+        raise
+    return Attached(layer, file, device, number, read_only)
+
+
+def attach_all(layers_fd: int, layers: Sequence[str], top: str, *, read_only: bool) -> list[Attached]:
+    """Of a stack: the top (to be written to, unless `read_only`) and whichever of its layers lie in files."""
+    found: list[Attached] = []
+    try:
+        for layer in (top, *layers):
+            one = attach(layers_fd, layer, read_only=read_only or layer != top)
+            found += [one] if one is not None else []
+    except BaseException:
+        for one in found:
+            one.close()
+        raise
+    return found
+
+
+def mount(of: Attached) -> int:
+    """Mount it, detached, as soon as nobody else has it: a descriptor of its root directory. For processes of which
+    nobody expects anything meanwhile."""
+    fcntl.flock(of.file, fcntl.LOCK_SH if of.read_only else fcntl.LOCK_EX)
+    return _mount(f"/proc/self/fd/{of.device}", read_only=of.read_only)
+
+
+def again(number: int) -> int:
+    """One more mount, of which nothing is written to, of what is mounted from a device."""
+    return _mount(loop.path(number), attributes=k.ATTR_RDONLY)
+
+
+def _mount(source: str, *, read_only: bool = False, attributes: int = 0) -> int:
+    filesystem = k.Filesystem("ext4")
+    filesystem.set("source", source)
+    for name, value in _OPTIONS:
+        filesystem.set(name, value)
+    if read_only:
+        filesystem.set("ro")
+    return filesystem.create(attributes | k.ATTR_NODEV | k.ATTR_NOSUID | (k.ATTR_RDONLY if read_only else 0))
+
+
+@contextmanager
+def mounted(disks: Sequence[Attached], range_: Range) -> Iterator[Mapping[str, int]]:
+    """All of them, seen through the range's map: descriptors of their roots, by layer. What was made meanwhile of them
+    keeps them; the descriptors are closed."""
+    held: dict[str, int] = {}
+    try:
+        for disk in disks:
+            held[disk.layer] = root = mount(disk)
+            k.mount_setattr(root, k.ATTR_IDMAP, userns=range_.userns)
+        yield held
+    finally:
+        for root in held.values():
+            os.close(root)
+        for disk in disks:
+            disk.close()
+
+
+# --- the bound
+
+
+def used(root: int) -> tuple[int, int]:
+    """Bytes and inodes that are in use in a file system (a descriptor of its root directory)."""
+    found = os.fstatvfs(root)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize, found.f_files - found.f_ffree
+
+
+def hold_back(sysfs: int, number: int, root: int, limit: int) -> None:
+    """From now on not more than `limit` bytes can be in use. `sysfs`: a descriptor of `SYSFS`."""
+    found = os.fstatvfs(root)
+    fd = os.open(f"loop{number}/reserved_clusters", os.O_WRONLY | os.O_CLOEXEC, dir_fd=sysfs)
+    try:
+        os.write(fd, str(max(0, found.f_blocks - limit // BLOCK)).encode())
+    finally:
+        os.close(fd)
+
+
+def change(number: int, limit: int) -> None:
+    """Another limit for what is mounted and in use. TooMuch, with nothing changed."""
+    root, sysfs = again(number), os.open(SYSFS, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found, (taken, _) = os.fstatvfs(root), used(root)
+        if limit > found.f_blocks * found.f_frsize - _MARGIN:
+            raise TooMuch(errno.EFBIG, f"its disk can be made {capacity_of(found) // MIB} MiB large while it runs")
+        if limit < taken:
+            raise TooMuch(errno.ENOSPC, f"its disk holds {-(-taken // MIB)} MiB")
+        hold_back(sysfs, number, root, limit)
+    finally:
+        os.close(root)
+        os.close(sysfs)
+
+
+def capacity_of(found: os.statvfs_result) -> int:
+    return max(0, found.f_blocks * found.f_frsize - _MARGIN)
