@@ -25,7 +25,8 @@ from pathlib import Path
 from boxwood.core.ids import new_id
 from boxwood.engine import kernel as k
 from boxwood.engine import quota, storage
-from boxwood.engine.api import BoxSpec, EngineUnavailable, RunEnd, RunSpec, SessionSpec, Stack
+from boxwood.engine.api import Box, BoxSpec, EngineError, EngineUnavailable, Limits, RunEnd, RunSpec, SessionSpec, Stack
+from boxwood.engine.host import HostEngine
 from boxwood.engine.layers import jail
 from boxwood.engine.overlay import Places, attach_views, mount_root, prepare_top
 from boxwood.engine.uidrange import FIRST, Range
@@ -600,50 +601,111 @@ def an_engine_lives_on_a_pool() -> None:
 
 
 async def _live() -> None:
-    from boxwood.engine.host import HostEngine
-
-    image = new_id()
-    programs = IMAGES / image / "upper" / "bin"
-    programs.mkdir(parents=True)
-    shutil.copy("/bin/busybox", programs)
-    for name in ("sh", "cat", "echo", "env", "true"):
-        os.symlink("busybox", programs / name)
+    image = make_image()
     engine = HostEngine(DATA, IMAGES, network=False)
     await engine.start()
     assert os.path.ismount(DATA / "layers")
     assert engine.free_disk() < 1200 * MIB < shutil.disk_usage(DATA).free
+    told = {name: (active, why) async for name, active, why in engine.features()}
+    assert told["disk limit"] == (True, "each VM with disk_mib is limited by project quotas of xfs"), told
     top = new_id()
-    box = await engine.boot(BoxSpec(new_id(), Stack((image,), top, frozenset({image})), network=False))
-    ends = Ends()
-    box.listen(ends)
-    session = new_id()
-    await box.open_session(SessionSpec(session))
-    await box.start_run(RunSpec(new_id(), session, b"echo kept > /note; cat /note"), ends)
-    async with asyncio.timeout(300):
-        await ends.over.wait()
-    assert bytes(ends.said) == b"kept\n", ends.said
+    vm = await Vm.boot(engine, image, top, Limits())
+    assert await vm.run("echo kept > /note; cat /note") == "kept\n"
     await engine.shutdown()
     assert not os.path.ismount(DATA / "layers") and not loops()
     await engine.start()
-    assert Path(DATA, "layers", top, "upper", "note").read_text() == "kept\n"
+    assert (DATA / "layers" / top / "upper" / "note").read_text() == "kept\n"
     await engine.shutdown()
 
 
-class Ends:
-    """What a run says."""
+@once
+def an_engine_limits_disks_by_quotas() -> None:
+    asyncio.run(_limited())
 
-    def __init__(self) -> None:
-        self.said = bytearray()
-        self.over = asyncio.Event()
+
+async def _limited() -> None:
+    image, top, copy = make_image(), new_id(), new_id()
+    engine = HostEngine(DATA, IMAGES, network=False)
+    await engine.start()
+    assert engine.disk_problem() == "" and await engine.disk_capacity(top) is None
+    vm = await Vm.boot(engine, image, top, Limits(disk=8 * MIB))
+    filling = "dd if=/dev/zero of=/big bs=64k count=400 2>/dev/null; wc -c < /big"
+    assert 7 * MIB < int(await vm.run(filling)) <= 8 * MIB
+    assert await vm.run("touch /more 2>/dev/null; echo still here") == "still here\n"
+    await engine.change(vm.box, "testbox", Limits(disk=16 * MIB))
+    assert 15 * MIB < int(await vm.run(filling)) <= 16 * MIB
+    try:
+        await engine.change(vm.box, "testbox", Limits(disk=4 * MIB))
+    except EngineError as error:
+        assert "holds 16 MiB" in str(error), error
+    else:
+        raise AssertionError("the limit is below what is used")
+    await engine.copy_top(vm.box, top, copy)
+    for layer in (top, copy):
+        assert 15 * MIB < (await engine.contents(layer)).bytes < 17 * MIB
+    assert not await engine.in_files() and (await engine.disk_capacity(top) or 0) > 1 << 40
+    await vm.box.kill()
+    vm = await Vm.boot(engine, image, top, Limits(disk=2 * MIB))
+    assert await vm.run("echo x > /more || rm /big /bin/env; echo kept > /note; cat /note") == "kept\n"
+    await vm.box.kill()
+    fd = os.open(DATA / "layers" / top, os.O_RDONLY)
+    project = quota.project_of(fd)[0]
+    os.close(fd)
+    await engine.remove([top, copy])
+    layers = os.open(DATA / "layers", os.O_RDONLY)
+    wait_until(lambda: quota.usage(layers, project) == quota.Usage())
+    os.close(layers)
+    await engine.shutdown()
+    assert not os.path.ismount(DATA / "layers") and not loops()
+
+
+def make_image() -> str:
+    """An image that is busybox."""
+    image = new_id()
+    programs = IMAGES / image / "upper" / "bin"
+    programs.mkdir(parents=True)
+    shutil.copy("/bin/busybox", programs)
+    for name in ("sh", "cat", "echo", "env", "true", "dd", "wc", "rm", "touch"):
+        os.symlink("busybox", programs / name)
+    for name in ("proc", "dev", "run", "sys", "tmp", "root"):
+        (programs.parent / name).mkdir()
+    for directory in (programs.parent, *programs.parent.iterdir()):
+        directory.chmod(0o755)
+    return image
+
+
+class Vm:
+    """A box with one session."""
+
+    def __init__(self, box: Box) -> None:
+        self.box, self._session = box, new_id()
+        self._said, self._over = bytearray(), asyncio.Event()
+
+    @staticmethod
+    async def boot(engine: HostEngine, image: str, top: str, limits: Limits) -> Vm:
+        stack = Stack((image,), top, frozenset({image}))
+        vm = Vm(await engine.boot(BoxSpec(new_id(), stack, limits=limits, network=False)))
+        vm.box.listen(vm)
+        await vm.box.open_session(SessionSpec(vm._session))
+        return vm
+
+    async def run(self, command: str) -> str:
+        self._said.clear()
+        self._over.clear()
+        await self.box.start_run(RunSpec(new_id(), self._session, command.encode()), self)
+        async with asyncio.timeout(SECONDS):
+            await self._over.wait()
+        return self._said.decode()
 
     def state(self, session_id: str, cwd: str, env: dict[str, str], state: bytes) -> None:
         return None
 
     def output(self, stream: int, offset: int, data: bytes) -> None:
-        self.said += data
+        if stream == 1:
+            self._said += data
 
     def finished(self, end: RunEnd) -> None:
-        self.over.set()
+        self._over.set()
 
 
 def asked(*words: str, data: Path = DATA) -> dict[str, object]:

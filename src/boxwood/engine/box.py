@@ -9,6 +9,7 @@ enters the box's user namespace, after which no mount works, and lets go of ever
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from boxwood.engine import kernel as k
-from boxwood.engine.disk import image
+from boxwood.engine.disk import image, projects
 from boxwood.engine.network.wire import Plug, Wire
 from boxwood.engine.overlay import Places, attach_views, mount_root, prepare_top
 from boxwood.engine.uidrange import Range, device_directory
@@ -78,6 +79,7 @@ class Plan:
     disks: tuple[image.Attached, ...] = ()  # of the layers that lie in a file each
     disk_limit: int = 0  # bytes of the top, if it is one of them
     sysfs: int = -1  # a descriptor of image.SYSFS, if there are any
+    project: int = 0  # of the top, whose limit the file system knows already
 
 
 class Step:
@@ -167,12 +169,13 @@ def _mount_stack(ground: Ground, plan: Plan, step: Step) -> int:
         top = disks.get(plan.top)
         if top is not None and not plan.read_only:
             prepare_top(top, ".")
-        root = mount_root(
-            plan.layers, plan.top, ground.range, by_path=ground.places is not None, read_only=plan.read_only,
-            disks=disks,
-        )  # fmt: skip
+        with projects.lifted(ground.range.layers, plan.project):
+            root = mount_root(
+                plan.layers, plan.top, ground.range, by_path=ground.places is not None, read_only=plan.read_only,
+                disks=disks,
+            )  # fmt: skip
         step.name = "disk limit"
-        if plan.disk_limit:
+        if plan.disk_limit and not plan.project:
             if top is None:
                 raise RuntimeError("its top does not lie in a file of its own")
             number = next(disk.number for disk in plan.disks if disk.layer == plan.top)
@@ -206,10 +209,7 @@ def _mount_kernel_filesystems(range_: Range, *, by_path: bool) -> None:
     tree = device_directory(base) if by_path else k.open_tree("", range_.dev)
     k.move_mount(tree, "dev")
     os.close(tree)
-    k.mount(
-        "devpts", "dev/pts", "devpts", k.MS_NOSUID | k.MS_NOEXEC,
-        f"newinstance,max={MOST_TERMINALS},ptmxmode=0666,mode=0620,gid={base + 5}",
-    )  # fmt: skip
+    _mount_terminals(base + 5)
     owner = f"uid={base},gid={base}"
     flags = k.MS_NOSUID | k.MS_NODEV
     k.mount("shm", "dev/shm", "tmpfs", flags | k.MS_NOEXEC, f"mode=1777,size={SHM_MIB}m,nr_inodes=65536,{owner}")
@@ -220,6 +220,17 @@ def _mount_kernel_filesystems(range_: Range, *, by_path: bool) -> None:
         os.chmod(f"run/{name}", mode)
         os.chown(f"run/{name}", base, base)
     k.mount("sysfs", "sys", "sysfs", flags | k.MS_NOEXEC | k.MS_RDONLY)
+
+
+def _mount_terminals(group: int) -> None:
+    """Terminals belong to the group `tty`. Kernels that take no number above 2^31 give them their openers' groups."""
+    flags, options = k.MS_NOSUID | k.MS_NOEXEC, f"newinstance,max={MOST_TERMINALS},ptmxmode=0666,mode=0620"
+    try:
+        k.mount("devpts", "dev/pts", "devpts", flags, f"{options},gid={group}")
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        k.mount("devpts", "dev/pts", "devpts", flags, options)
 
 
 def _let_write_only_to_memory(root: int, base: int) -> None:

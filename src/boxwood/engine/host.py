@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from boxwood.engine import doctor, storage
+from boxwood.engine import doctor, quota, storage
 from boxwood.engine.api import (
     Box,
     BoxGone,
@@ -28,7 +28,7 @@ from boxwood.engine.api import (
     Usage,
 )
 from boxwood.engine.daemon import Outside, Zygote
-from boxwood.engine.disk import IMAGE, files
+from boxwood.engine.disk import IMAGE, files, projects
 from boxwood.engine.hostbox import HostBox
 from boxwood.engine.network.desk import Visitor
 from boxwood.engine.ready import ReadyBoxes
@@ -62,6 +62,7 @@ class HostEngine:
         self._router = Visitor(data, lambda vm, usage: self._account(vm, usage))
         self._seccomp = b""
         self._checks: list[doctor.Check] = []
+        self._quotas = False  # of the file system: tops need no files to be limited
         self._connecting = asyncio.Lock()
         self._over = self._is_down = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -75,6 +76,7 @@ class HostEngine:
         self._ready = ReadyBoxes(self._boot, self._discard, self._ahead)
         self._prepare_directories()
         await asyncio.to_thread(storage.attach, self._data)
+        self._quotas, *_ = quota.told(self._data / "layers")
         self._checks = await asyncio.to_thread(doctor.checks, self._data, self._images)
         missing = doctor.missing(self._checks)
         if missing:
@@ -221,7 +223,7 @@ class HostEngine:
             for layer in (stack.top, *stack.layers):
                 if layer not in stack.images:
                     files.check(layers, layer)
-            if spec.limits.disk:
+            if spec.limits.disk and not self._quotas:
                 files.make(layers, self._data / "disks", stack.top, spec.limits.disk)
 
         if spec.limits.disk and (problem := self.disk_problem()):
@@ -345,7 +347,8 @@ class HostEngine:
 
     async def disk_capacity(self, top: str) -> int | None:
         try:
-            return files.capacity(self._data / "layers", checked(top)) or 0
+            layers = self._data / "layers"
+            return files.capacity(layers, checked(top)) or projects.capacity(layers, top)
         except FileNotFoundError:
             return None
 

@@ -251,5 +251,10 @@ def set_limits(fd: int, project: int, most_bytes: int, most_inodes: int) -> None
     k.quotactl(fd, _SET_LIMITS, project, record)
 
 
+def is_layers(project: int) -> bool:
+    """Is it one of those that layers are given?"""
+    return project in _window()
+
+
 def _window() -> range:
     return range(FIRST_PROJECT, FIRST_PROJECT + PROJECTS)

@@ -31,6 +31,7 @@ from boxwood.engine import kernel as k
 from boxwood.engine.api import Limits
 from boxwood.engine.cgroup import Cgroups
 from boxwood.engine.disk import image
+from boxwood.engine.disk.projects import Projects
 from boxwood.engine.layers import jail
 from boxwood.engine.network.uplink import Uplink
 from boxwood.engine.overlay import MOST_LAYERS, Places, by_descriptor, prepare_top
@@ -56,6 +57,7 @@ class Zygote:
         self._data = data
         self._layers = os.open(data / "layers", directory)
         self._images = os.open(images, directory)
+        self._projects = Projects(self._layers)
         self._ranges = Ranges(locks, self._layers, self._images)
         self._uts_namespace = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
         self._selector = selectors.DefaultSelector()
@@ -63,7 +65,7 @@ class Zygote:
         self._boxes: dict[str, Live] = {}
         self._unmounter = Unmounter()
         self._spares = Spares(str(data / "mnt"), places, self._ranges, self._uplink, self._take_in, self._remove_cgroup)
-        self._jobs: dict[int, int] = {}  # pidfd -> pid
+        self._jobs: dict[int, tuple[int, list[int]]] = {}  # pidfd -> pid, projects that are free after it
         self._busy_cgroups: set[str] = set()
         self._cgroups: Cgroups | None = None
         self._peer: Peer | None = None
@@ -231,17 +233,20 @@ class Zygote:
         data = [ident for place, ident in layers if place == "data"]
         disks = image.attach_all(self._layers, data, top, read_only=read_only)
         try:
+            project = 0
             if not any(disk.layer == top for disk in disks):
+                project = self._projects.prepare(top, limits)
                 prepare_top(self._layers, top)
             plan = {
                 "layers": layers, "top": top, "hostname": hostname, "wire": wire and wire.fields(),
-                "read_only": read_only, "disk_limit": limits.disk,
+                "read_only": read_only, "disk_limit": limits.disk, "project": project,
                 "disks": [[disk.layer, disk.number, disk.read_only] for disk in disks],
             }  # fmt: skip
             self._cgroups.limit(live.group, limits, live.limits)
             self._spares.remove(live)
             live.box, live.vm, live.top, live.hostname, live.limits = box_id, vm, top, hostname, limits
             live.read_only = read_only
+            live.project = project
             live.loop = next((disk.number for disk in disks if disk.layer == top), -1)
             live.wire, live.address = wire, wire.address if wire else live.address
             self._boxes[box_id] = live
@@ -297,16 +302,22 @@ class Zygote:
         """All of them or none."""
         assert self._cgroups is not None
         if limits.disk != live.limits.disk:
-            if live.loop < 0 or not limits.disk:
-                raise Refused("its disk was made without a limit, or must keep one")
-            image.change(live.loop, limits.disk)
+            self._limit_disk(live, limits.disk)
         try:
             self._cgroups.change(live.group, limits, live.limits)
         except BaseException:
             if limits.disk != live.limits.disk:
-                image.change(live.loop, live.limits.disk)
+                self._limit_disk(live, live.limits.disk)
             raise
         live.limits = limits
+
+    def _limit_disk(self, live: Live, limit: int) -> None:
+        if live.project:
+            self._projects.change(live.project, limit)
+        elif live.loop >= 0 and limit:
+            image.change(live.loop, limit)
+        else:
+            raise Refused("its disk was made without a limit, or must keep one")
 
     def _set_hostname(self, live: Live, hostname: str) -> None:
         k.setns(live.pidfd, k.NEWUTS)
@@ -369,13 +380,15 @@ class Zygote:
         return {"ok": True, "kills": self._cgroups.usage(self._live(request).group).oom_kills}
 
     def _job(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        job = request["job"]
+        projects = self._projects.of(map(checked, job["layers"])) if job["kind"] == "remove" else []
         loops = {live.top: live.loop for live in self._boxes.values() if live.loop >= 0}
         pid = os.fork()
         if pid == 0:
             birth.reset_signals()
-            jail.jailed(request["job"], self._layers, self._images, fds[0], loops)
+            jail.jailed(job, self._layers, self._images, fds[0], loops)
         pidfd = pidfd_of(pid)
-        self._jobs[pidfd] = pid
+        self._jobs[pidfd] = pid, projects
         self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._on_job_end(pidfd))
         return {"ok": True}
 
@@ -422,7 +435,9 @@ class Zygote:
             return False
 
     def _on_job_end(self, pidfd: int) -> None:
-        os.waitpid(self._jobs.pop(pidfd), 0)
+        pid, projects = self._jobs.pop(pidfd)
+        os.waitpid(pid, 0)
+        self._projects.clear(projects)
         self._selector.unregister(pidfd)
         os.close(pidfd)
 
