@@ -17,6 +17,7 @@ import pytest
 from servers import Server
 
 PIDS, MEMORY_MIB, OUTPUT_BYTES = 200, 192, 1 << 20
+DISK_MIB = 40
 PENDING = 1000  # may wait in a session
 pytestmark = pytest.mark.timeout(300)
 _numbers = count()
@@ -65,8 +66,8 @@ def bystander(server: Server) -> str:
     return fork(server)
 
 
-def fork(server: Server) -> str:
-    status, made = server.request("POST", "/v1/fork", {"source_vm_name": "ubuntu"})
+def fork(server: Server, **sizes: int) -> str:
+    status, made = server.request("POST", "/v1/fork", {"source_vm_name": "ubuntu", "resources": sizes})
     assert status == 200, made
     return str(made["vm_id"])
 
@@ -136,6 +137,49 @@ def test_shared_memory_counts(server: Server, bystander: str) -> None:
     record = besieged(server, bystander, vm, SHM, timeout=60)
     assert record["exit_code"] != 0 or record["stdout"].strip() not in ("", "0"), record
     assert run(server, vm, "echo alive")["stdout"] == "alive\n"
+
+
+# What is done over and over, with a number, until it cannot be done.
+FILLERS = {
+    "bytes": "fd = os.open('/root/full', os.O_CREAT | os.O_APPEND | os.O_WRONLY); os.write(fd, bytes(1 << 16)); os.close(fd)",
+    "small files": "os.close(os.open(f'/root/many/{i}', os.O_CREAT))",
+    "names": "os.close(os.open(f'/root/many/{i:0250}', os.O_CREAT))",
+    "directories": "os.mkdir(f'/root/many/{i}')",
+    "links": "os.link('/root/kept', f'/root/many/{i:0250}')",
+    "attributes": "os.close(os.open(f'/root/many/{i}', os.O_CREAT)); os.setxattr(f'/root/many/{i}', 'user.a', bytes(3000))",
+    "holes that are filled": "fd = os.open('/root/full', os.O_CREAT | os.O_WRONLY); os.pwrite(fd, b'x', i << 16); os.close(fd)",
+    "reservations": "fd = os.open(f'/root/many/{i}', os.O_CREAT | os.O_WRONLY); os.posix_fallocate(fd, 0, 1 << 20); os.close(fd)",
+}
+FILLER = """python3 -c "
+import errno, os, sys
+os.mkdir('/root/many')
+try:
+    for i in range(1 << 31):
+        WORK
+except OSError as error:
+    print(errno.errorcode[error.errno])
+" """
+
+
+@pytest.mark.parametrize("filler", FILLERS.values(), ids=FILLERS)
+def test_a_disk_without_end(server: Server, bystander: str, filler: str) -> None:
+    """However it is filled: it ends at the limit, for the host too, and when something is deleted there is room."""
+    vm = fork(server, disk_mib=DISK_MIB)
+    run(server, vm, "echo kept > /root/kept; sync")
+    before = set(server.data.glob("layers/*/disk.img"))
+    record = besieged(server, bystander, vm, FILLER.replace("WORK", filler), timeout=280)
+    assert record["stdout"] in ("ENOSPC\n", "EMLINK\n"), record  # a file has 65,000 names at most
+    taken = sum(path.stat().st_blocks * 512 for path in server.data.glob("layers/*/disk.img") if path in before)
+    assert taken < (DISK_MIB + DISK_MIB // 16 + 8 << 20) * len(before)
+    done = run(server, vm, "rm -rf /root/many /root/full; cat /root/kept; echo x > /root/x")
+    assert (done["exit_code"], done["stdout"]) == (0, "kept\n"), done
+
+
+def test_disks_without_end_on_the_host_itself(server: Server) -> None:
+    """The probe: what a VM without a limit writes is not stopped there."""
+    vm = fork(server)
+    done = run(server, vm, f"head -c {DISK_MIB + 20}M /dev/zero > /root/full; stat -c %s /root/full; rm /root/full")
+    assert done["stdout"] == f"{DISK_MIB + 20 << 20}\n"
 
 
 def flood(server: Server, bystander: str, size: int) -> None:
