@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from boxwood.engine import quota
@@ -59,10 +59,11 @@ class Projects:
         return [project for layer in layers if (project := of_layer(self._layers, layer))]
 
     def clear(self, projects: Iterable[int]) -> None:
-        """Of layers that are gone."""
+        """Of layers that are gone. Limits of what is not there harm nobody, should they stay."""
         for project in projects:
             assert self._quota is not None
-            self._quota.clear(project)
+            with suppress(OSError):
+                self._quota.clear(project)
 
 
 def of_layer(layers_fd: int, layer: str) -> int:
