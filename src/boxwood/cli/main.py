@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import boxwood
-from boxwood.cli import copy, image, key, kubeconfig, network, pool, run, server, vms
+from boxwood.cli import copy, image, key, kubeconfig, network, pool, run, server, storage, vms
 from boxwood.cli.output import abandon_output, report, say
 from boxwood.client.errors import BoxwoodError
 
@@ -56,6 +56,7 @@ app.command("kubeconfig")(kubeconfig.kubeconfig)
 app.add_typer(image.app, name="image")
 app.add_typer(key.app, name="key")
 app.add_typer(pool.app, name="pool")
+app.add_typer(storage.app, name="storage")
 
 
 def execute(args: Sequence[str]) -> int:

@@ -48,8 +48,8 @@ class GuestError(EngineError):
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Bounds of one box. `vcpu` in cores (0 = no bound), `memory_mib` in MiB (0 = no bound), `pids` as a count,
-    `nofile` open files of each process (0 = what the host gives), `disk` in bytes of its top (0 = no bound; of a box that
-    can write nothing: 0)."""
+    `nofile` open files of each process (0 = what the host gives), `disk` in bytes of its top (0 = no bound; of a box
+    that can write nothing: 0)."""
 
     vcpu: float = 0
     memory_mib: int = 0

@@ -71,7 +71,7 @@ def _plan(fields: dict[str, Any], fds: list[int]) -> box.Plan:
     wire = Wire(*fields["wire"]) if fields["wire"] else None
     return box.Plan(
         tuple((place, ident) for place, ident in fields["layers"]), fields["top"], fields["hostname"], wire,
-        fields["read_only"], disks, fields["disk_limit"], fds[-1] if disks else -1,
+        fields["read_only"], disks, fields["disk_limit"], fds[-1] if disks else -1, fields["project"],
     )  # fmt: skip
 
 

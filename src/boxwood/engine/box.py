@@ -9,6 +9,7 @@ enters the box's user namespace, after which no mount works, and lets go of ever
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -19,10 +20,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from boxwood.engine import kernel as k
-from boxwood.engine.disk import image
+from boxwood.engine.disk import image, projects
 from boxwood.engine.network.wire import Plug, Wire
 from boxwood.engine.overlay import Places, attach_views, mount_root, prepare_top
-from boxwood.engine.uidrange import Range
+from boxwood.engine.uidrange import Range, device_directory
 
 # What root may do inside; nothing of it counts in the host's user namespace.
 CAPABILITIES = k.capability_mask(
@@ -78,6 +79,7 @@ class Plan:
     disks: tuple[image.Attached, ...] = ()  # of the layers that lie in a file each
     disk_limit: int = 0  # bytes of the top, if it is one of them
     sysfs: int = -1  # a descriptor of image.SYSFS, if there are any
+    project: int = 0  # of the top, whose limit the file system knows already
 
 
 class Step:
@@ -102,7 +104,7 @@ def prepare(ground: Ground, step: Step) -> Plug:
     os.chdir(ground.stage)
     for name in ("root", *STAGED):
         os.mkdir(name)
-    _mount_kernel_filesystems(ground.range)
+    _mount_kernel_filesystems(ground.range, by_path=ground.places is not None)
     _set_up_network()
     plug.pings = os.open("proc/sys/net/ipv4/ping_group_range", os.O_WRONLY | os.O_CLOEXEC)
     step.name = "network"
@@ -167,12 +169,13 @@ def _mount_stack(ground: Ground, plan: Plan, step: Step) -> int:
         top = disks.get(plan.top)
         if top is not None and not plan.read_only:
             prepare_top(top, ".")
-        root = mount_root(
-            plan.layers, plan.top, ground.range, by_path=ground.places is not None, read_only=plan.read_only,
-            disks=disks,
-        )  # fmt: skip
+        with projects.lifted(ground.range.layers, plan.project):
+            root = mount_root(
+                plan.layers, plan.top, ground.range, by_path=ground.places is not None, read_only=plan.read_only,
+                disks=disks,
+            )  # fmt: skip
         step.name = "disk limit"
-        if plan.disk_limit:
+        if plan.disk_limit and not plan.project:
             if top is None:
                 raise RuntimeError("its top does not lie in a file of its own")
             number = next(disk.number for disk in plan.disks if disk.layer == plan.top)
@@ -199,17 +202,14 @@ def enter(ground: Ground, pings: int = -1) -> None:
     os.umask(0o022)
 
 
-def _mount_kernel_filesystems(range_: Range) -> None:
-    """Relative to the working directory, the stage."""
+def _mount_kernel_filesystems(range_: Range, *, by_path: bool) -> None:
+    """Relative to the working directory, the stage. `by_path`: of a kernel that clones no detached mount."""
     base = range_.base
     k.mount("proc", "proc", "proc", k.MS_NOSUID | k.MS_NODEV | k.MS_NOEXEC)
-    tree = k.open_tree("", range_.dev)
+    tree = device_directory(base) if by_path else k.open_tree("", range_.dev)
     k.move_mount(tree, "dev")
     os.close(tree)
-    k.mount(
-        "devpts", "dev/pts", "devpts", k.MS_NOSUID | k.MS_NOEXEC,
-        f"newinstance,max={MOST_TERMINALS},ptmxmode=0666,mode=0620,gid={base + 5}",
-    )  # fmt: skip
+    _mount_terminals(base + 5)
     owner = f"uid={base},gid={base}"
     flags = k.MS_NOSUID | k.MS_NODEV
     k.mount("shm", "dev/shm", "tmpfs", flags | k.MS_NOEXEC, f"mode=1777,size={SHM_MIB}m,nr_inodes=65536,{owner}")
@@ -220,6 +220,17 @@ def _mount_kernel_filesystems(range_: Range) -> None:
         os.chmod(f"run/{name}", mode)
         os.chown(f"run/{name}", base, base)
     k.mount("sysfs", "sys", "sysfs", flags | k.MS_NOEXEC | k.MS_RDONLY)
+
+
+def _mount_terminals(group: int) -> None:
+    """Terminals belong to the group `tty`. Kernels that take no number above 2^31 give them their openers' groups."""
+    flags, options = k.MS_NOSUID | k.MS_NOEXEC, f"newinstance,max={MOST_TERMINALS},ptmxmode=0666,mode=0620"
+    try:
+        k.mount("devpts", "dev/pts", "devpts", flags, f"{options},gid={group}")
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        k.mount("devpts", "dev/pts", "devpts", flags, options)
 
 
 def _let_write_only_to_memory(root: int, base: int) -> None:
@@ -299,7 +310,8 @@ def _show_of_devices_only(name: str, masks: int) -> None:
 
 
 def _mask_sources() -> tuple[int, int, int]:
-    """A detached tmpfs, and in it an empty directory and a boot id of the box's own: descriptors."""
+    """A tmpfs, and in it an empty directory and a boot id of the box's own: descriptors. It is attached to the stage,
+    and gone with it: kernels before 6.15 bind nothing of a mount that is detached."""
     filesystem = k.Filesystem("tmpfs")
     filesystem.set("mode", "555")
     filesystem.set("size", "16k")
@@ -312,6 +324,8 @@ def _mask_sources() -> tuple[int, int, int]:
     os.fchmod(fd, 0o444)
     os.close(fd)
     k.mount_setattr(masks, k.ATTR_RDONLY)
+    os.mkdir("masks")
+    k.move_mount(masks, "masks")
     return (
         masks,
         os.open("empty", os.O_PATH | os.O_CLOEXEC, dir_fd=masks),

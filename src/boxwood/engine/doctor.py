@@ -22,11 +22,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from boxwood.engine import diskshares, levels, seccomp
+from boxwood.engine import diskshares, levels, quota, seccomp
 from boxwood.engine import kernel as k
 from boxwood.engine.api import EngineUnavailable, Limits
 from boxwood.engine.cgroup import IO_WEIGHT, Cgroups
 from boxwood.engine.disk import files, image
+from boxwood.engine.disk.projects import Projects
 from boxwood.engine.network.netlink import Netlink, add_address, bring_up
 from boxwood.engine.network.table import Table
 from boxwood.engine.network.wire import GATEWAY, Plug, Wire, address_of
@@ -117,10 +118,19 @@ def try_all(data: Path, images: Path) -> list[Check]:
 
 
 def _disk(data: Path) -> Check:
-    """A file system in a file, made, mounted and bounded by the code that does it for VMs."""
+    """By project quotas, or in a file system in a file; made, bounded and filled by the code that does it for VMs."""
+    layers = data / "layers"
+    quotas, why_not, _ = quota.told(layers)
+    if quotas:
+        with _Scratch(layers) as scratch:
+            failure = _failure(lambda: _try_quota(scratch))
+        return _tried(DISK, failure, f"each VM with disk_mib is limited by {why_not}", quota.POOL, required=False)
     with _Scratch(data) as scratch:
         failure = _failure(lambda: _try_disk(scratch))
-    good_for = "each VM with disk_mib writes into a file system of its own (an ext4 image on a loop device)"
+    good_for = (
+        "each VM with disk_mib writes into a file system of its own, an ext4 image on a loop device "
+        f"(no project quotas, which would be quicker: {why_not})"
+    )
     fix = "mkfs.ext4 (apt install e2fsprogs), loop devices (`modprobe loop`; in a container: --privileged), ext4"
     return _tried(DISK, failure, good_for, fix, required=False)
 
@@ -135,16 +145,38 @@ def _try_disk(scratch: Path) -> None:
     root = image.mount(attached)
     k.mount_setattr(root, k.ATTR_IDMAP, userns=user_namespace(_BASE))
     image.hold_back(os.open(image.SYSFS, os.O_PATH | os.O_DIRECTORY), attached.number, root, limit)
-    k.setfsids(_BASE)
-    k.set_capabilities(0)
-    fd = os.open("upper/full", os.O_WRONLY | os.O_CREAT, dir_fd=root)
+    _fill("upper/full", root, limit)
+
+
+def _try_quota(scratch: Path) -> None:
+    layers, top, limit = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY), _new_id(), 1 << 20
+    project = Projects(layers).prepare(top, Limits(disk=limit))
+    prepare_top(layers, top)
+    os.chmod(scratch, 0o711)
+    os.chown(f"{top}/upper", _BASE, _BASE, dir_fd=layers)
     try:
+        _fill(f"{top}/upper/full", layers, limit)
+    finally:
+        quota.set_limits(layers, project, 0, 0)
+
+
+def _fill(name: str, at: int, limit: int) -> None:
+    """What is written by somebody without privileges stops at the limit."""
+    permitted = k.capabilities()
+    k.setfsids(_BASE)
+    k.set_capabilities(0, permitted)
+    try:
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=at)
         for _ in range(3):
             os.write(fd, bytes(limit))
+        os.fsync(fd)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         return
+    finally:
+        k.setfsids(0)
+        k.set_capabilities(permitted)
     raise Wrong("more could be written than the limit allows")
 
 

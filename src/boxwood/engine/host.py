@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from boxwood.engine import doctor, levels
+from boxwood.engine import doctor, levels, quota, storage
 from boxwood.engine.api import (
     Box,
     BoxGone,
@@ -29,7 +29,7 @@ from boxwood.engine.api import (
     Usage,
 )
 from boxwood.engine.daemon import Outside, Zygote
-from boxwood.engine.disk import IMAGE, files
+from boxwood.engine.disk import IMAGE, files, projects
 from boxwood.engine.hostbox import HostBox
 from boxwood.engine.network.desk import Visitor
 from boxwood.engine.ready import ReadyBoxes
@@ -68,6 +68,7 @@ class HostEngine:
         self._router = Visitor(data, lambda vm, usage: self._account(vm, usage))
         self._seccomp = b""
         self._checks: list[doctor.Check] = []
+        self._quotas = False  # of the file system: tops need no files to be limited
         self._connecting = asyncio.Lock()
         self._over = self._is_down = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -80,6 +81,8 @@ class HostEngine:
         self._over = self._is_down = False
         self._ready = ReadyBoxes(self._boot, self._discard, self._ahead)
         self._prepare_directories()
+        await asyncio.to_thread(storage.attach, self._data)
+        self._quotas, *_ = quota.told(self._data / "layers")
         self._checks = await asyncio.to_thread(doctor.checks, self._data, self._images)
         if missing := doctor.missing(self._checks):
             raise EngineUnavailable(doctor.told(missing))
@@ -114,6 +117,7 @@ class HostEngine:
         await self._router.close(at_end=True)
         self._zygote.close()
         await self._zygote.wait_gone()
+        await asyncio.to_thread(storage.detach, self._data)
         self._is_down = True
 
     async def features(self) -> AsyncIterator[Feature]:
@@ -225,7 +229,7 @@ class HostEngine:
             for layer in (stack.top, *stack.layers):
                 if layer not in stack.images:
                     files.check(layers, layer)
-            if spec.limits.disk:
+            if spec.limits.disk and not self._quotas:
                 files.make(layers, self._data / "disks", stack.top, spec.limits.disk)
 
         if spec.limits.disk and (problem := self.disk_problem()):
@@ -349,7 +353,8 @@ class HostEngine:
 
     async def disk_capacity(self, top: str) -> int | None:
         try:
-            return files.capacity(self._data / "layers", checked(top)) or 0
+            layers = self._data / "layers"
+            return files.capacity(layers, checked(top)) or projects.capacity(layers, top)
         except FileNotFoundError:
             return None
 
@@ -424,8 +429,8 @@ class HostEngine:
             return next((int(line.split()[1]) << 10 for line in file if line.startswith(b"MemAvailable:")), 1 << 62)
 
     def free_disk(self) -> int:
-        disk = os.statvfs(self._data)
-        return disk.f_bavail * disk.f_frsize
+        disks = [os.statvfs(place) for place in (self._data, self._data / "layers")]  # where there is a pool, two
+        return min(disk.f_bavail * disk.f_frsize for disk in disks)
 
     # --- work of the zygote's
 

@@ -1,7 +1,7 @@
 """The Linux calls that Python 3.11 has no names for, through ctypes. Each raises OSError with the kernel's errno.
 
 Everything here runs in the zygote and its children, single-threaded. Sources: mount_setattr(2), open_tree(2),
-fsopen(2), capset(2), prctl(2), seccomp(2), pivot_root(2).
+fsopen(2), capset(2), prctl(2), quotactl(2), seccomp(2), pivot_root(2).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ ARCHITECTURES = {
 _NUMBERS = ARCHITECTURES.get(platform.machine(), {})
 # The same on every architecture, like all system calls since 424.
 OPEN_TREE, MOVE_MOUNT, FSOPEN, FSCONFIG, FSMOUNT, MOUNT_SETATTR = 428, 429, 430, 431, 432, 442
+QUOTACTL_FD = 443
 
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -40,7 +41,7 @@ _MOVE_FROM_EMPTY, _MOVE_TO_EMPTY = 4, 0x40
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_CAPBSET_DROP = 1, 4, 15, 24
 _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 36, 38
 _CAPABILITY_VERSION_3 = 0x20080522
-OVERLAYFS_MAGIC, TMPFS_MAGIC = 0x794C7630, 0x01021994
+OVERLAYFS_MAGIC, TMPFS_MAGIC, XFS_MAGIC, EXT4_MAGIC = 0x794C7630, 0x01021994, 0x58465342, 0xEF53
 
 CAPABILITIES = {
     "chown": 0, "dac_override": 1, "dac_read_search": 2, "fowner": 3, "fsetid": 4, "kill": 5, "setgid": 6, "setuid": 7,
@@ -167,6 +168,11 @@ def filesystem_type(fd: int) -> int:
     buffer = ctypes.create_string_buffer(256)
     _check(libc.fstatfs(fd, buffer))
     return int(struct.unpack_from("q", buffer.raw)[0])
+
+
+def quotactl(fd: int, command: int, ident: int, buffer: ctypes.Array[ctypes.c_char]) -> None:
+    """A command of quotactl_fd(2) about the file system of a descriptor; `buffer` is read, or filled, as it says."""
+    _call(QUOTACTL_FD, fd, ctypes.c_uint(command), ctypes.c_int(ident), buffer)
 
 
 # --- namespaces and identities

@@ -46,6 +46,7 @@ class Live:
     address: str = ""  # that has been its own at any time: not free before the network has forgotten it
     limits: Limits = Limits()  # what its cgroups have: these too when it was prepared
     loop: int = -1  # the number of the loop device of its top, if that lies in a file
+    project: int = 0  # of its top, where the file system has quotas
     mounts: int | None = None  # its mount namespace, held while it dies
 
 

@@ -45,7 +45,7 @@ class Range:
         self.userns = user_namespace(base)
         self.layers = k.idmapped("", self.userns, layers_fd, k.ATTR_NODEV | k.ATTR_NOSUID)
         self.images = k.idmapped("", self.userns, images_fd, k.ATTR_NODEV | k.ATTR_NOSUID | k.ATTR_RDONLY)
-        self.dev = _device_directory(base)
+        self.dev = device_directory(base)
 
     def close(self) -> None:
         for fd in (self.userns, self.layers, self.images, self.dev):
@@ -155,7 +155,7 @@ def _become_owner(base: int) -> None:
     k.set_capabilities(k.capability_mask("sys_admin"))
 
 
-def _device_directory(base: int) -> int:
+def device_directory(base: int) -> int:
     """A read-only /dev with the harmless nodes, owned by the range's root: a detached mount."""
     filesystem = k.Filesystem("tmpfs")
     for key, value in (("mode", "755"), ("size", "64k"), ("source", "dev"), ("uid", str(base)), ("gid", str(base))):

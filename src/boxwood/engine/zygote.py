@@ -32,6 +32,7 @@ from boxwood.engine import kernel as k
 from boxwood.engine.api import Limits
 from boxwood.engine.cgroup import Cgroups
 from boxwood.engine.disk import image
+from boxwood.engine.disk.projects import Projects
 from boxwood.engine.layers import jail
 from boxwood.engine.network.uplink import Uplink
 from boxwood.engine.overlay import MOST_LAYERS, Places, by_descriptor, prepare_top
@@ -57,6 +58,7 @@ class Zygote:
         self._data = data
         self._layers = os.open(data / "layers", directory)
         self._images = os.open(images, directory)
+        self._projects = Projects(self._layers)
         self._ranges = Ranges(locks, self._layers, self._images)
         self._uts_namespace = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
         self._selector = selectors.DefaultSelector()
@@ -64,7 +66,7 @@ class Zygote:
         self._boxes: dict[str, Live] = {}
         self._unmounter = Unmounter()
         self._spares = Spares(str(data / "mnt"), places, self._ranges, self._uplink, self._take_in, self._remove_cgroup)
-        self._jobs: dict[int, int] = {}  # pidfd -> pid
+        self._jobs: dict[int, tuple[int, list[int]]] = {}  # pidfd -> pid, projects that are free after it
         self._busy_cgroups: set[str] = set()
         self._cgroups: Cgroups | None = None
         self._peer: Peer | None = None
@@ -232,17 +234,20 @@ class Zygote:
         data = [ident for place, ident in layers if place == "data"]
         disks = image.attach_all(self._layers, data, top, read_only=read_only)
         try:
+            project = 0
             if not any(disk.layer == top for disk in disks):
+                project = self._projects.prepare(top, limits)
                 prepare_top(self._layers, top)
             plan = {
                 "layers": layers, "top": top, "hostname": hostname, "wire": wire and wire.fields(),
-                "read_only": read_only, "disk_limit": limits.disk,
+                "read_only": read_only, "disk_limit": limits.disk, "project": project,
                 "disks": [[disk.layer, disk.number, disk.read_only] for disk in disks],
             }  # fmt: skip
             self._limit(live, limits)
             self._spares.remove(live)
             live.box, live.vm, live.top, live.hostname = box_id, vm, top, hostname
             live.read_only = read_only
+            live.project = project
             live.loop = next((disk.number for disk in disks if disk.layer == top), -1)
             live.wire, live.address = wire, wire.address if wire else live.address
             self._boxes[box_id] = live
@@ -305,9 +310,7 @@ class Zygote:
         assert self._cgroups is not None
         before = live.limits
         if limits.disk != before.disk:
-            if live.loop < 0 or not limits.disk:
-                raise Refused("its disk was made without a limit, or must keep one")
-            image.change(live.loop, limits.disk)
+            self._limit_disk(live, limits.disk)
         try:
             self._cgroups.change(live.group, limits, before)
             live.limits = replace(limits, nofile=before.nofile)
@@ -316,7 +319,7 @@ class Zygote:
             self._cgroups.limit(live.group, before, live.limits)
             live.limits = before
             if limits.disk != before.disk:
-                image.change(live.loop, before.disk)
+                self._limit_disk(live, before.disk)
             raise
 
     def _bound_files(self, live: Live, limits: Limits) -> None:
@@ -324,6 +327,14 @@ class Zygote:
         if limits.nofile != live.limits.nofile:
             openfiles.bound(self._cgroups, live.group, live.pid, limits.nofile)
             live.limits = limits
+
+    def _limit_disk(self, live: Live, limit: int) -> None:
+        if live.project:
+            self._projects.change(live.project, limit)
+        elif live.loop >= 0 and limit:
+            image.change(live.loop, limit)
+        else:
+            raise Refused("its disk was made without a limit, or must keep one")
 
     def _set_hostname(self, live: Live, hostname: str) -> None:
         k.setns(live.pidfd, k.NEWUTS)
@@ -386,13 +397,15 @@ class Zygote:
         return {"ok": True, "kills": self._cgroups.usage(self._live(request).group).oom_kills}
 
     def _job(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        job = request["job"]
+        projects = self._projects.of(map(checked, job["layers"])) if job["kind"] == "remove" else []
         loops = {live.top: live.loop for live in self._boxes.values() if live.loop >= 0}
         pid = os.fork()
         if pid == 0:
             birth.reset_signals()
-            jail.jailed(request["job"], self._layers, self._images, fds[0], loops)
+            jail.jailed(job, self._layers, self._images, fds[0], loops)
         pidfd = pidfd_of(pid)
-        self._jobs[pidfd] = pid
+        self._jobs[pidfd] = pid, projects
         self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._on_job_end(pidfd))
         return {"ok": True}
 
@@ -439,7 +452,9 @@ class Zygote:
             return False
 
     def _on_job_end(self, pidfd: int) -> None:
-        os.waitpid(self._jobs.pop(pidfd), 0)
+        pid, projects = self._jobs.pop(pidfd)
+        os.waitpid(pid, 0)
+        self._projects.clear(projects)
         self._selector.unregister(pidfd)
         os.close(pidfd)
 

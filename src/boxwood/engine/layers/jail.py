@@ -32,7 +32,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from boxwood.engine import kernel as k
-from boxwood.engine.disk import image
+from boxwood.engine.disk import image, projects
 from boxwood.engine.layers import copy, measure, merge, remove
 from boxwood.engine.layers.inodes import READ_DIRECTORY
 from boxwood.engine.ulid import checked
@@ -131,6 +131,9 @@ class _Outer:
             tree = self._bound(f"{layer}/upper", k.ATTR_RDONLY)
         except FileNotFoundError:
             return {"bytes": 0, "inodes": 0, "empty": 1}
+        if (counted := projects.known(self._layers, layer)) is not None:
+            here = {"bytes": counted.bytes, "inodes": counted.inodes}
+            return _confined({"source": tree}, lambda at: {**here, "empty": int(not os.listdir(at["source"]))})
         return _confined({"source": tree}, lambda at: _look(at["source"]))
 
     def _remove(self, job: dict[str, Any], unfinished: list[str]) -> Answer:
