@@ -81,6 +81,7 @@ class Zygote:
             "list": self._list,
             "kills": self._kills,
             "job": self._job,
+            "look": self._look,
             "network": self._network,
         }
 
@@ -299,12 +300,12 @@ class Zygote:
         if limits.disk != live.limits.disk:
             if live.loop < 0 or not limits.disk:
                 raise Refused("its disk was made without a limit, or must keep one")
-            image.change(live.loop, limits.disk)
+            image.change(self._layers, live.top, live.loop, limits.disk)
         try:
             self._cgroups.change(live.group, limits, live.limits)
         except BaseException:
             if limits.disk != live.limits.disk:
-                image.change(live.loop, live.limits.disk)
+                image.change(self._layers, live.top, live.loop, live.limits.disk)
             raise
         live.limits = limits
 
@@ -367,6 +368,14 @@ class Zygote:
         """How many processes of a box the kernel has killed for want of memory."""
         assert self._cgroups is not None
         return {"ok": True, "kills": self._cgroups.usage(self._live(request).group).oom_kills}
+
+    def _look(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        """What the top of a live box holds, if it lies in a file."""
+        live = self._live(request)
+        if live.loop < 0:
+            raise Refused("the disk of this box has no limit")
+        size, empty = image.look(self._layers, live.top, live.loop)
+        return {"ok": True, "bytes": size, "empty": empty}
 
     def _job(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         loops = {live.top: live.loop for live in self._boxes.values() if live.loop >= 0}

@@ -83,9 +83,15 @@ def mount(of: Attached) -> int:
     return _mount(f"/proc/self/fd/{of.device}", read_only=of.read_only)
 
 
-def again(number: int) -> int:
-    """One more mount, of which nothing is written to, of what is mounted from a device."""
-    return _mount(loop.path(number), attributes=k.ATTR_RDONLY)
+def again(layers_fd: int, layer: str, number: int) -> int:
+    """One more mount, through which nothing is written, of what is mounted from a device. ESTALE: no longer."""
+    device = os.open(loop.path(number), os.O_RDONLY | os.O_CLOEXEC)  # from here on it stays what it is
+    try:
+        if loop.file_of(device) != os.stat(f"{layer}/{IMAGE}", dir_fd=layers_fd, follow_symlinks=False).st_ino:
+            raise OSError(errno.ESTALE, "the disk of the box has been let go of")
+        return _mount(f"/proc/self/fd/{device}", attributes=k.ATTR_RDONLY)
+    finally:
+        os.close(device)
 
 
 def _mount(source: str, *, read_only: bool = False, attributes: int = 0) -> int:
@@ -134,9 +140,23 @@ def hold_back(sysfs: int, number: int, root: int, limit: int) -> None:
         os.close(fd)
 
 
-def change(number: int, limit: int) -> None:
+def look(layers_fd: int, layer: str, number: int) -> tuple[int, bool]:
+    """Of what is mounted and in use: bytes, and whether its `upper` is empty."""
+    root = again(layers_fd, layer, number)
+    try:
+        upper = os.open("upper", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+        try:
+            with os.scandir(upper) as entries:  # whether there is a name; not which
+                return used(root)[0], next(entries, None) is None
+        finally:
+            os.close(upper)
+    finally:
+        os.close(root)
+
+
+def change(layers_fd: int, layer: str, number: int, limit: int) -> None:
     """Another limit for what is mounted and in use. TooMuch, with nothing changed."""
-    root, sysfs = again(number), os.open(SYSFS, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    root, sysfs = again(layers_fd, layer, number), os.open(SYSFS, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         found, (taken, _) = os.fstatvfs(root), used(root)
         if limit > found.f_blocks * found.f_frsize - _MARGIN:

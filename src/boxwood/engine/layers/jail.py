@@ -193,7 +193,7 @@ class _Outer:
         """The same of a layer that lies in a file; None: it does not. Waits until what a box that has ended has
         written is there."""
         if (number := self._loops.get(ident)) is not None:
-            root = image.again(number)
+            root = image.again(self._layers, ident, number)
         elif (attached := image.attach(self._layers, ident, read_only=True)) is not None:
             root = image.mount(attached)
             attached.close()
