@@ -56,6 +56,7 @@ class Zygote:
         self._data = data
         self._layers = os.open(data / "layers", directory)
         self._images = os.open(images, directory)
+        self._disks = image.Disks(self._layers)
         self._ranges = Ranges(locks, self._layers, self._images)
         self._uts_namespace = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
         self._selector = selectors.DefaultSelector()
@@ -230,14 +231,14 @@ class Zygote:
         live = self._spares.next()
         wire = (live.wire or self._uplink.wire(live.range)) if self._spares.wired else None
         data = [ident for place, ident in layers if place == "data"]
-        disks = image.attach_all(self._layers, data, top, read_only=read_only)
+        disks = self._disks.attach_all(data, top, read_only=read_only)
         try:
             if not any(disk.layer == top for disk in disks):
                 prepare_top(self._layers, top)
             plan = {
                 "layers": layers, "top": top, "hostname": hostname, "wire": wire and wire.fields(),
                 "read_only": read_only, "disk_limit": limits.disk,
-                "disks": [[disk.layer, disk.number, disk.read_only] for disk in disks],
+                "disks": [[d.layer, d.number, d.read_only, d.sealed, d.ours] for d in disks],
             }  # fmt: skip
             self._cgroups.limit(live.group, limits, live.limits)
             self._spares.remove(live)
@@ -378,7 +379,8 @@ class Zygote:
         return {"ok": True, "bytes": size, "empty": empty}
 
     def _job(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        loops = {live.top: live.loop for live in self._boxes.values() if live.loop >= 0}
+        live = {live.top: (live.loop, False) for live in self._boxes.values() if live.loop >= 0}
+        loops = {**self._disks.known, **live}
         pid = os.fork()
         if pid == 0:
             birth.reset_signals()
