@@ -144,6 +144,7 @@ class LiveRun:
         """It is no longer pending."""
         self.state = "running"
         self.started_at = clock.now()
+        self._wake_readers()
 
     # api.RunSink
 
@@ -250,7 +251,8 @@ class LiveRun:
             _wake(reader)
 
     async def more(self, out_at: int, err_at: int, seconds: float) -> None:
-        """Until there is output behind these offsets, or the end is on record, or the time is up."""
+        """Until there is output behind these offsets, or it is no longer pending, or the end is on record, or the time
+        is up; what is new may also be nothing."""
         out, err = self.streams[1], self.streams[2]
         if out.kept > out_at or err.kept > err_at or self.recorded or self.failure is not None or seconds <= 0:
             return
@@ -290,7 +292,8 @@ class LiveRun:
             not_started=self.not_started,
         )
 
-    async def shown(self) -> Run:
+    async def shown(self, output: bool = True) -> Run:
+        """`output`: with all of it so far, else none."""
         out, err = self.streams[1], self.streams[2]
         return Run(
             run_id=self.id,
@@ -304,8 +307,8 @@ class LiveRun:
             completed_at=clock.shown_or_none(self.completed_at),
             fail_reason=self.fail_reason,
             duration_ms=None if self.duration_us is None else self.duration_us / 1000,
-            stdout=await out.read() if out.spooled else out.memory(),
-            stderr=await err.read() if err.spooled else err.memory(),
+            stdout=b"" if not output else await out.read() if out.spooled else out.memory(),
+            stderr=b"" if not output else await err.read() if err.spooled else err.memory(),
             truncated=out.dropped + err.dropped,
             tag=self.tag,
             argv=self.argv,

@@ -254,6 +254,7 @@ class Output:
     out_at: int
     err_at: int
     ended: bool
+    state: str = "running"  # as of a `Run`
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from boxwood.core.ids import is_id, new_id
 from boxwood.core.lanes import Lanes
 from boxwood.core.liverun import LiveRun, Options
 from boxwood.core.model import Caller, Output, Page, Run, RunFilter, RunRequest
+from boxwood.core.output import head
 from boxwood.core.refusals import of_engine
 from boxwood.core.sessions import Sessions
 from boxwood.core.signing import Signer
@@ -44,6 +46,7 @@ ARGUMENT_BYTES = 9  # that each costs in the kernel, beside its own
 STDIN_BYTES = 8 << 20
 FOR_EVER = 1e9  # seconds
 PIECE_BYTES = 64 << 10  # of each stream in an answer of `output`
+ASK_SECONDS = 60.0  # between looks at a run that is silent
 STATES = ("pending", "running", "completed", "failed", "cancelled")
 log = logging.getLogger(__name__)
 
@@ -179,10 +182,7 @@ class Runs:
         run = self._lanes.find(row.id, run_id)
         if run is not None:
             return await self._answer(run, seconds)
-        stored = run_rows.by_id(self._database.near, row.id, run_id) if is_id(run_id) else None
-        if stored is None:
-            raise _no_run()
-        return await self._shown(stored, row.name)
+        return await self._shown(self._stored(row, run_id), row.name)
 
     async def ended(self, caller: Caller, vm: str, run_id: str) -> Run:
         """`get`, once the run has ended, however long that takes. NotFound, Unavailable (the server is stopping)."""
@@ -201,15 +201,53 @@ class Runs:
         row = self._access.own(caller, vm)
         run = self._lanes.find(row.id, run_id)
         if run is None:
-            shown = await self.get(caller, row.id, run_id)
-            out, err = shown.stdout[out_at:], shown.stderr[err_at:]
-            return Output(out, err, out_at + len(out), err_at + len(err), ended=True)
+            return await self._put_out(self._stored(row, run_id), out_at, err_at)
         await run.more(out_at, err_at, seconds)
         over = run.recorded or run.failure is not None
         kept = run.streams[1], run.streams[2]
         out, err = await kept[0].since(out_at, PIECE_BYTES), await kept[1].since(err_at, PIECE_BYTES)
         out_at, err_at = out_at + len(out), err_at + len(err)
-        return Output(out, err, out_at, err_at, ended=over and (out_at, err_at) == (kept[0].kept, kept[1].kept))
+        ended = over and out_at >= kept[0].kept and err_at >= kept[1].kept
+        return Output(out, err, out_at, err_at, ended, run.state)
+
+    async def _put_out(self, row: RunRow, out_at: int, err_at: int) -> Output:
+        """As `output`, of a run whose end is on record."""
+        spool = self._spool / row.vm_id
+        out = await _part(spool / f"{row.id}.out", row.out, row.out_bytes, out_at, row)
+        err = await _part(spool / f"{row.id}.err", row.err, row.err_bytes, err_at, row)
+        out_at, err_at = out_at + len(out), err_at + len(err)
+        return Output(out, err, out_at, err_at, out_at >= row.out_bytes and err_at >= row.err_bytes, row.state)
+
+    async def follow(
+        self, caller: Caller, vm: str, run_id: str, out_at: int = 0, err_at: int = 0
+    ) -> AsyncGenerator[Output, None]:
+        """What a run puts out from these offsets on, as it comes and no faster than it is taken; at once also when it
+        is no longer pending. The last piece is `ended`. NotFound, Unrecoverable."""
+        while True:
+            piece = await self.output(caller, vm, run_id, out_at, err_at, ASK_SECONDS)
+            out_at, err_at = piece.out_at, piece.err_at
+            yield piece
+            if piece.ended:
+                return
+
+    async def about(self, caller: Caller, vm: str, run_id: str) -> Run:
+        """`get`, without output. NotFound."""
+        row = self._access.own(caller, vm)
+        run = self._lanes.find(row.id, run_id)
+        if run is None:
+            return _run(self._stored(row, run_id), row.name, b"", b"")
+        if run.over or run.failure is not None:
+            await self._lanes.on_record(run)
+        else:
+            await self._inserted(run)
+        return await run.shown(output=False)
+
+    def _stored(self, row: VMRow, run_id: str) -> RunRow:
+        """NotFound."""
+        stored = run_rows.by_id(self._database.near, row.id, run_id) if is_id(run_id) else None
+        if stored is None:
+            raise _no_run()
+        return stored
 
     async def _shown(self, row: RunRow, vm_name: str | None) -> Run:
         spool = self._spool / row.vm_id
@@ -239,8 +277,7 @@ class Runs:
         row = self._access.own(caller, vm)
         run = self._lanes.find(row.id, run_id)
         if run is None:
-            if not is_id(run_id) or run_rows.by_id(self._database.near, row.id, run_id) is None:
-                raise _no_run()
+            self._stored(row, run_id)
             return False
         if run.over:
             return False
@@ -358,6 +395,21 @@ async def _kept(path: Path, inline: bytes | None, row: RunRow) -> bytes:
         return await asyncio.to_thread(path.read_bytes)
     except FileNotFoundError:
         raise Unrecoverable("run", row.id, "the output of this run is not there any more") from None
+
+
+async def _part(path: Path, inline: bytes | None, size: int, at: int, row: RunRow) -> bytes:
+    """A piece of the `size` bytes that are kept of a stream, from `at` on."""
+    if inline is not None:
+        return inline[at : at + PIECE_BYTES]
+    if at >= size:
+        return b""
+    try:
+        data = await asyncio.to_thread(head, path, min(PIECE_BYTES, size - at), at)
+    except FileNotFoundError:
+        data = b""
+    if not data:
+        raise Unrecoverable("run", row.id, "the output of this run is not there any more")
+    return data
 
 
 def _no_run() -> NotFound:
