@@ -56,6 +56,7 @@ class Operation:
     ours: bool = False
     contract_name: str | None = None  # of a route that is no operation of the contract but does what one does
     refused: bool = False  # not available: always answered with an error
+    streams: str | None = None  # the media type that it answers with as well, to whoever accepts it
     tail: bool = False  # the last parameter of the path takes all that is left of it
 
     @property
@@ -145,6 +146,16 @@ class Exchange:
     def query(self, wanted: type[Q]) -> Q:
         assert self.operation.query is wanted
         return decode.query(self.scope["query_string"], wanted)
+
+    def header(self, name: bytes) -> str | None:
+        """One that `headers` does not hold, by its name in lower case; the first if there are several."""
+        found = next((value for known, value in self.scope["headers"] if known == name), None)
+        return None if found is None else str(found.decode("latin-1"))
+
+    def accepts(self, media_type: str) -> bool:
+        """Does the client ask for this type by its name?"""
+        given = (self.header(b"accept") or "").lower().split(",")
+        return any(one.partition(";")[0].strip() == media_type for one in given)
 
     @property
     def content_length(self) -> int | None:

@@ -12,7 +12,9 @@ from starlette.responses import Response
 
 from boxwood.core.errors import BadRequest, Unsupported
 from boxwood.core.model import Run, RunFilter, RunRequest
+from boxwood.server.events import EVENTS
 from boxwood.server.exchange import MIB, Exchange, Operation
+from boxwood.server.routes import following
 from boxwood.server.schema import run as wire
 
 COMMAND_LIMIT = 4 * MIB
@@ -28,21 +30,28 @@ async def create_run(exchange: Exchange) -> Response:
         return await _signal(exchange, body, body.signal)
     # session_id goes before session_idx (wire 2.7)
     index = body.session_idx if body.session_id is None else None
-    wait = _wait(exchange, body)
+    streamed = exchange.query(wire.StreamQuery) if exchange.accepts(EVENTS) else None
+    wait = _wait(exchange, body) if streamed is None else 0.0
+    run = await _begin(exchange, body, index, min(wait, UNBROKEN_SECONDS))
+    if streamed is not None:
+        return following.follow(exchange, run, streamed)
+    return answer(exchange, await patiently(exchange, run, wait - UNBROKEN_SECONDS))
+
+
+async def _begin(exchange: Exchange, body: wire.RunBody, index: int | None, wait: float) -> Run:
+    """What is asked for, after `wait` seconds at most."""
     if body.argv is not None:
         return await _direct(exchange, body, tuple(body.argv), wait)
     if body.command is None:
         if given := [name for name in ONLY_WITH_COMMAND if getattr(body, name) is not None]:
             raise _refused("command", f"is needed with {given[0]}")
-        begun = min(wait, UNBROKEN_SECONDS)
-        run = await exchange.core.runs.resume(exchange.caller, exchange.params["id"], body.session_id, index, begun)
-        return answer(exchange, await patiently(exchange, run, wait - begun))
+        return await exchange.core.runs.resume(exchange.caller, exchange.params["id"], body.session_id, index, wait)
     request = RunRequest(
         command=body.command,
         session_id=body.session_id,
         session_index=index,
         timeout=body.timeout,
-        wait=min(wait, UNBROKEN_SECONDS),
+        wait=wait,
         prompt=_prompt(body.end_symbol),
         queueing_timeout=body.queueing_timeout,
         env=body.env,
@@ -50,11 +59,10 @@ async def create_run(exchange: Exchange) -> Response:
         user=body.user,
         stdin=_stdin(body),
     )
-    run = await exchange.core.runs.start(exchange.caller, exchange.params["id"], request, exchange.idempotency_key)
-    return answer(exchange, await patiently(exchange, run, wait - UNBROKEN_SECONDS))
+    return await exchange.core.runs.start(exchange.caller, exchange.params["id"], request, exchange.idempotency_key)
 
 
-async def _direct(exchange: Exchange, body: wire.RunBody, argv: tuple[str, ...], wait: float) -> Response:
+async def _direct(exchange: Exchange, body: wire.RunBody, argv: tuple[str, ...], wait: float) -> Run:
     """Beside all sessions."""
     for name in ("command", "session_id", "session_idx", "queueing_timeout", "end_symbol"):
         if getattr(body, name) is not None:
@@ -63,7 +71,7 @@ async def _direct(exchange: Exchange, body: wire.RunBody, argv: tuple[str, ...],
         "",
         argv=argv,
         timeout=body.timeout,
-        wait=min(wait, UNBROKEN_SECONDS),
+        wait=wait,
         prompt="none",
         env=body.env,
         cwd=body.cwd,
@@ -71,8 +79,7 @@ async def _direct(exchange: Exchange, body: wire.RunBody, argv: tuple[str, ...],
         stdin=_stdin(body),
         beside=True,
     )
-    run = await exchange.core.runs.start(exchange.caller, exchange.params["id"], request, exchange.idempotency_key)
-    return answer(exchange, await patiently(exchange, run, wait - UNBROKEN_SECONDS))
+    return await exchange.core.runs.start(exchange.caller, exchange.params["id"], request, exchange.idempotency_key)
 
 
 async def patiently(exchange: Exchange, run: Run, seconds: float) -> Run:
@@ -166,6 +173,7 @@ OPERATIONS = (
     Operation(
         "createRun", "POST", "/v1/vms/{id}/runs", create_run, "Run a command and wait a while for its end.",
         answers={200: wire.CompletedRunAnswer, 202: wire.BackgroundRunAnswer}, body=wire.RunBody,
+        query=wire.StreamQuery, streams=EVENTS,
         body_limit=COMMAND_LIMIT,
         errors=(
             "bad_request", "not_found", "conflict", "idempotency_conflict", "invalid_state", "resource_busy",

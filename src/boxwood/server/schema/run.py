@@ -79,6 +79,49 @@ class GetRunQuery(Query, frozen=True, kw_only=True):
     ] = 0.0
 
 
+class StreamQuery(Query, frozen=True, kw_only=True):
+    """How a run is told as it happens."""
+
+    encoding: Annotated[
+        Encoding,
+        Meta(description="utf-8: text as it is, never in the midst of a character; base64: all of it, at once."),
+    ] = "utf-8"
+    on_disconnect: Annotated[
+        Literal["continue", "cancel"], Meta(description="What becomes of the run if this connection ends before it.")
+    ] = "continue"
+
+
+class RunEventsQuery(StreamQuery, frozen=True, kw_only=True):
+    offset: Annotated[
+        str, Meta(description="The id of the last event: what is behind it is told. Last-Event-ID goes before it.")
+    ] = "0"
+
+
+class BegunEvent(Answer, frozen=True, kw_only=True):
+    run_id: str
+    session_id: str
+    vm_id: str
+    started_at: datetime
+
+
+class OutputEvent(Answer, frozen=True, kw_only=True):
+    data: str
+    encoding: Encoding
+    offset: Annotated[int, Meta(description="Of its first byte, in all that the run has put out on this stream.")]
+
+
+class ExitEvent(Answer, frozen=True, kw_only=True):
+    run_id: str
+    state: RunState
+    exit_code: int | None
+    fail_reason: str | None
+    completed_at: datetime | None
+    duration_ms: float | UnsetType = UNSET
+    stdout_bytes: Annotated[int, Meta(description="That were told, with those before.")]
+    stderr_bytes: int
+    truncated: Annotated[int, Meta(description="Bytes of output that were not kept.")] | UnsetType = UNSET
+
+
 class CompletedRunAnswer(Answer, frozen=True, kw_only=True):
     stdout: str
     stdout_encoding: Encoding
@@ -162,6 +205,24 @@ def completed(of: model.Run, *, integer_exit: bool = False) -> CompletedRunAnswe
         session_id=of.session_id,
         fail_reason=of.fail_reason if of.fail_reason is not None else UNSET,
         duration_ms=of.duration_ms if of.duration_ms is not None else UNSET,
+        truncated=of.truncated or UNSET,
+    )
+
+
+def begun(of: model.Run) -> BegunEvent:
+    return BegunEvent(run_id=of.run_id, session_id=of.session_id, vm_id=of.vm_id, started_at=of.started_at)
+
+
+def exited(of: model.Run, out: int, err: int) -> ExitEvent:
+    return ExitEvent(
+        run_id=of.run_id,
+        state=of.state,  # type: ignore[arg-type]  # the core's states are the contract's
+        exit_code=of.exit_code,
+        fail_reason=of.fail_reason,
+        completed_at=of.completed_at,
+        duration_ms=of.duration_ms if of.duration_ms is not None else UNSET,
+        stdout_bytes=out,
+        stderr_bytes=err,
         truncated=of.truncated or UNSET,
     )
 
