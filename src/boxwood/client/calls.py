@@ -153,6 +153,19 @@ def execute(
     return replace(call, body=body)
 
 
+def streamed(call: Call) -> Call:
+    """The same run, told as it happens: with a key of its own, so that it may be asked for again."""
+    key = call.headers.get("idempotency-key") or f"boxwood-{secrets.token_hex(16)}"
+    body = {name: value for name, value in (call.body or {}).items() if name != "time_to_background"}
+    path = f"{call.path}?encoding=base64"
+    return replace(call, path=path, body=body, headers={**call.headers, "idempotency-key": key}, replay_safe=True)
+
+
+def run_events(vm: str, run_id: str, position: str) -> Call:
+    """`position`: the id of the last event."""
+    return get(vm_path(vm, "runs", run_id, "events"), offset=position, encoding="base64")
+
+
 def signal(vm: str, name: str, session_id: str | None) -> Call:
     if name not in SIGNALS:
         raise BadRequest("bad_request", f"not a signal that can be sent: {name!r}; there are {', '.join(SIGNALS)}")

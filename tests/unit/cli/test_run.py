@@ -7,21 +7,22 @@ import json
 
 import pytest
 
-from unit.client.stub import RUN, StubServer, error
+from unit.client.stub import RUN, STARTED, StubServer, error, exited, put_out, told
 
+DONE = told(STARTED, exited())
 RUNS = "/v1/vms/n/runs"
 
 
 def test_output_goes_through_byte_for_byte(server: StubServer, boxwood) -> None:
     out, err = bytes(range(256)), b"\xff\r\n\0"
-    encoded = {"stdout": base64.b64encode(out).decode(), "stderr": base64.b64encode(err).decode()}
-    server.script(f"POST {RUNS}", (200, RUN | encoded | {"stderr_encoding": "base64", "exit_code": 7}))
+    events = STARTED, put_out("stdout", out[:100]), put_out("stderr", err), put_out("stdout", out[100:], 100)
+    server.script(f"POST {RUNS}", (200, told(*events, exited(exit_code=7))))
     done = boxwood("run", "n", "cat data")
     assert (done.returncode, done.stdout, done.stderr) == (7, out, err)
 
 
 def test_one_word_is_shell_text_and_more_are_arguments(server: StubServer, boxwood) -> None:
-    server.script(f"POST {RUNS}", (200, RUN))
+    server.script(f"POST {RUNS}", (200, DONE))
     boxwood("run", "n", "cd /tmp; ls *")
     assert server.last.body["command"] == "cd /tmp; ls *"
     boxwood("run", "n", "--", "ls", "-l", "a b", "$HOME")
@@ -31,7 +32,7 @@ def test_one_word_is_shell_text_and_more_are_arguments(server: StubServer, boxwo
 
 
 def test_options(server: StubServer, boxwood) -> None:
-    server.script(f"POST {RUNS}", (200, RUN))
+    server.script(f"POST {RUNS}", (200, DONE))
     args = ["-e", "A=b=c", "--env", "D=", "--cwd", "/tmp", "--user", "user", "--session", "2", "--no-stdin"]
     boxwood("run", *args, "n", "id")
     assert server.last.body == {
@@ -43,7 +44,7 @@ def test_options(server: StubServer, boxwood) -> None:
 
 
 def test_standard_input_is_handed_on(server: StubServer, boxwood) -> None:
-    server.script(f"POST {RUNS}", (200, RUN))
+    server.script(f"POST {RUNS}", (200, DONE))
     boxwood("run", "n", "cat", stdin=b"\0\xff\n")
     assert base64.b64decode(server.last.body["stdin"]) == b"\0\xff\n"
     done = boxwood("run", "n", "cat", stdin=b"x" * 3_000_001)
@@ -73,7 +74,7 @@ def test_background_and_json(server: StubServer, boxwood) -> None:
     ],
 )
 def test_a_run_that_did_not_end_by_itself_says_so(server: StubServer, boxwood, answer, code) -> None:
-    server.script(f"POST {RUNS}", (200, RUN | answer))
+    server.script(f"POST {RUNS}", (200, told(STARTED, exited(**answer))))
     done = boxwood("run", "n", "x")
     assert done.returncode == code
     if answer["state"] != "completed":

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from math import inf
 from time import monotonic
 
 from boxwood.client import calls
+from boxwood.client._async.following import follow
 from boxwood.client._async.pause import sleep
 from boxwood.client._async.transport import AsyncTransport
 from boxwood.client.errors import BoxwoodError, CommandFailed, Timeout
+from boxwood.client.events import Follower, RunEvent
 from boxwood.client.fields import RunFields
 from boxwood.client.models import Anything, Cancelled, RunRecord
 
@@ -54,6 +57,15 @@ class AsyncRun(RunFields):
             if now < asked + seconds:  # the server did not wait as long as it was to: it ends, or knows no waiting
                 await sleep(min(pause, asked + seconds - now))
                 pause = min(pause * 1.5, LONGEST_PAUSE)
+
+    def events(self) -> AsyncGenerator[RunEvent, None]:
+        """What it does, as it happens, from its beginning: `RunStarted`, `RunOutput`s, `RunExited`. Goes on by itself
+        after a broken connection or a restart of the server, without loss or repetition.
+
+        :raises ConnectionFailed, Timeout, Unavailable: the server was not there again in time; the run goes on.
+        """
+        call = calls.run_events(self._vm_id, self._known_id(), "0")
+        return follow(self._transport, self._vm_id, call, Follower(self._known_id()))
 
     async def cancel(self) -> bool:
         """Kills all that the run started. False: it had already ended."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
@@ -11,10 +11,12 @@ from typing import IO, Any
 
 from boxwood.client import calls
 from boxwood.client._sync import files
+from boxwood.client._sync.following import follow
 from boxwood.client._sync.run import Run
 from boxwood.client._sync.session import Session
 from boxwood.client._sync.transport import Transport
 from boxwood.client.errors import NotFound
+from boxwood.client.events import Follower, RunEvent
 from boxwood.client.fields import VMFields
 from boxwood.client.models import (
     Anything,
@@ -95,6 +97,29 @@ class VM(VMFields):
             idempotency_key=idempotency_key,
         )  # fmt: skip
         return self._ended(call, background=background, check=check)
+
+    def run_stream(
+        self,
+        command: str | Sequence[str],
+        *,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        stdin: str | bytes | None = None,
+        session: Session | str | int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Generator[RunEvent, None, None]:
+        """Runs a command and iterates over what happens, as it does: `RunStarted`, `RunOutput`s, `RunExited`.
+
+        Goes on by itself after a broken connection or a restart of the server, without loss or repetition. Whoever
+        stops iterating does not stop the run. The parameters are those of `run`.
+        """
+        call = calls.create_run(
+            self.id, command, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, background=False,
+            session=session.id if isinstance(session, Session) else session, idempotency_key=idempotency_key,
+        )  # fmt: skip
+        return follow(self._transport, self.id, calls.streamed(call), Follower())
 
     def _ended(self, call: calls.Call, *, background: bool, check: bool) -> Run:
         run = Run(self._transport, self.id, self._transport.call(call, RunRecord))
