@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from boxwood import BoxwoodError, RunExited, RunOutput, RunStarted
+from boxwood import BoxwoodError, ConnectionFailed, RunExited, RunOutput, RunStarted
 from boxwood.core.liverun import INLINE_BYTES
 from servers import Server, until
 
@@ -93,3 +93,33 @@ def test_everything_dies(make_server: Make) -> None:
         ended = listener.rest()
         assert (ended.state, ended.exit_code) == ("failed", None) and ended.fail_reason
         assert listener.heard() == bytes(2 * INLINE_BYTES)
+
+
+def test_input_goes_on_over_the_death_of_the_server(make_server: Make) -> None:
+    """The pipe is the box's: what was given is there once, whatever the server has answered."""
+    server = make_server()
+    with server.client() as box:
+        vm = box.fork("ubuntu")
+        run = vm.run("cat", background=True, stdin_open=True)
+        listener = Listener(run.events())
+        run.write_stdin("before\n")
+        until(lambda: listener.heard() == b"before\n")
+        server.kill9()
+        writing = threading.Thread(target=_write, args=(run,))
+        writing.start()
+        server.start()
+        writing.join(60)
+        assert listener.rest().ok
+        assert listener.heard() == b"before\n" + b"".join(b"line %d\n" % n for n in range(200))
+
+
+def _write(run) -> None:
+    """Whoever is refused because nobody is there writes again, from where he was."""
+    for number in range(200):
+        while True:
+            try:
+                run.write_stdin(f"line {number}\n")
+                break
+            except ConnectionFailed:
+                threading.Event().wait(0.05)
+    run.close_stdin()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
@@ -10,6 +9,7 @@ import typer
 
 from boxwood.cli.options import Json, connect
 from boxwood.cli.output import note, say, say_json, write_bytes
+from boxwood.cli.source import Source
 
 if TYPE_CHECKING:
     from boxwood import Run, RunExited
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FACTS = ("run_id", "session_id", "state", "exit_code", "fail_reason", "duration_ms", "truncated", "stdout", "stderr")
 VERBS = {"failed": "failed", "cancelled": "was cancelled"}
-STDIN_LIMIT = 3_000_000  # bytes; a request to run something holds 4 MiB, and base64 makes 4 of 3
+STDIN_LIMIT = 3_000_000  # bytes at once; a request to run something holds 4 MiB, and base64 makes 4 of 3
 
 
 def run(
@@ -34,6 +34,9 @@ def run(
     stdin: Annotated[
         bool | None, typer.Option("--stdin/--no-stdin", help="Hand on standard input. Default: if it is no terminal.")
     ] = None,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", "-i", help="Hand on standard input as it comes, also from a terminal.")
+    ] = False,
     json: Json = False,
 ) -> int:
     """Run a command in a VM.
@@ -41,7 +44,16 @@ def run(
     `boxwood run VM 'cd /tmp; ls'` is text for the shell, `boxwood run VM -- ls -l '/a b'` arguments. Without --env,
     --cwd and --user it runs in the VM's shell, which keeps its directory, environment and variables.
     """
-    data = _standard_input() if (stdin if stdin is not None else not _is_terminal()) else None
+    if interactive and (background or json):
+        raise typer.BadParameter("--interactive goes neither with --background nor with --json")
+    source = Source()
+    data, more = None, interactive
+    if not interactive and (stdin if stdin is not None else not source.is_terminal):
+        data, more = source.beginning(STDIN_LIMIT)
+    if more and (background or json):
+        raise typer.BadParameter(
+            f"standard input is more than {STDIN_LIMIT} bytes: `boxwood cp - VM:/tmp/input` and read it from there"
+        )
     wanted: _Wanted = {
         "timeout": timeout,
         "env": _pairs(env) if env else None,
@@ -53,6 +65,12 @@ def run(
     what = command[0] if len(command) == 1 else command
     with connect() as box:
         try:
+            if more:
+                begun = box.vm(vm).run(what, background=True, stdin_open=True, **wanted)
+                source.hand_on(begun)
+                ended = _tell(begun.events())
+                source.over = True
+                return _exit_code(ended)
             if not json and not background:
                 return _exit_code(_tell(box.vm(vm).run_stream(what, **wanted)))
             done = box.vm(vm).run(what, background=background, **wanted)
@@ -110,16 +128,3 @@ def _pairs(given: list[str]) -> dict[str, str]:
 
 def _is_index(session: str) -> bool:
     return session.isascii() and session.isdigit() and len(session) < 11
-
-
-def _is_terminal() -> bool:
-    return sys.stdin is None or sys.stdin.closed or sys.stdin.isatty()
-
-
-def _standard_input() -> bytes:
-    data = sys.stdin.buffer.read(STDIN_LIMIT + 1)
-    if len(data) > STDIN_LIMIT:
-        raise typer.BadParameter(
-            f"standard input is more than {STDIN_LIMIT} bytes: `boxwood cp - VM:/tmp/input` and read it from there"
-        )
-    return data

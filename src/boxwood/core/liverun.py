@@ -41,6 +41,7 @@ class Options:
     prompt: str = "auto"
     direct: bool = False
     leaves: bool = False
+    open: bool = False
 
     @classmethod
     def of(cls, request: RunRequest) -> Options:
@@ -49,7 +50,7 @@ class Options:
             env = {}  # what makes the box run it beside the session's shell
         return cls(
             request.timeout or None, request.stdin, env, request.cwd, request.user, request.prompt,
-            request.argv is not None, request.leaves,
+            request.argv is not None, request.leaves, request.stdin_open,
         )  # fmt: skip
 
     def text(self) -> str | None:
@@ -69,7 +70,7 @@ class Options:
 
 
 _PLAIN = Options()
-_STORED = ("timeout", "env", "cwd", "user", "prompt", "direct", "leaves")  # as they are
+_STORED = ("timeout", "env", "cwd", "user", "prompt", "direct", "leaves", "open")  # as they are
 
 
 class LiveRun:
@@ -120,6 +121,7 @@ class LiveRun:
         self._spooling: asyncio.Task[None] | None = None
         self._waiters: set[asyncio.Future[None]] = set()
         self._readers: set[asyncio.Future[None]] = set()  # who wait for more output
+        self.typing = asyncio.Lock()  # who gives it input does so alone
 
     @property
     def over(self) -> bool:
@@ -133,7 +135,7 @@ class LiveRun:
         o, argv = self.options, self.argv
         return RunSpec(
             self.id, self.session_id, self.command.encode() if argv is None else b"", o.timeout, o.stdin, o.env, o.cwd,
-            o.user, o.prompt, None if argv is None else tuple(map(str.encode, argv)), o.leaves,
+            o.user, o.prompt, None if argv is None else tuple(map(str.encode, argv)), o.leaves, o.open,
         )  # fmt: skip
 
     def start_lost(self, error: BaseException) -> None:
@@ -144,7 +146,13 @@ class LiveRun:
         """It is no longer pending."""
         self.state = "running"
         self.started_at = clock.now()
-        self._wake_readers()
+        self.wake_readers()
+
+    def enter(self, slot: Slot, box: Box) -> None:
+        """It is being handed to this box."""
+        self.slot, self.box = slot, box
+        slot.runs[self.id] = self
+        self.wake_readers()
 
     # api.RunSink
 
@@ -154,7 +162,7 @@ class LiveRun:
             return
         kept.add(offset, data)
         if self._readers:
-            self._wake_readers()
+            self.wake_readers()
         if kept.held > FLOOD_BYTES:
             self._flooded(self)
         elif self._spooling is None and kept.held > _allowed(kept):
@@ -244,11 +252,19 @@ class LiveRun:
     def wake(self) -> None:
         for waiter in self._waiters:
             _wake(waiter)
-        self._wake_readers()
+        self.wake_readers()
 
-    def _wake_readers(self) -> None:
+    def wake_readers(self) -> None:
         for reader in self._readers:
             _wake(reader)
+
+    async def handed_over(self, seconds: float) -> Box | None:
+        """The box that has it, once there is one. None: it is over before, or the time is up."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while self.box is None and not self.over and (left := deadline - loop.time()) > 0:
+            await self._news(left)
+        return None if self.over else self.box
 
     async def more(self, out_at: int, err_at: int, seconds: float) -> None:
         """Until there is output behind these offsets, or it is no longer pending, or the end is on record, or the time
@@ -256,6 +272,9 @@ class LiveRun:
         out, err = self.streams[1], self.streams[2]
         if out.kept > out_at or err.kept > err_at or self.recorded or self.failure is not None or seconds <= 0:
             return
+        await self._news(seconds)
+
+    async def _news(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         reader: asyncio.Future[None] = loop.create_future()
         timer = loop.call_later(seconds, _wake, reader)

@@ -208,6 +208,7 @@ class RunRequest:
     cwd: str | None = None
     user: str | None = None
     stdin: bytes | None = None
+    stdin_open: bool = False  # `stdin` is only the beginning: see `Runs.write_stdin`
     beside: bool = False
     tag: str | None = None
     argv: tuple[str, ...] | None = None
@@ -255,6 +256,15 @@ class Output:
     err_at: int
     ended: bool
     state: str = "running"  # as of a `Run`
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a run's standard input has had: bytes in all, of them `taken` now. `closed`: there will be no more."""
+
+    offset: int
+    taken: int
+    closed: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import sqlite3
 from collections.abc import AsyncGenerator
@@ -16,10 +17,12 @@ from boxwood.core.boxes import Boxes
 from boxwood.core.config import Config
 from boxwood.core.errors import (
     BadRequest,
+    Conflict,
     Internal,
     InvalidState,
     NotFound,
     PayloadTooLarge,
+    ResourceBusy,
     Unavailable,
     Unrecoverable,
 )
@@ -27,13 +30,13 @@ from boxwood.core.idempotency import Claim, Idempotency
 from boxwood.core.ids import is_id, new_id
 from boxwood.core.lanes import Lanes
 from boxwood.core.liverun import LiveRun, Options
-from boxwood.core.model import Caller, Output, Page, Run, RunFilter, RunRequest
+from boxwood.core.model import Caller, Given, Output, Page, Run, RunFilter, RunRequest
 from boxwood.core.output import head
 from boxwood.core.refusals import of_engine
 from boxwood.core.sessions import Sessions
 from boxwood.core.signing import Signer
 from boxwood.core.tasks import Tasks
-from boxwood.engine.api import BoxGone, EngineError
+from boxwood.engine.api import BoxGone, EngineError, GuestError
 from boxwood.store import runs as run_rows
 from boxwood.store import sessions as session_rows
 from boxwood.store.database import Database
@@ -46,6 +49,8 @@ ARGUMENT_BYTES = 9  # that each costs in the kernel, beside its own
 STDIN_BYTES = 8 << 20
 FOR_EVER = 1e9  # seconds
 PIECE_BYTES = 64 << 10  # of each stream in an answer of `output`
+ROOM_SECONDS = 10.0  # for which somebody who writes to a run's standard input waits for room
+INPUT_SECONDS = 30.0  # … and for others that do
 ASK_SECONDS = 60.0  # between looks at a run that is silent
 STATES = ("pending", "running", "completed", "failed", "cancelled")
 log = logging.getLogger(__name__)
@@ -285,6 +290,60 @@ class Runs:
             raise Internal("the run was told to end, but has not ended yet", recovery={"work": "unknown"})
         await self._lanes.on_record(run)
         return run.state == "cancelled"
+
+    async def write_stdin(
+        self, caller: Caller, vm: str, run_id: str, data: bytes, at: int | None = None, eof: bool = False
+    ) -> Given:
+        """More for the standard input of a run that was started with `stdin_open`: bytes that begin at `at` of all that
+        it has been given (None: behind them); what it has had already is not taken twice. `eof`: nothing comes behind.
+        What there is no room for within some seconds is not taken, and the answer says so.
+        NotFound, BadRequest (something between is missing), InvalidState (it has ended), Conflict (its standard input
+        is closed), ResourceBusy (it is pending; somebody else writes)."""
+        row = self._access.usable(caller, vm)
+        run = self._lanes.find(row.id, run_id)
+        if run is None or run.over:
+            if run is None:
+                self._stored(row, run_id)
+            raise InvalidState("run", "running", "the run has ended", run_id)
+        if not run.options.open:
+            raise Conflict("run", "the run's standard input is not open: start it with stdin_open")
+        async with asyncio.timeout(INPUT_SECONDS) as patience:
+            try:
+                async with run.typing:
+                    return await self._give(run, data, at, eof)
+            except TimeoutError:
+                assert patience.expired()
+        raise ResourceBusy("run", "somebody else writes to the run's standard input", retry_after=1)
+
+    async def _give(self, run: LiveRun, data: bytes, at: int | None, eof: bool) -> Given:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + ROOM_SECONDS
+        box = await run.handed_over(ROOM_SECONDS)
+        if box is None:
+            if run.over:
+                raise InvalidState("run", "running", "the run has ended", run.id)
+            raise ResourceBusy("run", "the run is pending: it has no standard input yet", retry_after=1)
+        try:
+            if at is None:
+                at = await box.write_stdin(run.id, None, b"", False)
+            taken = 0
+            while True:
+                piece = data[taken : taken + PIECE_BYTES]
+                last = taken + len(piece) == len(data)
+                end = await box.write_stdin(run.id, at + taken, piece, eof and last)
+                before, taken = taken, min(max(taken, end - at), len(data))
+                if last and taken == len(data):
+                    return Given(max(end, at), taken, eof)
+                if taken == before and loop.time() >= deadline:
+                    return Given(at + taken, taken, False)
+        except GuestError as error:
+            if error.errno in (errno.EPIPE, errno.ENOENT):
+                raise Conflict("run", "the run's standard input is closed: nobody reads it any more") from None
+            raise of_engine(error, "run") from error
+        except BoxGone:
+            raise InvalidState("run", "running", "the run has ended: its box died", run.id) from None
+        except EngineError as error:
+            raise of_engine(error, "run") from error
 
     async def signal(
         self,

@@ -45,6 +45,7 @@ class AsyncVM(VMFields):
         cwd: str | None = None,
         user: str | None = None,
         stdin: str | bytes | None = None,
+        stdin_open: bool = False,
         background: bool = False,
         session: AsyncSession | str | int | None = None,
         check: bool = False,
@@ -59,13 +60,15 @@ class AsyncVM(VMFields):
 
         :param timeout: seconds until the server kills all that the run started; None: never.
         :param stdin: what the command reads, then end of file.
+        :param stdin_open: `stdin` is only the beginning; only with `background`: see `write_stdin` of the run.
         :param background: return as soon as it is started; see `wait()` of the run.
         :param check: raise `CommandFailed` unless the exit code is 0.
         :param idempotency_key: the same key gives the same run, so that the request may be repeated.
         """
         call = calls.create_run(
-            self.id, command, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, background=background,
-            session=session.id if isinstance(session, AsyncSession) else session, idempotency_key=idempotency_key,
+            self.id, command, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, stdin_open=stdin_open,
+            background=background, session=session.id if isinstance(session, AsyncSession) else session,
+            idempotency_key=idempotency_key,
         )  # fmt: skip
         return await self._ended(call, background=background, check=check)
 
@@ -78,6 +81,7 @@ class AsyncVM(VMFields):
         cwd: str | None = None,
         user: str | None = None,
         stdin: str | bytes | None = None,
+        stdin_open: bool = False,
         background: bool = False,
         check: bool = False,
         idempotency_key: str | None = None,
@@ -92,8 +96,8 @@ class AsyncVM(VMFields):
         The rest is as in `run`.
         """
         call = calls.execute(
-            self.id, argv, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, background=background,
-            idempotency_key=idempotency_key,
+            self.id, argv, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, stdin_open=stdin_open,
+            background=background, idempotency_key=idempotency_key,
         )  # fmt: skip
         return await self._ended(call, background=background, check=check)
 
@@ -115,8 +119,9 @@ class AsyncVM(VMFields):
         stops iterating does not stop the run. The parameters are those of `run`.
         """
         call = calls.create_run(
-            self.id, command, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, background=False,
-            session=session.id if isinstance(session, AsyncSession) else session, idempotency_key=idempotency_key,
+            self.id, command, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, stdin_open=False,
+            background=False, session=session.id if isinstance(session, AsyncSession) else session,
+            idempotency_key=idempotency_key,
         )  # fmt: skip
         return follow(self._transport, self.id, calls.streamed(call), Follower())
 

@@ -38,8 +38,10 @@ class Transport:
 
         :raises BoxwoodError: the server said no; after the attempts that are allowed.
         """
-        body, headers = None, {**self._headers, **call.headers}
-        if call.body is not None:
+        body, headers = call.content, {**self._headers, **call.headers}
+        if body is not None:
+            headers["content-type"] = "application/octet-stream"
+        elif call.body is not None:
             body, headers["content-type"] = _encoded(call), "application/json"
         tried = 0
         while True:

@@ -46,6 +46,7 @@ class VM(VMFields):
         cwd: str | None = None,
         user: str | None = None,
         stdin: str | bytes | None = None,
+        stdin_open: bool = False,
         background: bool = False,
         session: Session | str | int | None = None,
         check: bool = False,
@@ -60,13 +61,15 @@ class VM(VMFields):
 
         :param timeout: seconds until the server kills all that the run started; None: never.
         :param stdin: what the command reads, then end of file.
+        :param stdin_open: `stdin` is only the beginning; only with `background`: see `write_stdin` of the run.
         :param background: return as soon as it is started; see `wait()` of the run.
         :param check: raise `CommandFailed` unless the exit code is 0.
         :param idempotency_key: the same key gives the same run, so that the request may be repeated.
         """
         call = calls.create_run(
-            self.id, command, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, background=background,
-            session=session.id if isinstance(session, Session) else session, idempotency_key=idempotency_key,
+            self.id, command, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, stdin_open=stdin_open,
+            background=background, session=session.id if isinstance(session, Session) else session,
+            idempotency_key=idempotency_key,
         )  # fmt: skip
         return self._ended(call, background=background, check=check)
 
@@ -79,6 +82,7 @@ class VM(VMFields):
         cwd: str | None = None,
         user: str | None = None,
         stdin: str | bytes | None = None,
+        stdin_open: bool = False,
         background: bool = False,
         check: bool = False,
         idempotency_key: str | None = None,
@@ -93,8 +97,8 @@ class VM(VMFields):
         The rest is as in `run`.
         """
         call = calls.execute(
-            self.id, argv, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, background=background,
-            idempotency_key=idempotency_key,
+            self.id, argv, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, stdin_open=stdin_open,
+            background=background, idempotency_key=idempotency_key,
         )  # fmt: skip
         return self._ended(call, background=background, check=check)
 
@@ -116,8 +120,9 @@ class VM(VMFields):
         stops iterating does not stop the run. The parameters are those of `run`.
         """
         call = calls.create_run(
-            self.id, command, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, background=False,
-            session=session.id if isinstance(session, Session) else session, idempotency_key=idempotency_key,
+            self.id, command, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, stdin_open=False,
+            background=False, session=session.id if isinstance(session, Session) else session,
+            idempotency_key=idempotency_key,
         )  # fmt: skip
         return follow(self._transport, self.id, calls.streamed(call), Follower())
 

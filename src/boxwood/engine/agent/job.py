@@ -74,18 +74,21 @@ class Job:
         self._writers: list[int] = []
         self._over = False
         try:
-            self._feed(shell, command)
+            self._feed(shell, command, run)
         except OSError:
             self._let_go()
             raise
         self._attach(run, command)
 
-    def _feed(self, shell: Shell, command: Command) -> None:
+    def _feed(self, shell: Shell, command: Command, run: Run) -> None:
         session, kind, d = self._session, shell.kind, self._session.folder.path
         session.folder.write(b"r", command.text + b"\n")
         if command.stdin is None:
             session.terminal.reset()
             stdin = session.terminal.path
+        elif run.intake is not None:
+            run.intake.attach(self._open_input(), has_reader=False)
+            stdin = session.folder / b"i"
         else:
             session.folder.write(b"i", command.stdin)
             stdin = session.folder / b"i"
@@ -101,6 +104,16 @@ class Job:
         before = session.last_code_text() if b"errexit" not in flags else b""
         self.report = shell.expect()
         shell.feed(arm + kind.run(d, stdin, before, self._traced) + kind.report(d))
+
+    def _open_input(self) -> int:
+        """The writing end of a pipe that the shell will open. (A reader has to be there for that: ourselves.)"""
+        folder = self._session.folder
+        folder.fifo(b"i")
+        both = folder.open_fifo(b"i", os.O_RDWR)
+        try:
+            return folder.open_fifo(b"i", os.O_WRONLY)
+        finally:
+            os.close(both)
 
     # --- runs come and go
 

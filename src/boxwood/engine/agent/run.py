@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from boxwood.engine.agent.intake import Intake
 from boxwood.engine.agent.loop import IN, Loop
 from boxwood.engine.agent.terminal import unread
 
@@ -24,7 +25,8 @@ class Send(Protocol):
 
 class Command(NamedTuple):
     """What a run is to do. `timeout` in seconds, None: never; `stdin` None: the terminal. `argv`: a program and its
-    arguments, instead of the text. `leaves`: it ends with that program, and what else it has started goes on."""
+    arguments, instead of the text. `leaves`: it ends with that program, and what else it has started goes on. `open`:
+    `stdin` is the beginning of what it reads, the run's `intake` gets the rest."""
 
     text: bytes
     timeout: float | None = None
@@ -32,6 +34,7 @@ class Command(NamedTuple):
     prompt: bool = True  # may a prompt that waits for input be its end?
     argv: tuple[bytes, ...] | None = None
     leaves: bool = False
+    open: bool = False
 
 
 class Output:
@@ -73,6 +76,7 @@ class Run:
         self.outputs = (Output(), Output())
         self.last = [b"", b""]  # the last byte of each stream
         self.on_end: Callable[[], None] = lambda: None
+        self.intake: Intake | None = None  # of one whose standard input is open
         self._send = send
         self._attached = True
 
@@ -99,6 +103,8 @@ class Run:
     def finish(self, code: int | None, reason: str, *, started: bool = True) -> None:
         """All output has been put."""
         if self.end is None:
+            if self.intake is not None:
+                self.intake.close()
             self.end = {"code": code, "reason": reason, "out": self.outputs[0].end, "err": self.outputs[1].end}
             if not started:
                 self.end["started"] = False

@@ -19,7 +19,7 @@ from boxwood.server.schema import run as wire
 
 COMMAND_LIMIT = 4 * MIB
 UNBROKEN_SECONDS = 1.0  # of a wait that the end of the server does not cut short
-ONLY_WITH_COMMAND = ("timeout", "queueing_timeout", "end_symbol", "env", "cwd", "user", "stdin")
+ONLY_WITH_COMMAND = ("timeout", "queueing_timeout", "end_symbol", "env", "cwd", "user", "stdin", "stdin_open")
 
 
 async def create_run(exchange: Exchange) -> Response:
@@ -58,6 +58,7 @@ async def _begin(exchange: Exchange, body: wire.RunBody, index: int | None, wait
         cwd=body.cwd,
         user=body.user,
         stdin=_stdin(body),
+        stdin_open=bool(body.stdin_open),
     )
     return await exchange.core.runs.start(exchange.caller, exchange.params["id"], request, exchange.idempotency_key)
 
@@ -77,6 +78,7 @@ async def _direct(exchange: Exchange, body: wire.RunBody, argv: tuple[str, ...],
         cwd=body.cwd,
         user=body.user,
         stdin=_stdin(body),
+        stdin_open=bool(body.stdin_open),
         beside=True,
     )
     return await exchange.core.runs.start(exchange.caller, exchange.params["id"], request, exchange.idempotency_key)
@@ -137,6 +139,14 @@ async def cancel_run(exchange: Exchange) -> Response:
     return exchange.answer(wire.CancelRunAnswer(cancelled=done))
 
 
+async def write_stdin(exchange: Exchange) -> Response:
+    query = exchange.query(wire.StdinQuery)
+    data = await exchange.raw_body()
+    vm, run_id, eof = exchange.params["id"], exchange.params["run_id"], query.eof.lower() in ("true", "1")
+    given = await exchange.core.runs.write_stdin(exchange.caller, vm, run_id, data, query.offset, eof)
+    return exchange.answer(wire.StdinAnswer(offset=given.offset, taken=given.taken, closed=given.closed))
+
+
 def _wait(exchange: Exchange, body: wire.RunBody) -> float:
     """Seconds: what the caller asks for, as far as its socket is that patient."""
     if body.background:
@@ -191,5 +201,11 @@ OPERATIONS = (
     Operation(
         "cancelRun", "DELETE", "/v1/vms/{id}/runs/{run_id}", cancel_run, "End a run and all that it started.",
         answers={200: wire.CancelRunAnswer}, **_READ,
+    ),
+    Operation(
+        "writeRunStdin", "POST", "/v1/vms/{id}/runs/{run_id}/stdin", write_stdin,
+        "Give more to a run that was started with stdin_open: the body, as it is.",
+        answers={200: wire.StdinAnswer}, query=wire.StdinQuery, body_limit=COMMAND_LIMIT, ours=True,
+        errors=("bad_request", "not_found", "conflict", "invalid_state", "resource_busy", "payload_too_large"),
     ),
 )  # fmt: skip

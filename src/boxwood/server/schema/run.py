@@ -49,6 +49,9 @@ class RunBody(Request, frozen=True, kw_only=True):
     user: Annotated[str, Meta(description="For this run alone: user, or user:group.")] | None = None
     stdin: Annotated[str, Meta(description="What the command reads, then end of file.")] | None = None
     stdin_encoding: Literal["utf-8", "base64"] | None = None
+    stdin_open: (
+        Annotated[bool, Meta(description="stdin is only the beginning of what it reads: see writeRunStdin.")] | None
+    ) = None
     policies: Any = None
     vcpu_count: Any = None
     memory_mib: Any = None
@@ -95,6 +98,25 @@ class RunEventsQuery(StreamQuery, frozen=True, kw_only=True):
     offset: Annotated[
         str, Meta(description="The id of the last event: what is behind it is told. Last-Event-ID goes before it.")
     ] = "0"
+
+
+class StdinQuery(Query, frozen=True, kw_only=True):
+    offset: (
+        Annotated[
+            int,
+            Meta(ge=0, le=1 << 50, description="Of the first byte, in all that was given; it may be given again then."),
+        ]
+        | None
+    ) = None
+    eof: Annotated[str, Meta(pattern="(?i)^(true|false|1|0)$", description="true: nothing comes behind it.")] = "false"
+
+
+class StdinAnswer(Answer, frozen=True, kw_only=True):
+    """What of the body was not taken for want of room is to be sent again."""
+
+    offset: Annotated[int, Meta(description="Bytes that it has been given in all.")]
+    taken: Annotated[int, Meta(description="Bytes of this body that it has.")]
+    closed: Annotated[bool, Meta(description="There will be no more.")]
 
 
 class BegunEvent(Answer, frozen=True, kw_only=True):
