@@ -277,6 +277,26 @@ class RunFilter:
 
 
 @dataclass(frozen=True, slots=True)
+class ActivityFilter:
+    """`since` and `until`: seconds since 1970, the end not included. Empty: all. `statuses`: 404, or 4xx. `sort`: of
+    store.activity.ORDERS."""
+
+    since: int
+    until: int
+    vms: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = ()
+    statuses: tuple[str, ...] = ()
+    status_min: int | None = None
+    status_max: int | None = None
+    runtime: str | None = None
+    search: str | None = None
+    sort: str = "when"
+    descending: bool = True
+    limit: int = 100
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class FileContent:
     """A file of a VM, opened: `fd` is the caller's to close; None: `data` holds all of it."""
 

@@ -6,6 +6,7 @@ from boxwood.dialects import agentkernel, arker_legacy, arl_gateway, arl_kuberne
 from boxwood.server.dialect import Dialect
 from boxwood.server.exchange import Operation
 from boxwood.server.routes import (
+    activity,
     files,
     following,
     keys,
@@ -24,6 +25,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *vms.OPERATIONS,
     *runs.OPERATIONS,
     *following.OPERATIONS,
+    *activity.OPERATIONS,
     *sessions.OPERATIONS,
     *files.OPERATIONS,
     *network.OPERATIONS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import shlex
 import signal
 from typing import Any
 
@@ -32,10 +33,14 @@ async def create_run(exchange: Exchange) -> Response:
     index = body.session_idx if body.session_id is None else None
     streamed = exchange.query(wire.StreamQuery) if exchange.accepts(EVENTS) else None
     wait = _wait(exchange, body) if streamed is None else 0.0
-    run = await _begin(exchange, body, index, min(wait, UNBROKEN_SECONDS))
+    facts = exchange.facts
+    facts.kind, facts.command = "shell" if body.argv is None else "program", body.command or shlex.join(body.argv or ())
+    facts.run = run = await _begin(exchange, body, index, min(wait, UNBROKEN_SECONDS))
+    facts.vm, facts.command = run.vm_id, run.command
     if streamed is not None:
         return following.follow(exchange, run, streamed)
-    return answer(exchange, await patiently(exchange, run, wait - UNBROKEN_SECONDS))
+    facts.run = await patiently(exchange, run, wait - UNBROKEN_SECONDS)
+    return answer(exchange, facts.run)
 
 
 async def _begin(exchange: Exchange, body: wire.RunBody, index: int | None, wait: float) -> Run:
@@ -99,6 +104,7 @@ async def patiently(exchange: Exchange, run: Run, seconds: float) -> Run:
 
 
 async def _signal(exchange: Exchange, body: wire.RunBody, name: str) -> Response:
+    exchange.facts.command = name
     if body.command is not None or body.argv is not None:
         raise _refused("signal", "not together with command")
     if body.time_to_background is not None or body.background is not None:
@@ -183,7 +189,7 @@ OPERATIONS = (
     Operation(
         "createRun", "POST", "/v1/vms/{id}/runs", create_run, "Run a command and wait a while for its end.",
         answers={200: wire.CompletedRunAnswer, 202: wire.BackgroundRunAnswer}, body=wire.RunBody,
-        query=wire.StreamQuery, streams=EVENTS,
+        query=wire.StreamQuery, streams=EVENTS, logged="run",
         body_limit=COMMAND_LIMIT,
         errors=(
             "bad_request", "not_found", "conflict", "idempotency_conflict", "invalid_state", "resource_busy",
