@@ -307,6 +307,8 @@ class Runs:
             raise InvalidState("run", "running", "the run has ended", run_id)
         if not run.options.open:
             raise Conflict("run", "the run's standard input is not open: start it with stdin_open")
+        if not data and not eof:
+            return await self._give(run, data, at, eof)  # whoever only asks how much it has had waits for no writer
         async with asyncio.timeout(INPUT_SECONDS) as patience:
             try:
                 async with run.typing:
