@@ -42,6 +42,7 @@ class Options:
     direct: bool = False
     leaves: bool = False
     open: bool = False
+    marker: str = ""
 
     @classmethod
     def of(cls, request: RunRequest) -> Options:
@@ -51,6 +52,7 @@ class Options:
         return cls(
             request.timeout or None, request.stdin, env, request.cwd, request.user, request.prompt,
             request.argv is not None, request.leaves, request.stdin_open,
+            request.marker,
         )  # fmt: skip
 
     def text(self) -> str | None:
@@ -70,7 +72,7 @@ class Options:
 
 
 _PLAIN = Options()
-_STORED = ("timeout", "env", "cwd", "user", "prompt", "direct", "leaves", "open")  # as they are
+_STORED = ("timeout", "env", "cwd", "user", "prompt", "direct", "leaves", "open", "marker")  # as they are
 
 
 class LiveRun:
@@ -136,6 +138,7 @@ class LiveRun:
         return RunSpec(
             self.id, self.session_id, self.command.encode() if argv is None else b"", o.timeout, o.stdin, o.env, o.cwd,
             o.user, o.prompt, None if argv is None else tuple(map(str.encode, argv)), o.leaves, o.open,
+            o.marker,
         )  # fmt: skip
 
     def start_lost(self, error: BaseException) -> None:

@@ -203,6 +203,7 @@ class RunRequest:
     timeout: float | None = None
     wait: float | None = None
     prompt: str = "auto"
+    marker: str = ""  # output that ends so ends the run, as a prompt does
     queueing_timeout: float | None = None
     env: Mapping[str, str] | None = None
     cwd: str | None = None

@@ -47,6 +47,7 @@ from boxwood.store.vms import VMRow
 COMMAND_BYTES = 4 << 20
 ARGUMENT_BYTES = 9  # that each costs in the kernel, beside its own
 STDIN_BYTES = 8 << 20
+MARKER_BYTES = 256
 FOR_EVER = 1e9  # seconds
 PIECE_BYTES = 64 << 10  # of each stream in an answer of `output`
 ROOM_SECONDS = 10.0  # for which somebody who writes to a run's standard input waits for room
@@ -399,6 +400,8 @@ def _check(request: RunRequest) -> None:
     words.user(request.user)
     if request.cwd is not None:
         words.path(request.cwd, "cwd")
+    if len(words.text("end_symbol", request.marker)) > MARKER_BYTES:
+        raise words.refuse("end_symbol", f"at most {MARKER_BYTES} bytes")
     if request.prompt not in ("auto", "none"):
         raise words.refuse("end_symbol", "auto or none")
     if request.session_index is not None:

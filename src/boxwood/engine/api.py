@@ -152,6 +152,7 @@ class RunSpec:
     argv: tuple[bytes, ...] | None = None
     leaves: bool = False
     stdin_open: bool = False
+    marker: str = ""  # output that ends so is the end of the run, as a prompt is; at most 256 bytes
 
 
 @dataclass(frozen=True, slots=True)

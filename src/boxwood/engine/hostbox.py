@@ -161,10 +161,10 @@ class HostBox:
     # --- runs
 
     async def start_run(self, spec: RunSpec, sink: RunSink) -> None:
-        if spec.stdin_open and not self._takes_input:
+        if (spec.stdin_open or spec.marker) and not self._takes_input:
             raise GuestError(
                 errno.ENOSYS,
-                "the VM's box was made by an older version, which keeps no standard input open: stop the VM",
+                "the VM's box was made by an older version, which can do neither stdin_open nor end_symbol",
             )
         self._runs[spec.run_id] = _Attached(sink)
         quoted = spec.argv is not None and not self._starts_programs
@@ -180,6 +180,7 @@ class HostBox:
             "argv": spec.argv is not None and not quoted,
             "leaves": spec.leaves,
             "open": spec.stdin_open,
+            "marker": spec.marker,
         }
         command = spec.command
         if spec.argv is not None:

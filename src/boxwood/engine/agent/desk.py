@@ -16,7 +16,7 @@ from boxwood.engine.agent.dialects import saved_state
 from boxwood.engine.agent.intake import Intake
 from boxwood.engine.agent.loop import Loop
 from boxwood.engine.agent.oneshot import OneShot
-from boxwood.engine.agent.run import Command, Run, Send
+from boxwood.engine.agent.run import MARKER_BYTES, Command, Run, Send
 from boxwood.engine.agent.session import Session
 from boxwood.engine.agent.shell import SHELLS, find_shell
 from boxwood.engine.agent.state import STATE_LIMIT
@@ -381,4 +381,7 @@ def _command(header: Mapping[str, Any], payload: bytes) -> Command:
     if is_open and stdin is None:
         stdin = b""
     leaves = argv is not None and header.get("leaves") is True
-    return Command(text, timeout or None, stdin, prompt == "auto", argv, leaves, is_open)
+    marker = _encoded(header.get("marker") or "", "marker")
+    if len(marker) > MARKER_BYTES:
+        raise ValueError(f"marker must have at most {MARKER_BYTES} bytes")
+    return Command(text, timeout or None, stdin, prompt == "auto", argv, leaves, is_open, marker)

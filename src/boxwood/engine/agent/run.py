@@ -16,6 +16,7 @@ from boxwood.engine.agent.terminal import unread
 
 WINDOW = 1 << 20  # bytes of a stream that are kept unacknowledged; then its pipe is not read any more
 FRAME = 1 << 16
+MARKER_BYTES = 256
 _PIPE_SIZE = 1 << 20
 
 
@@ -26,7 +27,8 @@ class Send(Protocol):
 class Command(NamedTuple):
     """What a run is to do. `timeout` in seconds, None: never; `stdin` None: the terminal. `argv`: a program and its
     arguments, instead of the text. `leaves`: it ends with that program, and what else it has started goes on. `open`:
-    `stdin` is the beginning of what it reads, the run's `intake` gets the rest."""
+    `stdin` is the beginning of what it reads, the run's `intake` gets the rest. `marker`: output that ends so is its
+    end, as a prompt is."""
 
     text: bytes
     timeout: float | None = None
@@ -35,6 +37,7 @@ class Command(NamedTuple):
     argv: tuple[bytes, ...] | None = None
     leaves: bool = False
     open: bool = False
+    marker: bytes = b""
 
 
 class Output:
@@ -74,7 +77,7 @@ class Run:
         self.sid = sid
         self.end: dict[str, Any] | None = None
         self.outputs = (Output(), Output())
-        self.last = [b"", b""]  # the last byte of each stream
+        self.tails = [b"", b""]  # the last bytes of each stream
         self.on_end: Callable[[], None] = lambda: None
         self.intake: Intake | None = None  # of one whose standard input is open
         self._send = send
@@ -85,7 +88,7 @@ class Run:
         if data and self.end is None:
             output = self.outputs[stream - 1]
             output.kept += data
-            self.last[stream - 1] = data[-1:]
+            self.tails[stream - 1] = (self.tails[stream - 1] + data[-MARKER_BYTES:])[-MARKER_BYTES:]
             self._pump(stream)
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from boxwood.core.errors import BadRequest, Unsupported
+from boxwood.core.errors import BadRequest
 from boxwood.core.model import Run, RunFilter, RunRequest
 from boxwood.server.events import EVENTS
 from boxwood.server.exchange import MIB, Exchange, Operation
@@ -57,7 +57,8 @@ async def _begin(exchange: Exchange, body: wire.RunBody, index: int | None, wait
         session_index=index,
         timeout=body.timeout,
         wait=wait,
-        prompt=_prompt(body.end_symbol),
+        prompt="auto" if body.end_symbol in (None, "auto") else "none",
+        marker="" if body.end_symbol in (None, "auto", "none") else body.end_symbol,
         queueing_timeout=body.queueing_timeout,
         env=body.env,
         cwd=body.cwd,
@@ -159,14 +160,6 @@ def _wait(exchange: Exchange, body: wire.RunBody) -> float:
         return 0.0
     asked = body.time_to_background
     return min(wire.LONGEST_WINDOW if asked is None else asked, exchange.agent.window)
-
-
-def _prompt(end_symbol: str | None) -> str:
-    if end_symbol in (None, "auto"):
-        return "auto"
-    if end_symbol == "none":
-        return "none"
-    raise Unsupported("end_symbol: auto or none; an end marker of your own is not available on this server")
 
 
 def _stdin(body: wire.RunBody) -> bytes | None:

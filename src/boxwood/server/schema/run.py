@@ -40,9 +40,17 @@ class RunBody(Request, frozen=True, kw_only=True):
     time_to_background: Annotated[float, Meta(ge=0, le=LONGEST_WINDOW)] | None = None
     background: bool | None = None
     queueing_timeout: Seconds | None = None
-    end_symbol: Annotated[str, Meta(description="auto, or none: does a prompt that waits for input end it?")] | None = (
-        None
-    )
+    end_symbol: (
+        Annotated[
+            str,
+            Meta(
+                min_length=1,
+                max_length=256,
+                description="auto or none: does a prompt that waits for input end it? Else: the text that ends it.",
+            ),
+        ]
+        | None
+    ) = None
     signal: SignalName | None = None
     env: Annotated[dict[str, str], Meta(description="For this run alone.")] | None = None
     cwd: Annotated[str, Meta(description="For this run alone.")] | None = None
