@@ -2,7 +2,7 @@
 
     bench/run.py [--quick] [--only SECTION ...] [--no-docs]
 
-Sections: one, docker, clients, pools, network, many, growth, memory, floor. Writes bench/results/latest.json
+Sections: one, docker, clients, pools, network, many, streams, growth, memory, floor. Writes bench/results/latest.json
 and the tables of README.md and docs/benchmarks.md (a full run only). Exit code 1: an aim was missed.
 """
 
@@ -28,13 +28,14 @@ import ours
 import peers
 import published
 import report as reports
+import streams
 from boxwood import VM, Boxwood
 from measure import Series, dump, rounds, timed
 from report import HOME, Aim, Report
 from server import Server
 
 CACHE = HOME / ".cache/bench"
-SECTIONS = ("one", "docker", "clients", "pools", "network", "many", "growth", "memory", "floor")
+SECTIONS = ("one", "docker", "clients", "pools", "network", "many", "streams", "growth", "memory", "floor")
 
 
 def main() -> int:
@@ -146,6 +147,13 @@ def many(report: Report, server: Server, scratch: Path, quick: bool) -> None:
         report.add(reports.MANY, [series, Series(f"{ours.CLIENTS} clients: {command}", "runs/s", [rate])])
 
 
+def followed(report: Report, server: Server, scratch: Path, quick: bool) -> None:
+    with server.client() as box:
+        found = streams.series(box, 2 if quick else 20)
+    report.add(reports.STREAMS, found)
+    report.aims.append(Aim(streams.FIRST, found[0].p50, 2, " ms"))
+
+
 def growth(report: Report, server: Server, scratch: Path, quick: bool) -> None:
     with server.client() as box:
         sizes = ours.size(box, 2 if quick else 8)
@@ -179,6 +187,7 @@ MEASURES: dict[str, Callable[[Report, Server, Path, bool], None]] = {
     "pools": pools,
     "network": outside,
     "many": many,
+    "streams": followed,
     "growth": growth,
     "memory": used,
     "floor": floor,

@@ -27,6 +27,7 @@ _HOMES = {
         "PayloadTooLarge", "RateLimited", "ResourceBusy", "ServerError", "Timeout", "Unauthorized", "Unavailable",
         "Unrecoverable", "Unsupported",
     ],
+    "boxwood.client.events": ["RunExited", "RunOutput", "RunStarted"],
     "boxwood.client.models": [
         "ApiKey", "CopyReport", "Denial", "Health", "Identity", "Image", "Manifest", "ManifestEntry", "NetworkUsage",
         "PoolRecord", "Preparing", "Resources", "RunRecord", "SessionRecord", "VMNetwork", "VMRecord",
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
         Unrecoverable,
         Unsupported,
     )
+    from boxwood.client.events import RunExited, RunOutput, RunStarted
     from boxwood.client.models import (
         ApiKey,
         CopyReport,
@@ -98,9 +100,9 @@ __all__ = [
     "Boxwood", "BoxwoodError", "CommandFailed", "Conflict", "ConnectionFailed", "CopyReport", "Denial", "Expired",
     "FileMissing", "Forbidden", "Health", "IdempotencyConflict", "Identity", "Image", "InvalidState", "Manifest",
     "ManifestEntry", "NetworkUsage", "NotFound", "OperationFailed", "PayloadTooLarge", "Pool", "PoolRecord",
-    "Preparing", "RateLimited", "ResourceBusy", "Resources", "Run", "RunRecord", "ServerError", "Session",
-    "SessionRecord", "Timeout", "Unauthorized", "Unavailable", "Unrecoverable", "Unsupported", "VMNetwork", "VMRecord",
-    "__version__",
+    "Preparing", "RateLimited", "ResourceBusy", "Resources", "Run", "RunExited", "RunOutput", "RunRecord", "RunStarted",
+    "ServerError", "Session", "SessionRecord", "Timeout", "Unauthorized", "Unavailable", "Unrecoverable", "Unsupported",
+    "VMNetwork", "VMRecord", "__version__",
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from boxwood.core.errors import Unavailable
 from boxwood.dialects.agentkernel import runs, stream
+from boxwood.server import events
 from fakes import release
 
 
@@ -273,7 +274,7 @@ async def test_events_come_as_they_happen(ak):
 
 
 async def test_silence_is_filled(ak, monkeypatch):
-    monkeypatch.setattr(stream, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(events, "BEAT_SECONDS", 0.01)
     watched = Watched(ak, {"command": ["hang"]})
     assert (await watched.event())[0] == "started"
     for _ in range(3):

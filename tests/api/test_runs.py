@@ -135,10 +135,14 @@ async def test_a_prompt_ends_a_run_without_exit_code(api):
     for agent, code in (("Python-urllib/3.12", 0), ("python-httpx/0.28.1", None)):
         done = await api.ok("POST", f"/vms/{vm}/runs", {"command": "prompt"}, agent=agent)
         assert done["exit_code"] is code or done["exit_code"] == code
-    error = await api.refused(
-        422, "unsupported_operation", "POST", f"/vms/{vm}/runs", {"command": "pwd", "end_symbol": "EOF>"}
-    )
-    assert "end_symbol" in error["message"]
+    await api.run(vm, "pwd", end_symbol="EOF>")
+    spec = api.machine.called("start_run")[-1]
+    assert (spec.prompt, spec.marker) == ("none", "EOF>")
+    for wrong in ("", "x" * 257, "\u20ac" * 100, "a\0"):
+        error = await api.refused(
+            400, "bad_request", "POST", f"/vms/{vm}/runs", {"command": "pwd", "end_symbol": wrong}
+        )
+        assert "end_symbol" in error["message"]
 
 
 async def test_signals(api):

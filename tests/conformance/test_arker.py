@@ -27,6 +27,7 @@ CASES = [
     "delete",
     "placement",
     "e2b_surface",
+    "run_log",
     "surface",
     "twenty_at_once",
 ]

@@ -1,21 +1,23 @@
-"""`boxwood run`: one command in a VM, its output byte for byte, its exit code ours."""
+"""`boxwood run`: one command in a VM, its output byte for byte as it comes, its exit code ours."""
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
 from boxwood.cli.options import Json, connect
 from boxwood.cli.output import note, say, say_json, write_bytes
+from boxwood.cli.source import Source
 
 if TYPE_CHECKING:
-    from boxwood import Run
+    from boxwood import Run, RunExited
+    from boxwood.client.events import RunEvent
 
 FACTS = ("run_id", "session_id", "state", "exit_code", "fail_reason", "duration_ms", "truncated", "stdout", "stderr")
 VERBS = {"failed": "failed", "cancelled": "was cancelled"}
-STDIN_LIMIT = 3_000_000  # bytes; a request to run something holds 4 MiB, and base64 makes 4 of 3
+STDIN_LIMIT = 3_000_000  # bytes at once; a request to run something holds 4 MiB, and base64 makes 4 of 3
 
 
 def run(
@@ -32,6 +34,9 @@ def run(
     stdin: Annotated[
         bool | None, typer.Option("--stdin/--no-stdin", help="Hand on standard input. Default: if it is no terminal.")
     ] = None,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", "-i", help="Hand on standard input as it comes, also from a terminal.")
+    ] = False,
     json: Json = False,
 ) -> int:
     """Run a command in a VM.
@@ -39,33 +44,68 @@ def run(
     `boxwood run VM 'cd /tmp; ls'` is text for the shell, `boxwood run VM -- ls -l '/a b'` arguments. Without --env,
     --cwd and --user it runs in the VM's shell, which keeps its directory, environment and variables.
     """
-    data = _standard_input() if (stdin if stdin is not None else not _is_terminal()) else None
+    if interactive and (background or json):
+        raise typer.BadParameter("--interactive goes neither with --background nor with --json")
+    source = Source()
+    data, more = None, interactive
+    if not interactive and (stdin if stdin is not None else not source.is_terminal):
+        data, more = source.beginning(STDIN_LIMIT)
+    if more and (background or json):
+        raise typer.BadParameter(
+            f"standard input is more than {STDIN_LIMIT} bytes: `boxwood cp - VM:/tmp/input` and read it from there"
+        )
+    wanted: _Wanted = {
+        "timeout": timeout,
+        "env": _pairs(env) if env else None,
+        "cwd": cwd,
+        "user": user,
+        "session": int(session) if session is not None and _is_index(session) else session,
+        "stdin": data,
+    }
+    what = command[0] if len(command) == 1 else command
     with connect() as box:
         try:
-            done = box.vm(vm).run(
-                command[0] if len(command) == 1 else command,
-                timeout=timeout,
-                env=_pairs(env) if env else None,
-                cwd=cwd,
-                user=user,
-                session=int(session) if session is not None and _is_index(session) else session,
-                stdin=data,
-                background=background,
-            )
+            if more:
+                begun = box.vm(vm).run(what, background=True, stdin_open=True, **wanted)
+                source.hand_on(begun)
+                ended = _tell(begun.events())
+                source.over = True
+                return _exit_code(ended)
+            if not json and not background:
+                return _exit_code(_tell(box.vm(vm).run_stream(what, **wanted)))
+            done = box.vm(vm).run(what, background=background, **wanted)
         except KeyboardInterrupt:
             note("boxwood: no longer waiting; what was started goes on in the VM")
             raise
     if json:
         say_json(_facts(done))
-    elif background and not done.ended:
-        say(done.run_id)
-    else:
-        write_bytes(done.stdout_bytes)
-        write_bytes(done.stderr_bytes, error=True)
-    return _exit_code(done, quiet=json)
+        return _exit_code(done, quiet=True)
+    say(done.run_id)
+    return _exit_code(done)
 
 
-def _exit_code(done: Run, quiet: bool) -> int:
+class _Wanted(TypedDict):
+    timeout: float | None
+    env: dict[str, str] | None
+    cwd: str | None
+    user: str | None
+    session: int | str | None
+    stdin: bytes | None
+
+
+def _tell(events: Iterable[RunEvent]) -> RunExited:
+    """Hand on what comes, as it comes."""
+    from boxwood import RunExited, RunOutput
+
+    for event in events:
+        if isinstance(event, RunOutput):
+            write_bytes(event.data, error=event.stream == "stderr")
+        elif isinstance(event, RunExited):
+            return event
+    raise AssertionError("the SDK's events end with the run")
+
+
+def _exit_code(done: Run | RunExited, quiet: bool = False) -> int:
     if done.truncated and not quiet:
         note(f"boxwood: {done.truncated} bytes of output were not kept")
     if done.state in ("failed", "cancelled") and not quiet:
@@ -88,16 +128,3 @@ def _pairs(given: list[str]) -> dict[str, str]:
 
 def _is_index(session: str) -> bool:
     return session.isascii() and session.isdigit() and len(session) < 11
-
-
-def _is_terminal() -> bool:
-    return sys.stdin is None or sys.stdin.closed or sys.stdin.isatty()
-
-
-def _standard_input() -> bytes:
-    data = sys.stdin.buffer.read(STDIN_LIMIT + 1)
-    if len(data) > STDIN_LIMIT:
-        raise typer.BadParameter(
-            f"standard input is more than {STDIN_LIMIT} bytes: `boxwood cp - VM:/tmp/input` and read it from there"
-        )
-    return data

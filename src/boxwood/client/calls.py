@@ -15,6 +15,7 @@ from urllib.parse import quote, urlencode
 from boxwood.client.errors import BadRequest
 
 CHUNK = 4 * 1024 * 1024  # bytes of a file per request
+STDIN_PIECE = 1024 * 1024  # bytes for a run's standard input per request
 WINDOW = 300.0  # seconds for which the server may hold the answer to a run
 SIGNALS = ("SIGINT", "SIGTERM", "SIGKILL", "SIGHUP")
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -33,6 +34,7 @@ class Call:
     replay_safe: bool = False
     patience: float = 0.0
     answers: tuple[int, ...] = (200, 201, 202, 204)
+    content: bytes | None = None  # a body that is no JSON
 
 
 def get(path: str, **query: Any) -> Call:
@@ -108,6 +110,7 @@ def create_run(
     cwd: str | None,
     user: str | None,
     stdin: str | bytes | None,
+    stdin_open: bool,
     background: bool,
     session: str | int | None,
     idempotency_key: str | None,
@@ -117,6 +120,12 @@ def create_run(
         body["env"] = dict(env)
     if stdin is not None:
         body |= _stdin(stdin)
+    if stdin_open:
+        if not background:
+            raise BadRequest(
+                "bad_request", "stdin_open: only with background, for somebody has to write to it meanwhile"
+            )
+        body["stdin_open"] = True
     if background:
         body["time_to_background"] = 0
     if session is not None:
@@ -137,6 +146,7 @@ def execute(
     cwd: str | None,
     user: str | None,
     stdin: str | bytes | None,
+    stdin_open: bool,
     background: bool,
     idempotency_key: str | None,
 ) -> Call:
@@ -150,11 +160,31 @@ def execute(
         )
     command_text(argv)
     call = create_run(
-        vm, "", timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, background=background, session=None,
-        idempotency_key=idempotency_key,
+        vm, "", timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, stdin_open=stdin_open,
+        background=background, session=None, idempotency_key=idempotency_key,
     )  # fmt: skip
     body = {"argv": list(argv), **{name: value for name, value in (call.body or {}).items() if name != "command"}}
     return replace(call, body=body)
+
+
+def streamed(call: Call) -> Call:
+    """The same run, told as it happens: with a key of its own, so that it may be asked for again."""
+    key = call.headers.get("idempotency-key") or f"boxwood-{secrets.token_hex(16)}"
+    body = {name: value for name, value in (call.body or {}).items() if name != "time_to_background"}
+    path = f"{call.path}?encoding=base64"
+    return replace(call, path=path, body=body, headers={**call.headers, "idempotency-key": key}, replay_safe=True)
+
+
+def run_events(vm: str, run_id: str, position: str) -> Call:
+    """`position`: the id of the last event."""
+    return get(vm_path(vm, "runs", run_id, "events"), offset=position, encoding="base64")
+
+
+def write_stdin(vm: str, run_id: str, data: bytes, offset: int | None, eof: bool) -> Call:
+    """`offset`: of the first byte in all that the run has been given; then it does no harm if it comes twice."""
+    query = urlencode({**({} if offset is None else {"offset": offset}), **({"eof": "true"} if eof else {})})
+    path = vm_path(vm, "runs", run_id, "stdin") + (f"?{query}" if query else "")
+    return Call("POST", path, replay_safe=offset is not None or not data, content=data)
 
 
 def signal(vm: str, name: str, session_id: str | None) -> Call:

@@ -67,10 +67,22 @@ class Reply:
         self._head = 0
         self._in_body = False
         self._framed = False
+        self.held = 0  # bytes of the body that nobody has taken
+        self.media_type = ""
 
     @property
     def body(self) -> bytes:
         return b"".join(self._body)
+
+    @property
+    def headed(self) -> bool:
+        """Is its head complete?"""
+        return self._in_body
+
+    def take(self) -> bytes:
+        """What has come of the body since it was last taken."""
+        data, self._body, self.held = self.body, [], 0
+        return data
 
     def feed(self, data: bytes) -> bool:
         """Is it complete? :raises BadAnswer: this is not HTTP, or it goes on beyond its end."""
@@ -99,6 +111,8 @@ class Reply:
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() in (b"content-length", b"transfer-encoding"):
             self._framed = True
+        elif name.lower() == b"content-type":
+            self.media_type = value.partition(b";")[0].strip().lower().decode("latin-1")
 
     def on_headers_complete(self) -> None:
         self.status = self._parser.get_status_code()
@@ -106,6 +120,7 @@ class Reply:
 
     def on_body(self, data: bytes) -> None:
         self._body.append(data)
+        self.held += len(data)
 
     def on_message_complete(self) -> None:
         if self.status >= 200:

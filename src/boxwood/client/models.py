@@ -281,6 +281,11 @@ class KeyList(msgspec.Struct, frozen=True):
     api_keys: list[ApiKey] = []
 
 
+class StdinGiven(msgspec.Struct, frozen=True):
+    offset: int
+    closed: bool = False
+
+
 class Cancelled(msgspec.Struct, frozen=True):
     cancelled: bool = False
 

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from boxwood.core.access import Access
+from boxwood.core.activity import Activity
 from boxwood.core.admission import Admission
 from boxwood.core.boxes import Boxes
 from boxwood.core.changes import Changes
@@ -45,8 +46,8 @@ class DataInUse(Exception):
 
 
 class Core:
-    """`keys`, `vms`, `pools`, `runs`, `sessions`, `files`, `networks`, `goldens`, `records`, `changes`: see their
-    classes."""
+    """`keys`, `vms`, `pools`, `runs`, `sessions`, `files`, `networks`, `goldens`, `records`, `changes`, `activity`: see
+    their classes."""
 
     def __init__(self, config: Config, engine: Engine, database: Database, keys: Keys, signer: Signer) -> None:
         spool = config.data / "spool"
@@ -70,6 +71,8 @@ class Core:
         self.changes = Changes()
         self.records = Records(database, self.changes, config, self._tasks)
         repeats = Idempotency(database)
+        self.activity = Activity(database, access)
+        self._retention.activity = self.activity
         self.networks = Networks(database, engine, self._boxes, access)
         self.goldens = Goldens(database, access, self.layers, config)
         self.sessions = Sessions(database, self._boxes, access, self._lanes, signer, self._tasks)
@@ -149,6 +152,7 @@ class Core:
         await self._tasks.close()
         await self.engine.close()
         await self._lanes.close()
+        self.activity.write()
         await self._database.close()
         self._held.close()
 

@@ -179,8 +179,7 @@ class Lanes:
             return
         if slot.box is not box:
             raise BoxGone("the box died")
-        run.slot, run.box = slot, box
-        slot.runs[run.id] = run
+        run.enter(slot, box)
         try:
             await box.start_run(run.spec(), run)
         except GuestError:

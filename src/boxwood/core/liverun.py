@@ -42,6 +42,8 @@ class Options:
     prompt: str = "auto"
     direct: bool = False
     leaves: bool = False
+    open: bool = False
+    marker: str = ""
 
     @classmethod
     def of(cls, request: RunRequest) -> Options:
@@ -50,7 +52,8 @@ class Options:
             env = {}  # what makes the box run it beside the session's shell
         return cls(
             request.timeout or None, request.stdin, env, request.cwd, request.user, request.prompt,
-            request.argv is not None, request.leaves,
+            request.argv is not None, request.leaves, request.stdin_open,
+            request.marker,
         )  # fmt: skip
 
     def text(self) -> str | None:
@@ -70,7 +73,7 @@ class Options:
 
 
 _PLAIN = Options()
-_STORED = ("timeout", "env", "cwd", "user", "prompt", "direct", "leaves")  # as they are
+_STORED = ("timeout", "env", "cwd", "user", "prompt", "direct", "leaves", "open", "marker")  # as they are
 
 
 class LiveRun:
@@ -122,6 +125,7 @@ class LiveRun:
         self._spooling: asyncio.Task[None] | None = None
         self._waiters: set[asyncio.Future[None]] = set()
         self._readers: set[asyncio.Future[None]] = set()  # who wait for more output
+        self.typing = asyncio.Lock()  # who gives it input does so alone
 
     @property
     def over(self) -> bool:
@@ -135,7 +139,8 @@ class LiveRun:
         o, argv = self.options, self.argv
         return RunSpec(
             self.id, self.session_id, self.command.encode() if argv is None else b"", o.timeout, o.stdin, o.env, o.cwd,
-            o.user, o.prompt, None if argv is None else tuple(map(str.encode, argv)), o.leaves,
+            o.user, o.prompt, None if argv is None else tuple(map(str.encode, argv)), o.leaves, o.open,
+            o.marker,
         )  # fmt: skip
 
     def start_lost(self, error: BaseException) -> None:
@@ -147,11 +152,18 @@ class LiveRun:
         self.state = "running"
         self.started_at = clock.now()
         self._began = time.monotonic_ns()
+        self.wake_readers()
 
     def began_before(self, at: int) -> None:
         """It is one that an earlier server started, at this time."""
         self.started_at = at
         self._began = time.monotonic_ns() - max(0, clock.now() - at) * 1000
+
+    def enter(self, slot: Slot, box: Box) -> None:
+        """It is being handed to this box."""
+        self.slot, self.box = slot, box
+        slot.runs[self.id] = self
+        self.wake_readers()
 
     # api.RunSink
 
@@ -161,7 +173,7 @@ class LiveRun:
             return
         kept.add(offset, data)
         if self._readers:
-            self._wake_readers()
+            self.wake_readers()
         if kept.held > FLOOD_BYTES:
             self._flooded(self)
         elif self._spooling is None and kept.held > _allowed(kept):
@@ -251,17 +263,29 @@ class LiveRun:
     def wake(self) -> None:
         for waiter in self._waiters:
             _wake(waiter)
-        self._wake_readers()
+        self.wake_readers()
 
-    def _wake_readers(self) -> None:
+    def wake_readers(self) -> None:
         for reader in self._readers:
             _wake(reader)
 
+    async def handed_over(self, seconds: float) -> Box | None:
+        """The box that has it, once there is one. None: it is over before, or the time is up."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while self.box is None and not self.over and (left := deadline - loop.time()) > 0:
+            await self._news(left)
+        return None if self.over else self.box
+
     async def more(self, out_at: int, err_at: int, seconds: float) -> None:
-        """Until there is output behind these offsets, or the end is on record, or the time is up."""
+        """Until there is output behind these offsets, or it is no longer pending, or the end is on record, or the time
+        is up; what is new may also be nothing."""
         out, err = self.streams[1], self.streams[2]
         if out.kept > out_at or err.kept > err_at or self.recorded or self.failure is not None or seconds <= 0:
             return
+        await self._news(seconds)
+
+    async def _news(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         reader: asyncio.Future[None] = loop.create_future()
         timer = loop.call_later(seconds, _wake, reader)
@@ -298,7 +322,8 @@ class LiveRun:
             not_started=self.not_started,
         )
 
-    async def shown(self) -> Run:
+    async def shown(self, output: bool = True) -> Run:
+        """`output`: with all of it so far, else none."""
         out, err = self.streams[1], self.streams[2]
         return Run(
             run_id=self.id,
@@ -312,8 +337,8 @@ class LiveRun:
             completed_at=clock.shown_or_none(self.completed_at),
             fail_reason=self.fail_reason,
             duration_ms=None if self.duration_us is None else self.duration_us / 1000,
-            stdout=await out.read() if out.spooled else out.memory(),
-            stderr=await err.read() if err.spooled else err.memory(),
+            stdout=b"" if not output else await out.read() if out.spooled else out.memory(),
+            stderr=b"" if not output else await err.read() if err.spooled else err.memory(),
             truncated=out.dropped + err.dropped,
             tag=self.tag,
             argv=self.argv,

@@ -211,11 +211,13 @@ class RunRequest:
     timeout: float | None = None
     wait: float | None = None
     prompt: str = "auto"
+    marker: str = ""  # output that ends so ends the run, as a prompt does
     queueing_timeout: float | None = None
     env: Mapping[str, str] | None = None
     cwd: str | None = None
     user: str | None = None
     stdin: bytes | None = None
+    stdin_open: bool = False  # `stdin` is only the beginning: see `Runs.write_stdin`
     beside: bool = False
     tag: str | None = None
     argv: tuple[str, ...] | None = None
@@ -262,6 +264,16 @@ class Output:
     out_at: int
     err_at: int
     ended: bool
+    state: str = "running"  # as of a `Run`
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a run's standard input has had: bytes in all, of them `taken` now. `closed`: there will be no more."""
+
+    offset: int
+    taken: int
+    closed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +283,26 @@ class RunFilter:
     started_before: datetime | None = None
     completed_after: datetime | None = None
     tag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ActivityFilter:
+    """`since` and `until`: seconds since 1970, the end not included. Empty: all. `statuses`: 404, or 4xx. `sort`: of
+    store.activity.ORDERS."""
+
+    since: int
+    until: int
+    vms: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = ()
+    statuses: tuple[str, ...] = ()
+    status_min: int | None = None
+    status_max: int | None = None
+    runtime: str | None = None
+    search: str | None = None
+    sort: str = "when"
+    descending: bool = True
+    limit: int = 100
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,16 +110,17 @@ class Output:
             return bytes(self._tail)
         size = self.spooled
         tail = bytes(self._tail)  # taken together with the size: what is moved meanwhile is not read twice
-        return await asyncio.to_thread(_head, self.path, size) + tail
+        return await asyncio.to_thread(head, self.path, size) + tail
 
     async def since(self, at: int, most: int) -> bytes:
         """What is kept from byte `at` on, at most so much of it at once."""
         if at < self.spooled:
-            return await asyncio.to_thread(_head, self.path, min(most, self.spooled - at), at)
+            return await asyncio.to_thread(head, self.path, min(most, self.spooled - at), at)
         return bytes(self._tail[at - self.spooled :][:most])
 
 
-def _head(path: Path, size: int, at: int = 0) -> bytes:
+def head(path: Path, size: int, at: int = 0) -> bytes:
+    """At most `size` bytes of a file, from `at` on."""
     with path.open("rb") as file:
         file.seek(at)
         return file.read(size)

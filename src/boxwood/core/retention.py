@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from boxwood.core import clock
+from boxwood.core.activity import Activity
 from boxwood.core.config import Config
 from boxwood.core.errors import CoreError
 from boxwood.core.tasks import Tasks
@@ -38,6 +39,7 @@ class Retention:
         self._ended: Counter[str] = Counter()  # runs of each VM since somebody looked
         self._bytes: Counter[str] = Counter()  # their output
         self._trimming: set[str] = set()
+        self.activity: Activity | None = None
 
     def start(self) -> None:
         self._tasks.start(self._sweep_often())
@@ -103,6 +105,8 @@ class Retention:
             await self._cut(vm_id)
         before = clock.now() - int(self._config.runs_kept_seconds * 1e6)
         await self._forget(await self._database.read(lambda connection: run_rows.older(connection, before)))
+        if self.activity is not None:
+            await self.activity.forget(self._config.runs_kept_seconds)
 
     async def _sweep_often(self) -> None:
         while True:

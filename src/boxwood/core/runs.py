@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import sqlite3
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ from boxwood.core.boxes import Boxes
 from boxwood.core.config import Config
 from boxwood.core.errors import (
     BadRequest,
+    Conflict,
     Internal,
     InvalidState,
     NotFound,
     PayloadTooLarge,
+    ResourceBusy,
     Unavailable,
     Unrecoverable,
 )
@@ -26,12 +30,13 @@ from boxwood.core.idempotency import Claim, Idempotency
 from boxwood.core.ids import is_id, new_id
 from boxwood.core.lanes import Lanes
 from boxwood.core.liverun import LiveRun, Options
-from boxwood.core.model import Caller, Output, Page, Run, RunFilter, RunRequest
+from boxwood.core.model import Caller, Given, Output, Page, Run, RunFilter, RunRequest
+from boxwood.core.output import head
 from boxwood.core.refusals import of_engine
 from boxwood.core.sessions import Sessions
 from boxwood.core.signing import Signer
 from boxwood.core.tasks import Tasks
-from boxwood.engine.api import BoxGone, EngineError
+from boxwood.engine.api import BoxGone, EngineError, GuestError
 from boxwood.store import runs as run_rows
 from boxwood.store import sessions as session_rows
 from boxwood.store.database import Database
@@ -42,8 +47,12 @@ from boxwood.store.vms import VMRow
 COMMAND_BYTES = 4 << 20
 ARGUMENT_BYTES = 9  # that each costs in the kernel, beside its own
 STDIN_BYTES = 8 << 20
+MARKER_BYTES = 256
 FOR_EVER = 1e9  # seconds
 PIECE_BYTES = 64 << 10  # of each stream in an answer of `output`
+ROOM_SECONDS = 10.0  # for which somebody who writes to a run's standard input waits for room
+INPUT_SECONDS = 30.0  # … and for others that do
+ASK_SECONDS = 60.0  # between looks at a run that is silent
 STATES = ("pending", "running", "completed", "failed", "cancelled")
 log = logging.getLogger(__name__)
 
@@ -179,10 +188,7 @@ class Runs:
         run = self._lanes.find(row.id, run_id)
         if run is not None:
             return await self._answer(run, seconds)
-        stored = run_rows.by_id(self._database.near, row.id, run_id) if is_id(run_id) else None
-        if stored is None:
-            raise _no_run()
-        return await self._shown(stored, row.name)
+        return await self._shown(self._stored(row, run_id), row.name)
 
     async def ended(self, caller: Caller, vm: str, run_id: str) -> Run:
         """`get`, once the run has ended, however long that takes. NotFound, Unavailable (the server is stopping)."""
@@ -201,15 +207,53 @@ class Runs:
         row = self._access.own(caller, vm)
         run = self._lanes.find(row.id, run_id)
         if run is None:
-            shown = await self.get(caller, row.id, run_id)
-            out, err = shown.stdout[out_at:], shown.stderr[err_at:]
-            return Output(out, err, out_at + len(out), err_at + len(err), ended=True)
+            return await self._put_out(self._stored(row, run_id), out_at, err_at)
         await run.more(out_at, err_at, seconds)
         over = run.recorded or run.failure is not None
         kept = run.streams[1], run.streams[2]
         out, err = await kept[0].since(out_at, PIECE_BYTES), await kept[1].since(err_at, PIECE_BYTES)
         out_at, err_at = out_at + len(out), err_at + len(err)
-        return Output(out, err, out_at, err_at, ended=over and (out_at, err_at) == (kept[0].kept, kept[1].kept))
+        ended = over and out_at >= kept[0].kept and err_at >= kept[1].kept
+        return Output(out, err, out_at, err_at, ended, run.state)
+
+    async def _put_out(self, row: RunRow, out_at: int, err_at: int) -> Output:
+        """As `output`, of a run whose end is on record."""
+        spool = self._spool / row.vm_id
+        out = await _part(spool / f"{row.id}.out", row.out, row.out_bytes, out_at, row)
+        err = await _part(spool / f"{row.id}.err", row.err, row.err_bytes, err_at, row)
+        out_at, err_at = out_at + len(out), err_at + len(err)
+        return Output(out, err, out_at, err_at, out_at >= row.out_bytes and err_at >= row.err_bytes, row.state)
+
+    async def follow(
+        self, caller: Caller, vm: str, run_id: str, out_at: int = 0, err_at: int = 0
+    ) -> AsyncGenerator[Output, None]:
+        """What a run puts out from these offsets on, as it comes and no faster than it is taken; at once also when it
+        is no longer pending. The last piece is `ended`. NotFound, Unrecoverable."""
+        while True:
+            piece = await self.output(caller, vm, run_id, out_at, err_at, ASK_SECONDS)
+            out_at, err_at = piece.out_at, piece.err_at
+            yield piece
+            if piece.ended:
+                return
+
+    async def about(self, caller: Caller, vm: str, run_id: str) -> Run:
+        """`get`, without output. NotFound."""
+        row = self._access.own(caller, vm)
+        run = self._lanes.find(row.id, run_id)
+        if run is None:
+            return _run(self._stored(row, run_id), row.name, b"", b"")
+        if run.over or run.failure is not None:
+            await self._lanes.on_record(run)
+        else:
+            await self._inserted(run)
+        return await run.shown(output=False)
+
+    def _stored(self, row: VMRow, run_id: str) -> RunRow:
+        """NotFound."""
+        stored = run_rows.by_id(self._database.near, row.id, run_id) if is_id(run_id) else None
+        if stored is None:
+            raise _no_run()
+        return stored
 
     async def _shown(self, row: RunRow, vm_name: str | None) -> Run:
         spool = self._spool / row.vm_id
@@ -239,8 +283,7 @@ class Runs:
         row = self._access.own(caller, vm)
         run = self._lanes.find(row.id, run_id)
         if run is None:
-            if not is_id(run_id) or run_rows.by_id(self._database.near, row.id, run_id) is None:
-                raise _no_run()
+            self._stored(row, run_id)
             return False
         if run.over:
             return False
@@ -248,6 +291,62 @@ class Runs:
             raise Internal("the run was told to end, but has not ended yet", recovery={"work": "unknown"})
         await self._lanes.on_record(run)
         return run.state == "cancelled"
+
+    async def write_stdin(
+        self, caller: Caller, vm: str, run_id: str, data: bytes, at: int | None = None, eof: bool = False
+    ) -> Given:
+        """More for the standard input of a run that was started with `stdin_open`: bytes that begin at `at` of all that
+        it has been given (None: behind them); what it has had already is not taken twice. `eof`: nothing comes behind.
+        What there is no room for within some seconds is not taken, and the answer says so.
+        NotFound, BadRequest (something between is missing), InvalidState (it has ended), Conflict (its standard input
+        is closed), ResourceBusy (it is pending; somebody else writes)."""
+        row = self._access.usable(caller, vm)
+        run = self._lanes.find(row.id, run_id)
+        if run is None or run.over:
+            if run is None:
+                self._stored(row, run_id)
+            raise InvalidState("run", "running", "the run has ended", run_id)
+        if not run.options.open:
+            raise Conflict("run", "the run's standard input is not open: start it with stdin_open")
+        if not data and not eof:
+            return await self._give(run, data, at, eof)  # whoever only asks how much it has had waits for no writer
+        async with asyncio.timeout(INPUT_SECONDS) as patience:
+            try:
+                async with run.typing:
+                    return await self._give(run, data, at, eof)
+            except TimeoutError:
+                assert patience.expired()
+        raise ResourceBusy("run", "somebody else writes to the run's standard input", retry_after=1)
+
+    async def _give(self, run: LiveRun, data: bytes, at: int | None, eof: bool) -> Given:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + ROOM_SECONDS
+        box = await run.handed_over(ROOM_SECONDS)
+        if box is None:
+            if run.over:
+                raise InvalidState("run", "running", "the run has ended", run.id)
+            raise ResourceBusy("run", "the run is pending: it has no standard input yet", retry_after=1)
+        try:
+            if at is None:
+                at = await box.write_stdin(run.id, None, b"", False)
+            taken = 0
+            while True:
+                piece = data[taken : taken + PIECE_BYTES]
+                last = taken + len(piece) == len(data)
+                end = await box.write_stdin(run.id, at + taken, piece, eof and last)
+                before, taken = taken, min(max(taken, end - at), len(data))
+                if last and taken == len(data):
+                    return Given(max(end, at), taken, eof)
+                if taken == before and loop.time() >= deadline:
+                    return Given(at + taken, taken, False)
+        except GuestError as error:
+            if error.errno in (errno.EPIPE, errno.ENOENT):
+                raise Conflict("run", "the run's standard input is closed: nobody reads it any more") from None
+            raise of_engine(error, "run") from error
+        except BoxGone:
+            raise InvalidState("run", "running", "the run has ended: its box died", run.id) from None
+        except EngineError as error:
+            raise of_engine(error, "run") from error
 
     async def signal(
         self,
@@ -301,6 +400,8 @@ def _check(request: RunRequest) -> None:
     words.user(request.user)
     if request.cwd is not None:
         words.path(request.cwd, "cwd")
+    if len(words.text("end_symbol", request.marker)) > MARKER_BYTES:
+        raise words.refuse("end_symbol", f"at most {MARKER_BYTES} bytes")
     if request.prompt not in ("auto", "none"):
         raise words.refuse("end_symbol", "auto or none")
     if request.session_index is not None:
@@ -358,6 +459,21 @@ async def _kept(path: Path, inline: bytes | None, row: RunRow) -> bytes:
         return await asyncio.to_thread(path.read_bytes)
     except FileNotFoundError:
         raise Unrecoverable("run", row.id, "the output of this run is not there any more") from None
+
+
+async def _part(path: Path, inline: bytes | None, size: int, at: int, row: RunRow) -> bytes:
+    """A piece of the `size` bytes that are kept of a stream, from `at` on."""
+    if inline is not None:
+        return inline[at : at + PIECE_BYTES]
+    if at >= size:
+        return b""
+    try:
+        data = await asyncio.to_thread(head, path, min(PIECE_BYTES, size - at), at)
+    except FileNotFoundError:
+        data = b""
+    if not data:
+        raise Unrecoverable("run", row.id, "the output of this run is not there any more")
+    return data
 
 
 def _no_run() -> NotFound:

@@ -133,7 +133,10 @@ async def fork_by_name(exchange: Exchange) -> Response:
 
 async def _fork(exchange: Exchange, of: ForkRequest, body: LegacyForkBody | LegacyForkByNameBody) -> Response:
     request = replace(of, name=body.name, public=bool(body.is_public), network=of_booleans(body.network))
-    return exchange.answer(_vm(await exchange.core.vms.fork(exchange.caller, request)))
+    exchange.facts.vm, exchange.facts.source = "", request.source_id or ""
+    made = await exchange.core.vms.fork(exchange.caller, request)
+    exchange.facts.vm = made.vm_id
+    return exchange.answer(_vm(made))
 
 
 async def run(exchange: Exchange) -> Response:
@@ -143,7 +146,8 @@ async def run(exchange: Exchange) -> Response:
         command=body.command, session_id=session_id, session_index=index, timeout=body.timeout, wait=SHORT_WINDOW
     )
     core, caller, vm = exchange.core, exchange.caller, exchange.params["id"]
-    ended = await core.runs.start(caller, vm, request)
+    exchange.facts.kind, exchange.facts.command = "shell", body.command
+    exchange.facts.run = ended = await core.runs.start(caller, vm, request)
     if not ended.ended:
         raise await _too_long(exchange, ended)
     shown = completed(ended, integer_exit=True)
@@ -229,18 +233,20 @@ def _vm(of: VM) -> LegacyVM:
 OPERATIONS = (
     Operation(
         "legacyFork", "POST", "/v1/vms/{id}/fork", fork, "First generation: fork by id.",
-        answers={200: LegacyVM}, body=LegacyForkBody, contract_name="fork", prefixes=("/api",), ours=True,
+        answers={200: LegacyVM}, body=LegacyForkBody, logged="fork", contract_name="fork",
+        prefixes=("/api",), ours=True,
         errors=("bad_request", "not_found", "already_exists", "payload_too_large", "capacity_unavailable"),
     ),
     Operation(
         "legacyForkByName", "POST", "/v1/vms/fork", fork_by_name, "First generation: fork by name.",
-        answers={200: LegacyVM}, body=LegacyForkByNameBody, contract_name="fork", prefixes=("/api",), ours=True,
+        answers={200: LegacyVM}, body=LegacyForkByNameBody, logged="fork", contract_name="fork",
+        prefixes=("/api",), ours=True,
         errors=("bad_request", "not_found", "already_exists", "payload_too_large", "capacity_unavailable"),
     ),
     Operation(
         "legacyRun", "POST", "/v1/vms/{id}/run", run, "First generation: run a command to its end, within 100 seconds.",
-        answers={200: LegacyRunAnswer}, body=LegacyRunBody, body_limit=4 * 1024 * 1024, contract_name="createRun",
-        prefixes=("/api",), ours=True,
+        answers={200: LegacyRunAnswer}, body=LegacyRunBody, body_limit=4 * 1024 * 1024, logged="run",
+        contract_name="createRun", prefixes=("/api",), ours=True,
         errors=("bad_request", "not_found", "invalid_state", "payload_too_large", "operation_failed"),
     ),
     Operation(

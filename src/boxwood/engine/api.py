@@ -144,6 +144,7 @@ class RunSpec:
     With `env`, `cwd` or `user` the command runs beside the session's shell, in the session's directory and exported
     environment with these changes, and changes nothing in the session. `stdin`: bytes to read, then end of file;
     None: the session's terminal, on which a reader that shows no prompt is given end of file.
+    `stdin_open`: `stdin` is only the beginning, see `Box.write_stdin`.
     `timeout`: seconds until everything that the run started is killed; None or 0: never.
     `argv`: a program, looked for along the environment's PATH, and its arguments, started by the agent itself, beside
     the session; then `command` is empty. `leaves`: it ends with that program; what else it has started goes on.
@@ -160,6 +161,8 @@ class RunSpec:
     prompt: str = "auto"  # "auto" or "none": is a prompt that waits for input the end of the run?
     argv: tuple[bytes, ...] | None = None
     leaves: bool = False
+    stdin_open: bool = False
+    marker: str = ""  # output that ends so is the end of the run, as a prompt is; at most 256 bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +294,12 @@ class Box(Protocol):
 
     async def signal_run(self, run_id: str, signum: int) -> bool:
         """Send a signal to the session's foreground group. False: the run is over."""
+
+    async def write_stdin(self, run_id: str, at: int | None, data: bytes, eof: bool) -> int:
+        """More for the open standard input of a run: bytes that begin at `at` of all that it has been given (None:
+        behind them); what is before that is not taken twice. Answers how many it has taken in all, at most 5 s after
+        there was no room. `eof`: if all of this was taken, it is the end.
+        GuestError: EPIPE (nobody reads it any more, or it is not open), EINVAL (something between is missing)."""
 
     async def kill_run(self, run_id: str) -> None:
         """Kill everything the run started; its end is then reported with reason `killed`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import io
 import json
 import os
@@ -76,6 +77,7 @@ class HostBox:
         self.read_only = False
         self.gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.known_runs: dict[str, RunEnd | None] = {}
+        self._takes_input = False
         self._starts_programs = False  # a box that an older version has made starts only shells
         self._put_down = put_down
         self._why = ""  # why it was put down, if it was
@@ -173,6 +175,11 @@ class HostBox:
     # --- runs
 
     async def start_run(self, spec: RunSpec, sink: RunSink) -> None:
+        if (spec.stdin_open or spec.marker) and not self._takes_input:
+            raise GuestError(
+                errno.ENOSYS,
+                "the VM's box was made by an older version, which can do neither stdin_open nor end_symbol",
+            )
         self._runs[spec.run_id] = _Attached(sink)
         quoted = spec.argv is not None and not self._starts_programs
         fields = {
@@ -186,6 +193,8 @@ class HostBox:
             "user": spec.user,
             "argv": spec.argv is not None and not quoted,
             "leaves": spec.leaves,
+            "open": spec.stdin_open,
+            "marker": spec.marker,
         }
         command = spec.command
         if spec.argv is not None:
@@ -216,6 +225,10 @@ class HostBox:
     async def signal_run(self, run_id: str, signum: int) -> bool:
         header, *_ = await self._ask("run.signal", {"rid": run_id, "signal": signum})
         return header.get("delivered") is True
+
+    async def write_stdin(self, run_id: str, at: int | None, data: bytes, eof: bool) -> int:
+        header, *_ = await self._ask("run.stdin", {"rid": run_id, "at": at, "eof": eof}, data)
+        return integer(header, "at")
 
     async def kill_run(self, run_id: str) -> None:
         await self._ask("run.kill", {"rid": run_id})
@@ -288,6 +301,7 @@ class HostBox:
             end = run.get("end")
             self.known_runs[text(run, "rid", 26)] = None if end is None else _run_end(end)
         self._starts_programs = header.get("programs") is True
+        self._takes_input = header.get("stdin") is True
         self._greeted.set_result(None)
 
     def _on_output(self, header: dict[str, Any], payload: bytes) -> None:

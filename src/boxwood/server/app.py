@@ -12,6 +12,7 @@ from functools import cached_property
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from boxwood.core import clock
 from boxwood.core.core import Core
 from boxwood.core.errors import BadRequest, CoreError, Internal, Unavailable
 from boxwood.core.model import Caller
@@ -21,6 +22,7 @@ from boxwood.server.agent import agent
 from boxwood.server.dialect import Dialect
 from boxwood.server.exchange import JSON, Exchange, Operation, encode
 from boxwood.server.hosts import Hosts
+from boxwood.server.journal import entry
 from boxwood.server.openapi import document
 from boxwood.server.rate import Bodies, Rates
 from boxwood.server.routes import DIALECTS, OPERATIONS
@@ -91,6 +93,7 @@ class App:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, repeated = _headers(scope)
+        asked = clock.now()
         exchange = Exchange(
             self, scope, receive, secrets.token_hex(12), headers, agent(headers.get(b"user-agent", b""))
         )
@@ -98,6 +101,9 @@ class App:
             response = await self._answer(exchange, repeated)
             if response is not None:
                 await response(scope, self.attended(receive, exchange.admitted), send)
+                operation: Operation | None = getattr(exchange, "operation", None)
+                if exchange.admitted is not None and operation is not None and operation.logged is not None:
+                    self.core.activity.add(exchange.caller, entry(exchange, response, asked, clock.now()))
         finally:
             if exchange.admitted is not None:
                 self.rates.leave(exchange.admitted)

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope
 
 from boxwood.core.core import Core
 from boxwood.core.errors import BadRequest
-from boxwood.core.model import Caller
+from boxwood.core.model import Caller, Run
 from boxwood.server import decode
 from boxwood.server.agent import Agent, strictly
 from boxwood.server.errors import Disconnected
@@ -56,11 +56,26 @@ class Operation:
     ours: bool = False
     contract_name: str | None = None  # of a route that is no operation of the contract but does what one does
     refused: bool = False  # not available: always answered with an error
+    logged: Literal["run", "fork", "sync"] | None = None  # as what it is in the log of the organisation
+    streams: str | None = None  # the media type that it answers with as well, to whoever accepts it
     tail: bool = False  # the last parameter of the path takes all that is left of it
 
     @property
     def operation_id(self) -> str | None:
         return self.contract_name if self.ours else self.name
+
+
+@dataclass(slots=True)
+class Facts:
+    """What the log of the organisation says of a request, beside what every request has. `vm`: an id or a name; None:
+    the path's."""
+
+    vm: str | None = None
+    source: str = ""
+    path: str = ""
+    command: str = ""
+    kind: str = ""
+    run: Run | None = None
 
 
 class Exchange:
@@ -74,6 +89,7 @@ class Exchange:
         "app",
         "caller",
         "core",
+        "facts",
         "headers",
         "held",
         "host",
@@ -100,6 +116,7 @@ class Exchange:
         self.agent = agent
         self.admitted: str | None = None
         self.held = 0
+        self.facts = Facts()
 
     async def body(self, wanted: type[R]) -> R:
         """The JSON body. BadRequest, PayloadTooLarge, Unsupported (a member that is not there yet)."""
@@ -145,6 +162,16 @@ class Exchange:
     def query(self, wanted: type[Q]) -> Q:
         assert self.operation.query is wanted
         return decode.query(self.scope["query_string"], wanted)
+
+    def header(self, name: bytes) -> str | None:
+        """One that `headers` does not hold, by its name in lower case; the first if there are several."""
+        found = next((value for known, value in self.scope["headers"] if known == name), None)
+        return None if found is None else str(found.decode("latin-1"))
+
+    def accepts(self, media_type: str) -> bool:
+        """Does the client ask for this type by its name?"""
+        given = (self.header(b"accept") or "").lower().split(",")
+        return any(one.partition(";")[0].strip() == media_type for one in given)
 
     @property
     def content_length(self) -> int | None:

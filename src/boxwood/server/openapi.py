@@ -87,6 +87,10 @@ def _responses(operation: Operation, made: dict[int, Any]) -> dict[str, Any]:
         content: dict[str, Any] = {"application/octet-stream": {}} if answer is bytes else {"application/json": {}}
         if types := [made[id(one)] for one in _types(answer)]:
             content = {"application/json": {"schema": types[0] if len(types) == 1 else {"anyOf": types}}}
+        if (streamed := operation.streams) is not None and status == 200:
+            content[streamed] = {}
+        elif isinstance(answer, str):
+            content = {answer: {}}
         responses[str(status)] = {"description": "Done."} | ({"content": content} if status != 204 else {})
     keyed: tuple[str, ...] = ("forbidden",)
     if operation.access in ("key", "operator"):
@@ -104,7 +108,7 @@ def _responses(operation: Operation, made: dict[int, Any]) -> dict[str, Any]:
 
 def _types(answer: Any) -> tuple[Any, ...]:
     """An answer's type, or types; none of what is not described."""
-    if answer in (None, bytes):
+    if answer in (None, bytes) or isinstance(answer, str):
         return ()
     return answer if isinstance(answer, tuple) else (answer,)
 

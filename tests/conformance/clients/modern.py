@@ -273,6 +273,19 @@ def e2b_surface():
         sandbox.kill()
 
 
+def run_log():
+    with forked() as vm:
+        vm.run("exit 3")
+        vm.sync("/root/f", "x")
+        told = client.list_runs(vm=vm.id, lite=True, limit=20_000)
+        assert [row.endpoint for row in told.rows][-2:] == ["run", "fork"]
+        assert {row.endpoint for row in told.rows} == {"run", "fork", "sync"}
+        (failed,) = [row for row in told.rows if row.command == "exit 3"]
+        assert (failed.exit_code, failed.status, failed.vm_id) == (3, 200, vm.id)
+        assert [row.endpoint for row in client.list_runs(vm=vm.id, endpoint="fork").rows] == ["fork"]
+        assert not client.list_runs(vm=vm.id, until=1).rows
+
+
 def surface():
     """The public methods that no other case calls: what becomes of them is noted by tests/scenarios/recorder.py."""
     with forked() as vm:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,6 +43,34 @@ def error(code: str, message: str = "nope", **more: Any) -> dict[str, Any]:
     """An error body of the contract."""
     body = {"code": code, "message": message, "timestamp": "2026-01-01T00:00:00Z", "request_id": "q1"}
     return {"error": {**body, "request": {"kind": "matched", "operation_id": "sync"}, **more}}
+
+
+class Events(bytes):
+    """Server-sent events: an answer that has that type."""
+
+
+def event(kind: str, ident: str = "", **data: Any) -> Events:
+    return Events(f"id: {ident}\nevent: {kind}\ndata: {json.dumps(data)}\n\n".encode())
+
+
+STARTED = event("started", "0.0", run_id="r1", session_id="s1", vm_id=VM_ID, started_at="2026-01-01T00:00:00Z")
+
+
+def exited(ident: str = "0.0", **facts: Any) -> Events:
+    """`facts`: those that are not as usual."""
+    usual = {
+        "run_id": "r1", "state": "completed", "exit_code": 0, "fail_reason": None,
+        "completed_at": "2026-01-01T00:00:01Z", "duration_ms": 1.5, "stdout_bytes": 0, "stderr_bytes": 0,
+    }  # fmt: skip
+    return event("exit", ident, **usual | facts)
+
+
+def put_out(stream: str, data: bytes, at: int = 0, ident: str = "") -> Events:
+    return event(stream, ident, data=b64encode(data).decode(), encoding="base64", offset=at)
+
+
+def told(*events: Events) -> Events:
+    return Events(b"".join(events))
 
 
 @dataclass
@@ -106,13 +135,16 @@ def serving() -> Iterator[StubServer]:
             data = self.rfile.read(int(self.headers.get("content-length") or 0))
             parts = urlsplit(self.path)
             headers = {name.lower(): value for name, value in self.headers.items()}
-            body = json.loads(data) if data else None
+            is_json = headers.get("content-type") == "application/json"
+            body = json.loads(data) if data and is_json else data or None
             status, said = stub.answer(Request(self.command, parts.path, parse_qs(parts.query), headers, body))
             if said is None:  # hang up without an answer
                 self.close_connection = True
                 return
             content = said if isinstance(said, bytes) else json.dumps(said).encode()
             self.send_response(status)
+            if isinstance(said, Events):
+                self.send_header("content-type", "text/event-stream; charset=utf-8")
             self.send_header("content-length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)

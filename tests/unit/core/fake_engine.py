@@ -5,7 +5,7 @@ is one server's view of it. Commands, separated by `;`:
 
     echo WORDS · err WORDS · cat PATH · put PATH TEXT · rm PATH · cd DIR · pwd · export K=V · env K · exit N
     mkdir -p -- PATHS (does nothing) · hang (until killed, signalled or `Machine.release`) · argv WORDS (as JSON) · bytes HEX · whoami
-    flood BYTES · daemon (leaves a process) · prompt
+    flood BYTES · daemon (leaves a process) · prompt · type (what is given to its standard input)
     fetch BYTES (over the network) · knock NAME (where nobody may)
 """
 
@@ -72,6 +72,11 @@ class Process:
     reason: str = "exit"
     code: int | None = None
     not_started: bool = False
+    given: bytearray = field(default_factory=bytearray)  # to an open standard input
+    given_end: bool = False
+    read: int = 0  # of it
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    no_room: bool = False
 
     def total(self, stream: int) -> int:
         return self.base[stream] + len(self.streams[stream])
@@ -208,6 +213,13 @@ class LivingBox:
                 await process.write(1, bytes.fromhex(text))
             case ["whoami"]:
                 await process.write(1, (process.spec.user or "root").encode() + b"\n")
+            case ["type"]:  # what is given, as it is given, until its end
+                while process.reason == "exit" and not (process.given_end and process.read == len(process.given)):
+                    data, process.read = bytes(process.given[process.read :]), len(process.given)
+                    await process.write(1, data)
+                    if process.read == len(process.given) and not process.given_end:
+                        process.news.clear()
+                        await process.news.wait()
             case ["stdin"]:
                 await process.write(1, process.spec.stdin or b"")
             case ["cat", path]:
@@ -359,6 +371,8 @@ class FakeBox:
             "one run at a time per session"
         )
         process = living.runs[spec.run_id] = Process(spec, sink=sink)
+        if spec.stdin_open:
+            process.given += spec.stdin or b""
         process.task = asyncio.get_running_loop().create_task(living.execute(process))
 
     async def resume_run(self, run_id: str, sink: RunSink, out_offset: int, err_offset: int) -> None:
@@ -386,6 +400,23 @@ class FakeBox:
         process.released.set()
         return True
 
+    async def write_stdin(self, run_id: str, at: int | None, data: bytes, eof: bool) -> int:
+        process = self._alive("write_stdin", (run_id, at, data, eof)).runs.get(run_id)
+        if process is None or not process.spec.stdin_open or process.end is not None:
+            raise GuestError(errno.EPIPE, "closed")
+        end = len(process.given)
+        if at is not None and at > end:
+            raise GuestError(errno.EINVAL, f"goes on at {end}")
+        data = data[end - at :] if at is not None else data
+        if data and process.given_end:
+            raise GuestError(errno.EPIPE, "closed")
+        room = 1 if process.no_room else len(data)
+        process.given += data[:room]
+        process.given_end = process.given_end or (eof and room >= len(data))
+        process.news.set()
+        await asyncio.sleep(0)
+        return len(process.given)
+
     async def kill_run(self, run_id: str) -> None:
         process = self._alive("kill_run", run_id).runs.get(run_id)
         if process is not None:
@@ -394,6 +425,7 @@ class FakeBox:
     def _kill(self, process: Process) -> None:
         if process.end is None:
             process.reason, process.code = "killed", 137
+            process.news.set()
             process.released.set()
             process.room.set()
 

@@ -6,6 +6,8 @@ import asyncio
 
 from boxwood.client.http1 import BadAnswer, Origin, Reply
 
+BLOCK = 1 << 18  # bytes that nobody has taken, above which no more are read
+
 
 class AsyncConnection(asyncio.Protocol):
     """`usable`: may it carry another request? One at a time."""
@@ -17,6 +19,9 @@ class AsyncConnection(asyncio.Protocol):
         self._done: asyncio.Future[None] | None = None
         self._patience: asyncio.Timeout | None = None
         self._timeout = 0.0
+        self._flowing: Reply | None = None  # that is read bit by bit
+        self._broken: Exception | None = None
+        self._news: asyncio.Future[None] | None = None
 
     @classmethod
     async def open(cls, origin: Origin, timeout: float) -> AsyncConnection:
@@ -52,6 +57,47 @@ class AsyncConnection(asyncio.Protocol):
             await self.aclose()
         return reply
 
+    async def begin(self, request: bytes, timeout: float) -> Reply:
+        """The answer up to the end of its head; its body comes with `more`. Errors as of `exchange`."""
+        assert self._transport is not None
+        self._flowing, self._broken = Reply(), None
+        self._transport.write(request)
+        while not self._flowing.headed:
+            await self._hear(timeout)
+        return self._flowing
+
+    async def more(self, timeout: float) -> bytes:
+        """What comes next of the body that was begun; nothing: that was all, and the connection may carry another
+        request if it is `usable`. Errors as of `exchange`."""
+        reply = self._flowing
+        assert reply is not None
+        while not reply.held and not reply.complete:
+            await self._hear(timeout)
+        data = reply.take()
+        if self._transport is not None:
+            self._transport.resume_reading()
+        if not data:
+            self._flowing = None
+            if not reply.keep:
+                await self.aclose()
+        return data
+
+    async def _hear(self, timeout: float) -> None:
+        """Until something has come."""
+        if self._broken is None:
+            self._news = self._loop.create_future()
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._news
+            except BaseException:
+                self.abort()
+                raise
+            finally:
+                self._news = None
+        if self._broken is not None:
+            self.abort()
+            raise self._broken
+
     async def aclose(self) -> None:
         if self._transport is not None and self._loop is asyncio.get_running_loop():
             self._transport.close()
@@ -65,6 +111,9 @@ class AsyncConnection(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
+        if self._flowing is not None:
+            self._flow(self._flowing, data)
+            return
         if self._reply is None or self._done is None or self._done.done():
             self.abort()  # nobody asked
             return
@@ -76,8 +125,28 @@ class AsyncConnection(asyncio.Protocol):
         except BadAnswer as error:
             self._done.set_exception(error)
 
+    def _flow(self, reply: Reply, data: bytes) -> None:
+        try:
+            reply.feed(data)
+        except BadAnswer as error:
+            self._broken = error
+        if reply.held > BLOCK and self._transport is not None:
+            self._transport.pause_reading()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
+        if self._flowing is not None:
+            try:
+                self._flowing.end()
+            except BadAnswer as why:
+                self._broken = error or why
+            self._tell()
+            return
         if self._reply is None or self._done is None or self._done.done():
             return
         try:

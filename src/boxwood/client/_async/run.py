@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from math import inf
 from time import monotonic
 
 from boxwood.client import calls
+from boxwood.client._async.following import follow
 from boxwood.client._async.pause import sleep
 from boxwood.client._async.transport import AsyncTransport
 from boxwood.client.errors import BoxwoodError, CommandFailed, Timeout
+from boxwood.client.events import Follower, RunEvent
 from boxwood.client.fields import RunFields
-from boxwood.client.models import Anything, Cancelled, RunRecord
+from boxwood.client.models import Anything, Cancelled, RunRecord, StdinGiven
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0  # seconds until another look at a run, where the server did not wait
 
@@ -22,6 +25,7 @@ class AsyncRun(RunFields):
         self._transport = transport
         self._vm_id = vm_id
         self._record = record
+        self._given: int | None = None  # bytes of its standard input; None: unknown
 
     async def refresh(self) -> AsyncRun:
         """Asks the server again; `stdout` and `stderr` grow while the command runs. Returns this run."""
@@ -54,6 +58,43 @@ class AsyncRun(RunFields):
             if now < asked + seconds:  # the server did not wait as long as it was to: it ends, or knows no waiting
                 await sleep(min(pause, asked + seconds - now))
                 pause = min(pause * 1.5, LONGEST_PAUSE)
+
+    def events(self) -> AsyncGenerator[RunEvent, None]:
+        """What it does, as it happens, from its beginning: `RunStarted`, `RunOutput`s, `RunExited`. Goes on by itself
+        after a broken connection or a restart of the server, without loss or repetition.
+
+        :raises ConnectionFailed, Timeout, Unavailable: the server was not there again in time; the run goes on.
+        """
+        call = calls.run_events(self._vm_id, self._known_id(), "0")
+        return follow(self._transport, self._vm_id, call, Follower(self._known_id()))
+
+    async def write_stdin(self, data: str | bytes) -> None:
+        """Gives it more to read; it must have been started with `stdin_open`. Waits for room as long as it takes. One
+        writer at a time: bytes are counted, so that none is lost or comes twice over a broken connection.
+
+        :raises Conflict: nobody reads any more, or it was not started so; `InvalidState` if it has ended.
+        """
+        await self._give(data.encode() if isinstance(data, str) else data, eof=False)
+
+    async def close_stdin(self) -> None:
+        """End of file, behind what was written. Errors as of `write_stdin`."""
+        await self._give(b"", eof=True)
+
+    async def _give(self, data: bytes, eof: bool) -> None:
+        if self._given is None:
+            self._given = await self._give_piece(b"", None, False)
+        while True:
+            piece, rest = data[: calls.STDIN_PIECE], data[calls.STDIN_PIECE :]
+            end = await self._give_piece(piece, self._given, eof and not rest)
+            data = data[max(0, end - self._given) :]
+            self._given = max(end, self._given)
+            if not data:
+                return
+
+    async def _give_piece(self, piece: bytes, offset: int | None, eof: bool) -> int:
+        """How much it has been given in all."""
+        call = calls.write_stdin(self._vm_id, self._known_id(), piece, offset, eof)
+        return (await self._transport.call(call, StdinGiven)).offset
 
     async def cancel(self) -> bool:
         """Kills all that the run started. False: it had already ended."""

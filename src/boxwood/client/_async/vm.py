@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
@@ -10,10 +10,12 @@ from typing import IO, Any
 
 from boxwood.client import calls
 from boxwood.client._async import files
+from boxwood.client._async.following import follow
 from boxwood.client._async.run import AsyncRun
 from boxwood.client._async.session import AsyncSession
 from boxwood.client._async.transport import AsyncTransport
 from boxwood.client.errors import NotFound
+from boxwood.client.events import Follower, RunEvent
 from boxwood.client.fields import VMFields
 from boxwood.client.models import (
     Anything,
@@ -43,6 +45,7 @@ class AsyncVM(VMFields):
         cwd: str | None = None,
         user: str | None = None,
         stdin: str | bytes | None = None,
+        stdin_open: bool = False,
         background: bool = False,
         session: AsyncSession | str | int | None = None,
         check: bool = False,
@@ -57,13 +60,15 @@ class AsyncVM(VMFields):
 
         :param timeout: seconds until the server kills all that the run started; None: never.
         :param stdin: what the command reads, then end of file.
+        :param stdin_open: `stdin` is only the beginning; only with `background`: see `write_stdin` of the run.
         :param background: return as soon as it is started; see `wait()` of the run.
         :param check: raise `CommandFailed` unless the exit code is 0.
         :param idempotency_key: the same key gives the same run, so that the request may be repeated.
         """
         call = calls.create_run(
-            self.id, command, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, background=background,
-            session=session.id if isinstance(session, AsyncSession) else session, idempotency_key=idempotency_key,
+            self.id, command, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, stdin_open=stdin_open,
+            background=background, session=session.id if isinstance(session, AsyncSession) else session,
+            idempotency_key=idempotency_key,
         )  # fmt: skip
         return await self._ended(call, background=background, check=check)
 
@@ -76,6 +81,7 @@ class AsyncVM(VMFields):
         cwd: str | None = None,
         user: str | None = None,
         stdin: str | bytes | None = None,
+        stdin_open: bool = False,
         background: bool = False,
         check: bool = False,
         idempotency_key: str | None = None,
@@ -90,10 +96,34 @@ class AsyncVM(VMFields):
         The rest is as in `run`.
         """
         call = calls.execute(
-            self.id, argv, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, background=background,
-            idempotency_key=idempotency_key,
+            self.id, argv, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, stdin_open=stdin_open,
+            background=background, idempotency_key=idempotency_key,
         )  # fmt: skip
         return await self._ended(call, background=background, check=check)
+
+    def run_stream(
+        self,
+        command: str | Sequence[str],
+        *,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        stdin: str | bytes | None = None,
+        session: AsyncSession | str | int | None = None,
+        idempotency_key: str | None = None,
+    ) -> AsyncGenerator[RunEvent, None]:
+        """Runs a command and iterates over what happens, as it does: `RunStarted`, `RunOutput`s, `RunExited`.
+
+        Goes on by itself after a broken connection or a restart of the server, without loss or repetition. Whoever
+        stops iterating does not stop the run. The parameters are those of `run`.
+        """
+        call = calls.create_run(
+            self.id, command, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, stdin_open=False,
+            background=False, session=session.id if isinstance(session, AsyncSession) else session,
+            idempotency_key=idempotency_key,
+        )  # fmt: skip
+        return follow(self._transport, self.id, calls.streamed(call), Follower())
 
     async def _ended(self, call: calls.Call, *, background: bool, check: bool) -> AsyncRun:
         run = AsyncRun(self._transport, self.id, await self._transport.call(call, RunRecord))

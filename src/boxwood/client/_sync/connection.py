@@ -18,6 +18,7 @@ class Connection:
         self._readable = select.poll()
         self._readable.register(sock, select.POLLIN)
         self._open = True
+        self._reply = Reply()  # that is read bit by bit
 
     @classmethod
     def open(cls, origin: Origin, timeout: float) -> Connection:
@@ -43,17 +44,48 @@ class Connection:
             except (BrokenPipeError, ConnectionResetError):
                 pass  # it may have refused the rest, and have said why
             while not reply.complete:
-                data = self._socket.recv(BLOCK)
-                if data:
-                    reply.feed(data)
-                else:
-                    reply.end()
+                self._receive(reply)
         except BaseException:
             self.close()
             raise
         if not reply.keep:
             self.close()
         return reply
+
+    def begin(self, request: bytes, timeout: float) -> Reply:
+        """The answer up to the end of its head; its body comes with `more`. Errors as of `exchange`."""
+        self._reply = Reply()
+        try:
+            self._socket.settimeout(timeout)
+            self._socket.sendall(request)
+            while not self._reply.headed:
+                self._receive(self._reply)
+        except BaseException:
+            self.close()
+            raise
+        return self._reply
+
+    def more(self, timeout: float) -> bytes:
+        """What comes next of the body that was begun; nothing: that was all, and the connection may carry another
+        request if it is `usable`. Errors as of `exchange`."""
+        reply = self._reply
+        try:
+            self._socket.settimeout(timeout)
+            while not reply.held and not reply.complete:
+                self._receive(reply)
+        except BaseException:
+            self.close()
+            raise
+        data = reply.take()
+        if not data and not reply.keep:
+            self.close()
+        return data
+
+    def _receive(self, reply: Reply) -> None:
+        if data := self._socket.recv(BLOCK):
+            reply.feed(data)
+        else:
+            reply.end()
 
     def close(self) -> None:
         self._open = False

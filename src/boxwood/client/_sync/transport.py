@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import TypeVar
 
 import msgspec
@@ -10,12 +11,15 @@ import msgspec
 from boxwood import __version__
 from boxwood.client._sync.carrier import carrier_for
 from boxwood.client._sync.pause import sleep
-from boxwood.client.answers import Retry, decode
+from boxwood.client.answers import Retry, decode, refusal
 from boxwood.client.calls import Call
 from boxwood.client.discovery import Target
 from boxwood.client.errors import BadRequest, BoxwoodError, ServerError
+from boxwood.client.events import EVENTS, Parser, Said
 
 T = TypeVar("T")
+SILENCE = 35.0  # seconds without even a comment, of which a server sends one every ten: it is gone
+REFUSAL_BYTES = 1 << 20
 AGENT = {"user-agent": f"boxwood/{__version__}", "accept": "*/*"}
 
 
@@ -34,8 +38,10 @@ class Transport:
 
         :raises BoxwoodError: the server said no; after the attempts that are allowed.
         """
-        body, headers = None, {**self._headers, **call.headers}
-        if call.body is not None:
+        body, headers = call.content, {**self._headers, **call.headers}
+        if body is not None:
+            headers["content-type"] = "application/octet-stream"
+        elif call.body is not None:
             body, headers["content-type"] = _encoded(call), "application/json"
         tried = 0
         while True:
@@ -50,6 +56,32 @@ class Transport:
                     raise
             sleep(delay)
             tried += 1
+
+    def events(self, call: Call) -> Generator[Said, None, None]:
+        """Server-sent events as they come, once: whoever wants to go on after a break asks again.
+
+        :raises BoxwoodError: the server said no, or the connection broke.
+        """
+        body, headers = None, {**self._headers, **call.headers, "accept": EVENTS}
+        if call.body is not None:
+            body, headers["content-type"] = _encoded(call), "application/json"
+        answer = self._carrier.stream(call.method, self._url + call.path, headers, body, SILENCE)
+        try:
+            parser = Parser()
+            if answer.status != 200 or answer.media_type != EVENTS:
+                said = b""
+                while len(said) < REFUSAL_BYTES and (piece := answer.more()):
+                    said += piece
+                raise refusal(answer.status, said)
+            while piece := answer.more():
+                for event in parser.feed(piece):
+                    yield event
+        finally:
+            answer.close()
+
+    def delay(self, call: Call, error: BoxwoodError, tried: int) -> float | None:
+        """See `Retry.delay`."""
+        return self._retry.delay(call, error, tried)
 
     def fetch(self, url: str) -> bytes:
         """What a signed url leads to; asked for without the key."""

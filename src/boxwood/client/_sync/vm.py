@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
@@ -11,10 +11,12 @@ from typing import IO, Any
 
 from boxwood.client import calls
 from boxwood.client._sync import files
+from boxwood.client._sync.following import follow
 from boxwood.client._sync.run import Run
 from boxwood.client._sync.session import Session
 from boxwood.client._sync.transport import Transport
 from boxwood.client.errors import NotFound
+from boxwood.client.events import Follower, RunEvent
 from boxwood.client.fields import VMFields
 from boxwood.client.models import (
     Anything,
@@ -44,6 +46,7 @@ class VM(VMFields):
         cwd: str | None = None,
         user: str | None = None,
         stdin: str | bytes | None = None,
+        stdin_open: bool = False,
         background: bool = False,
         session: Session | str | int | None = None,
         check: bool = False,
@@ -58,13 +61,15 @@ class VM(VMFields):
 
         :param timeout: seconds until the server kills all that the run started; None: never.
         :param stdin: what the command reads, then end of file.
+        :param stdin_open: `stdin` is only the beginning; only with `background`: see `write_stdin` of the run.
         :param background: return as soon as it is started; see `wait()` of the run.
         :param check: raise `CommandFailed` unless the exit code is 0.
         :param idempotency_key: the same key gives the same run, so that the request may be repeated.
         """
         call = calls.create_run(
-            self.id, command, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, background=background,
-            session=session.id if isinstance(session, Session) else session, idempotency_key=idempotency_key,
+            self.id, command, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, stdin_open=stdin_open,
+            background=background, session=session.id if isinstance(session, Session) else session,
+            idempotency_key=idempotency_key,
         )  # fmt: skip
         return self._ended(call, background=background, check=check)
 
@@ -77,6 +82,7 @@ class VM(VMFields):
         cwd: str | None = None,
         user: str | None = None,
         stdin: str | bytes | None = None,
+        stdin_open: bool = False,
         background: bool = False,
         check: bool = False,
         idempotency_key: str | None = None,
@@ -91,10 +97,34 @@ class VM(VMFields):
         The rest is as in `run`.
         """
         call = calls.execute(
-            self.id, argv, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, background=background,
-            idempotency_key=idempotency_key,
+            self.id, argv, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, stdin_open=stdin_open,
+            background=background, idempotency_key=idempotency_key,
         )  # fmt: skip
         return self._ended(call, background=background, check=check)
+
+    def run_stream(
+        self,
+        command: str | Sequence[str],
+        *,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        stdin: str | bytes | None = None,
+        session: Session | str | int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Generator[RunEvent, None, None]:
+        """Runs a command and iterates over what happens, as it does: `RunStarted`, `RunOutput`s, `RunExited`.
+
+        Goes on by itself after a broken connection or a restart of the server, without loss or repetition. Whoever
+        stops iterating does not stop the run. The parameters are those of `run`.
+        """
+        call = calls.create_run(
+            self.id, command, timeout=timeout, env=env, cwd=cwd, user=user, stdin=stdin, stdin_open=False,
+            background=False, session=session.id if isinstance(session, Session) else session,
+            idempotency_key=idempotency_key,
+        )  # fmt: skip
+        return follow(self._transport, self.id, calls.streamed(call), Follower())
 
     def _ended(self, call: calls.Call, *, background: bool, check: bool) -> Run:
         run = Run(self._transport, self.id, self._transport.call(call, RunRecord))

@@ -38,7 +38,6 @@ from boxwood.core.model import Caller, Chunk, Run, RunRequest
 MOST_OUTPUT = 2 << 20  # bytes of each stream of one step
 MOST_ARGUMENTS = 10_000
 PATCH_BYTES = 8 << 20
-PIECE_SECONDS = 30.0  # a question for output is asked again after so long
 
 End = Literal["exited", "timeout", "not-started", "cancelled", "lost"]
 OnOutput = Callable[[bytes, bytes], Awaitable[None]]
@@ -109,15 +108,14 @@ def _request(command: Command, tag: str, wait: float | None) -> RunRequest:
 
 async def _hear(core: Core, caller: Caller, vm_id: str, started: Run, on_output: OnOutput, most: int) -> None:
     """The first `most` bytes of each stream, as they come."""
-    out_at = err_at = 0
-    ended = False
-    while not ended and (out_at < most or err_at < most):
-        piece = await core.runs.output(caller, vm_id, started.run_id, out_at, err_at, PIECE_SECONDS)
-        out = piece.stdout[: max(0, most - out_at)]
-        err = piece.stderr[: max(0, most - err_at)]
-        out_at, err_at, ended = piece.out_at, piece.err_at, piece.ended
+    out_left = err_left = most
+    async for piece in core.runs.follow(caller, vm_id, started.run_id):
+        out, err = piece.stdout[:out_left], piece.stderr[:err_left]
+        out_left, err_left = out_left - len(out), err_left - len(err)
         if out or err:
             await on_output(out, err)
+        if not out_left and not err_left:
+            return
 
 
 def _outcome(command: Command, ended: Run, duration: int, most: int) -> Outcome:

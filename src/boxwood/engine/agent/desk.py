@@ -13,9 +13,10 @@ from boxwood.engine.agent import files
 from boxwood.engine.agent.berth import Berth
 from boxwood.engine.agent.common import Common
 from boxwood.engine.agent.dialects import saved_state
+from boxwood.engine.agent.intake import Intake
 from boxwood.engine.agent.loop import Loop
 from boxwood.engine.agent.oneshot import OneShot
-from boxwood.engine.agent.run import Command, Run, Send
+from boxwood.engine.agent.run import MARKER_BYTES, Command, Run, Send
 from boxwood.engine.agent.session import Session
 from boxwood.engine.agent.shell import SHELLS, find_shell
 from boxwood.engine.agent.state import STATE_LIMIT
@@ -55,6 +56,7 @@ class Desk:
             "run.resume": self._resume_run,
             "run.signal": self._signal_run,
             "run.kill": self._kill_run,
+            "run.stdin": self._give_input,
             "run.ack": self._ack,
             "run.forget": self._forget,
             "settle": self._settle,
@@ -89,7 +91,7 @@ class Desk:
 
     def hello(self) -> dict[str, Any]:
         runs = [run.header() for run in self._runs.values()]
-        return {"ev": "hello", "runs": runs, "sessions": list(self._sessions), "programs": True}
+        return {"ev": "hello", "runs": runs, "sessions": list(self._sessions), "programs": True, "stdin": True}
 
     def relink(self) -> None:
         """There is a new link: greet, and say what the last one may not have carried."""
@@ -175,6 +177,8 @@ class Desk:
         command = _command(header, payload)
         self._make_room()
         run = Run(rid, session.sid, self._send)
+        if command.open:
+            run.intake = Intake(self._loop, command.stdin or b"")
         beside = any(header.get(name) is not None for name in ("env", "cwd", "user"))
         if command.argv is not None and not beside:
             raise ValueError("a program of its own runs beside the session")
@@ -186,14 +190,20 @@ class Desk:
             else:
                 session.start(command, run, lambda error: self._started(rid, reply, error))
         except BaseException:
-            self._runs.pop(rid, None)
+            self._drop(rid)
             raise
+
+    def _drop(self, rid: str) -> None:
+        """It was not started."""
+        run = self._runs.pop(rid, None)
+        if run is not None and run.intake is not None:
+            run.intake.close()
 
     def _started(self, rid: str, reply: Reply, error: OSError | None) -> None:
         if error is None:
             reply(hurry=False)
         else:
-            self._runs.pop(rid, None)
+            self._drop(rid)
             _refuse(reply, error)
 
     def _beside(self, session: Session, command: Command, run: Run, header: dict[str, Any]) -> Callable[[], OneShot]:
@@ -216,7 +226,7 @@ class Desk:
         try:
             self._oneshots[run.rid] = make()
         except OSError as error:
-            self._runs.pop(run.rid, None)
+            self._drop(run.rid)
             _refuse(reply, error)
             return
         if self._oneshots[run.rid].over:
@@ -265,6 +275,12 @@ class Desk:
             elif session is not None:
                 session.kill_run(run)
         reply()
+
+    def _give_input(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
+        run, at = self._run(header), header.get("at")
+        if run.intake is None:
+            raise OSError(errno.EPIPE, "the run's standard input is not open")
+        run.intake.give(None if at is None else _offset(header, "at"), payload, header.get("eof") is True, reply)
 
     def _ack(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
         run = self._runs.get(_ident(header, "rid"))
@@ -361,6 +377,11 @@ def _command(header: Mapping[str, Any], payload: bytes) -> Command:
         text, argv = b"", tuple(text[:-1].split(b"\0"))
     if b"\0" in text:
         raise ValueError("a command cannot contain NUL")
-    return Command(
-        text, timeout or None, stdin, prompt == "auto", argv, argv is not None and header.get("leaves") is True
-    )
+    is_open = header.get("open") is True
+    if is_open and stdin is None:
+        stdin = b""
+    leaves = argv is not None and header.get("leaves") is True
+    marker = _encoded(header.get("marker") or "", "marker")
+    if len(marker) > MARKER_BYTES:
+        raise ValueError(f"marker must have at most {MARKER_BYTES} bytes")
+    return Command(text, timeout or None, stdin, prompt == "auto", argv, leaves, is_open, marker)

@@ -74,18 +74,21 @@ class Job:
         self._writers: list[int] = []
         self._over = False
         try:
-            self._feed(shell, command)
+            self._feed(shell, command, run)
         except OSError:
             self._let_go()
             raise
         self._attach(run, command)
 
-    def _feed(self, shell: Shell, command: Command) -> None:
+    def _feed(self, shell: Shell, command: Command, run: Run) -> None:
         session, kind, d = self._session, shell.kind, self._session.folder.path
         session.folder.write(b"r", command.text + b"\n")
         if command.stdin is None:
             session.terminal.reset()
             stdin = session.terminal.path
+        elif run.intake is not None:
+            run.intake.attach(self._open_input(), has_reader=False)
+            stdin = session.folder / b"i"
         else:
             session.folder.write(b"i", command.stdin)
             stdin = session.folder / b"i"
@@ -102,11 +105,21 @@ class Job:
         self.report = shell.expect()
         shell.feed(arm + kind.run(d, stdin, before, self._traced) + kind.report(d))
 
+    def _open_input(self) -> int:
+        """The writing end of a pipe that the shell will open. (A reader has to be there for that: ourselves.)"""
+        folder = self._session.folder
+        folder.fifo(b"i")
+        both = folder.open_fifo(b"i", os.O_RDWR)
+        try:
+            return folder.open_fifo(b"i", os.O_WRONLY)
+        finally:
+            os.close(both)
+
     # --- runs come and go
 
     def _attach(self, run: Run, command: Command) -> None:
         self.run = run
-        self._prompts = command.prompt
+        self._prompts, self._marker, self._marked = command.prompt, command.marker, -1
         if command.timeout:
             self._timeout = self._loop.at(time.monotonic() + command.timeout, lambda: self.kill("timeout"))
         out, err = self._sources
@@ -141,6 +154,8 @@ class Job:
     def _on_tick(self) -> None:
         if self.report.code is None and self._shell is not None and not self._killing:
             self._check(self._shell)
+        if self.run is not None and self._marker and self.report.code is None and not self._killing:
+            self._look_for_marker(self.run)
         if self.run is not None and self._command.stdin is None and not self._killing:
             self._look(self.run)
         if self.run is not None:
@@ -161,6 +176,18 @@ class Job:
             else:
                 shell.feed(shell.kind.heal(self._session.folder.path))
                 self._healed, self._asked = True, False
+
+    def _look_for_marker(self, run: Run) -> None:
+        """Output that ends with the marker, and goes on ending so, is the end of the run."""
+        marked = run.size if self._is_marked(run) else -1
+        if marked >= 0 and marked == self._marked:
+            self._detach(None, "prompt")
+        elif marked >= 0:
+            self._looks = min(self._looks, 1)
+        self._marked = marked
+
+    def _is_marked(self, run: Run) -> bool:
+        return bool(self._marker) and any(tail.endswith(self._marker) for tail in run.tails)
 
     def _look(self, run: Run) -> None:
         """Who waits for input that nobody will type is given end of file; with a prompt shown, the run ends."""
@@ -183,7 +210,9 @@ class Job:
         alone = not reads and _is_all(waiters, members)
         if not steady:
             self._looks = min(self._looks, 1)
-        if self._prompts and any(last not in (b"", b"\n") for last in run.last):
+        if self._is_marked(run):
+            return  # it shows what it was to show: no end of file
+        if self._prompts and any(tail[-1:] not in (b"", b"\n") for tail in run.tails):
             if steady:
                 self._told = set(waiters)
                 self._detach(None, "prompt")

@@ -131,7 +131,7 @@ class OneShot:
         ends = [*os.pipe2(os.O_CLOEXEC), *os.pipe2(os.O_CLOEXEC)]
         stdin = script = -1
         try:
-            stdin, script = self._input()
+            stdin, script = self._input(), self._script()
             streams = Streams(stdin, ends[1], ends[3], None if script < 0 else script)
             pid = self._start(env, streams, place, account)
         except OSError:
@@ -147,11 +147,20 @@ class OneShot:
             os.set_blocking(fd, False)
         return [Source(self._loop, ends[0], 1), Source(self._loop, ends[2], 2)]
 
-    def _input(self) -> tuple[int, int]:
-        """What it reads, and its text if that has no place among a shell's arguments (else -1): descriptors."""
-        command = self._command
-        stdin = _given(command.stdin) if command.stdin else os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        return stdin, _given(command.text) if len(command.text) > _MOST_ARGUMENT else -1
+    def _input(self) -> int:
+        """What it reads: a descriptor."""
+        if (intake := self._run.intake) is not None:
+            stdin, pipe = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(pipe, False)
+            intake.attach(pipe, has_reader=True)
+            return stdin
+        given = self._command.stdin
+        return _given(given) if given else os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+
+    def _script(self) -> int:
+        """Its text, if that has no place among a shell's arguments (else -1): a descriptor."""
+        text = self._command.text
+        return _given(text) if len(text) > _MOST_ARGUMENT else -1
 
     def _start(self, env: Mapping[bytes, bytes], streams: Streams, place: int, account: Account | None) -> int:
         """The root of what it is to be. OSError."""

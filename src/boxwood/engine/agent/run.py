@@ -10,11 +10,13 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from boxwood.engine.agent.intake import Intake
 from boxwood.engine.agent.loop import IN, Loop
 from boxwood.engine.agent.terminal import unread
 
 WINDOW = 1 << 20  # bytes of a stream that are kept unacknowledged; then its pipe is not read any more
 FRAME = 1 << 16
+MARKER_BYTES = 256
 _PIPE_SIZE = 1 << 20
 
 
@@ -24,7 +26,9 @@ class Send(Protocol):
 
 class Command(NamedTuple):
     """What a run is to do. `timeout` in seconds, None: never; `stdin` None: the terminal. `argv`: a program and its
-    arguments, instead of the text. `leaves`: it ends with that program, and what else it has started goes on."""
+    arguments, instead of the text. `leaves`: it ends with that program, and what else it has started goes on. `open`:
+    `stdin` is the beginning of what it reads, the run's `intake` gets the rest. `marker`: output that ends so is its
+    end, as a prompt is."""
 
     text: bytes
     timeout: float | None = None
@@ -32,6 +36,8 @@ class Command(NamedTuple):
     prompt: bool = True  # may a prompt that waits for input be its end?
     argv: tuple[bytes, ...] | None = None
     leaves: bool = False
+    open: bool = False
+    marker: bytes = b""
 
 
 class Output:
@@ -71,8 +77,9 @@ class Run:
         self.sid = sid
         self.end: dict[str, Any] | None = None
         self.outputs = (Output(), Output())
-        self.last = [b"", b""]  # the last byte of each stream
+        self.tails = [b"", b""]  # the last bytes of each stream
         self.on_end: Callable[[], None] = lambda: None
+        self.intake: Intake | None = None  # of one whose standard input is open
         self._send = send
         self._attached = True
 
@@ -81,7 +88,7 @@ class Run:
         if data and self.end is None:
             output = self.outputs[stream - 1]
             output.kept += data
-            self.last[stream - 1] = data[-1:]
+            self.tails[stream - 1] = (self.tails[stream - 1] + data[-MARKER_BYTES:])[-MARKER_BYTES:]
             self._pump(stream)
 
     @property
@@ -99,6 +106,8 @@ class Run:
     def finish(self, code: int | None, reason: str, *, started: bool = True) -> None:
         """All output has been put."""
         if self.end is None:
+            if self.intake is not None:
+                self.intake.close()
             self.end = {"code": code, "reason": reason, "out": self.outputs[0].end, "err": self.outputs[1].end}
             if not started:
                 self.end["started"] = False

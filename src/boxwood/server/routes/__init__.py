@@ -5,12 +5,27 @@ from __future__ import annotations
 from boxwood.dialects import agentkernel, arker_legacy, arl_gateway, arl_kubernetes
 from boxwood.server.dialect import Dialect
 from boxwood.server.exchange import Operation
-from boxwood.server.routes import files, keys, network, operator, pools, refused, runs, service, sessions, vms
+from boxwood.server.routes import (
+    activity,
+    files,
+    following,
+    keys,
+    network,
+    operator,
+    pools,
+    refused,
+    runs,
+    service,
+    sessions,
+    vms,
+)
 
 OPERATIONS: tuple[Operation, ...] = (
     *service.OPERATIONS,
     *vms.OPERATIONS,
     *runs.OPERATIONS,
+    *following.OPERATIONS,
+    *activity.OPERATIONS,
     *sessions.OPERATIONS,
     *files.OPERATIONS,
     *network.OPERATIONS,

@@ -23,6 +23,7 @@ URL_SECONDS = 900
 
 async def sync(exchange: Exchange) -> Response:
     body = await exchange.union_body()
+    exchange.facts.path = body.writes[0].path if isinstance(body, wire.WriteBody) else body.path
     if isinstance(body, wire.ReadBody):
         return await _read(exchange, body)
     if isinstance(body, wire.ManifestBody):
@@ -175,7 +176,7 @@ OPERATIONS = (
     Operation(
         "sync", "POST", "/v1/vms/{id}/sync", sync, "Read a file, write files, or list a directory with hashes.",
         answers={200: (wire.ReadInlineAnswer, wire.ReadPresignedAnswer, wire.ManifestAnswer, wire.WriteAnswer)},
-        body=wire.SyncBody, body_limit=BODY_LIMIT,
+        body=wire.SyncBody, body_limit=BODY_LIMIT, logged="sync",
         errors=(
             "bad_request", "not_found", "conflict", "invalid_state", "resource_busy", "payload_too_large",
             "unsupported_operation", "capacity_unavailable",

@@ -51,7 +51,6 @@ putWorkerRun PUT {_WORKER}/vms/{{vm_id}}/runs/{{run_id}}
 """
 
 OPERATIONS = (
-    *_feature("the run log of the organisation", None, "listOrgRuns GET /v1/runs"),
     *_feature(
         "network policies", "network_policy",
         f"getVmPolicies GET {_VM}/policies\nputVmPolicies PUT {_VM}/policies",

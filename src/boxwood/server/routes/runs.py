@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import shlex
 import signal
 from typing import Any
 
 from starlette.responses import Response
 
-from boxwood.core.errors import BadRequest, Unsupported
+from boxwood.core.errors import BadRequest
 from boxwood.core.model import Run, RunFilter, RunRequest
+from boxwood.server.events import EVENTS
 from boxwood.server.exchange import MIB, Exchange, Operation
+from boxwood.server.routes import following
 from boxwood.server.schema import run as wire
 
 COMMAND_LIMIT = 4 * MIB
 UNBROKEN_SECONDS = 1.0  # of a wait that the end of the server does not cut short
-ONLY_WITH_COMMAND = ("timeout", "queueing_timeout", "end_symbol", "env", "cwd", "user", "stdin")
+ONLY_WITH_COMMAND = ("timeout", "queueing_timeout", "end_symbol", "env", "cwd", "user", "stdin", "stdin_open")
 
 
 async def create_run(exchange: Exchange) -> Response:
@@ -28,33 +31,45 @@ async def create_run(exchange: Exchange) -> Response:
         return await _signal(exchange, body, body.signal)
     # session_id goes before session_idx (wire 2.7)
     index = body.session_idx if body.session_id is None else None
-    wait = _wait(exchange, body)
+    streamed = exchange.query(wire.StreamQuery) if exchange.accepts(EVENTS) else None
+    wait = _wait(exchange, body) if streamed is None else 0.0
+    facts = exchange.facts
+    facts.kind, facts.command = "shell" if body.argv is None else "program", body.command or shlex.join(body.argv or ())
+    facts.run = run = await _begin(exchange, body, index, min(wait, UNBROKEN_SECONDS))
+    facts.vm, facts.command = run.vm_id, run.command
+    if streamed is not None:
+        return following.follow(exchange, run, streamed)
+    facts.run = await patiently(exchange, run, wait - UNBROKEN_SECONDS)
+    return answer(exchange, facts.run)
+
+
+async def _begin(exchange: Exchange, body: wire.RunBody, index: int | None, wait: float) -> Run:
+    """What is asked for, after `wait` seconds at most."""
     if body.argv is not None:
         return await _direct(exchange, body, tuple(body.argv), wait)
     if body.command is None:
         if given := [name for name in ONLY_WITH_COMMAND if getattr(body, name) is not None]:
             raise _refused("command", f"is needed with {given[0]}")
-        begun = min(wait, UNBROKEN_SECONDS)
-        run = await exchange.core.runs.resume(exchange.caller, exchange.params["id"], body.session_id, index, begun)
-        return answer(exchange, await patiently(exchange, run, wait - begun))
+        return await exchange.core.runs.resume(exchange.caller, exchange.params["id"], body.session_id, index, wait)
     request = RunRequest(
         command=body.command,
         session_id=body.session_id,
         session_index=index,
         timeout=body.timeout,
-        wait=min(wait, UNBROKEN_SECONDS),
-        prompt=_prompt(body.end_symbol),
+        wait=wait,
+        prompt="auto" if body.end_symbol in (None, "auto") else "none",
+        marker="" if body.end_symbol in (None, "auto", "none") else body.end_symbol,
         queueing_timeout=body.queueing_timeout,
         env=body.env,
         cwd=body.cwd,
         user=body.user,
         stdin=_stdin(body),
+        stdin_open=bool(body.stdin_open),
     )
-    run = await exchange.core.runs.start(exchange.caller, exchange.params["id"], request, exchange.idempotency_key)
-    return answer(exchange, await patiently(exchange, run, wait - UNBROKEN_SECONDS))
+    return await exchange.core.runs.start(exchange.caller, exchange.params["id"], request, exchange.idempotency_key)
 
 
-async def _direct(exchange: Exchange, body: wire.RunBody, argv: tuple[str, ...], wait: float) -> Response:
+async def _direct(exchange: Exchange, body: wire.RunBody, argv: tuple[str, ...], wait: float) -> Run:
     """Beside all sessions."""
     for name in ("command", "session_id", "session_idx", "queueing_timeout", "end_symbol"):
         if getattr(body, name) is not None:
@@ -63,16 +78,16 @@ async def _direct(exchange: Exchange, body: wire.RunBody, argv: tuple[str, ...],
         "",
         argv=argv,
         timeout=body.timeout,
-        wait=min(wait, UNBROKEN_SECONDS),
+        wait=wait,
         prompt="none",
         env=body.env,
         cwd=body.cwd,
         user=body.user,
         stdin=_stdin(body),
+        stdin_open=bool(body.stdin_open),
         beside=True,
     )
-    run = await exchange.core.runs.start(exchange.caller, exchange.params["id"], request, exchange.idempotency_key)
-    return answer(exchange, await patiently(exchange, run, wait - UNBROKEN_SECONDS))
+    return await exchange.core.runs.start(exchange.caller, exchange.params["id"], request, exchange.idempotency_key)
 
 
 async def patiently(exchange: Exchange, run: Run, seconds: float) -> Run:
@@ -90,6 +105,7 @@ async def patiently(exchange: Exchange, run: Run, seconds: float) -> Run:
 
 
 async def _signal(exchange: Exchange, body: wire.RunBody, name: str) -> Response:
+    exchange.facts.command = name
     if body.command is not None or body.argv is not None:
         raise _refused("signal", "not together with command")
     if body.time_to_background is not None or body.background is not None:
@@ -130,20 +146,20 @@ async def cancel_run(exchange: Exchange) -> Response:
     return exchange.answer(wire.CancelRunAnswer(cancelled=done))
 
 
+async def write_stdin(exchange: Exchange) -> Response:
+    query = exchange.query(wire.StdinQuery)
+    data = await exchange.raw_body()
+    vm, run_id, eof = exchange.params["id"], exchange.params["run_id"], query.eof.lower() in ("true", "1")
+    given = await exchange.core.runs.write_stdin(exchange.caller, vm, run_id, data, query.offset, eof)
+    return exchange.answer(wire.StdinAnswer(offset=given.offset, taken=given.taken, closed=given.closed))
+
+
 def _wait(exchange: Exchange, body: wire.RunBody) -> float:
     """Seconds: what the caller asks for, as far as its socket is that patient."""
     if body.background:
         return 0.0
     asked = body.time_to_background
     return min(wire.LONGEST_WINDOW if asked is None else asked, exchange.agent.window)
-
-
-def _prompt(end_symbol: str | None) -> str:
-    if end_symbol in (None, "auto"):
-        return "auto"
-    if end_symbol == "none":
-        return "none"
-    raise Unsupported("end_symbol: auto or none; an end marker of your own is not available on this server")
 
 
 def _stdin(body: wire.RunBody) -> bytes | None:
@@ -166,6 +182,7 @@ OPERATIONS = (
     Operation(
         "createRun", "POST", "/v1/vms/{id}/runs", create_run, "Run a command and wait a while for its end.",
         answers={200: wire.CompletedRunAnswer, 202: wire.BackgroundRunAnswer}, body=wire.RunBody,
+        query=wire.StreamQuery, streams=EVENTS, logged="run",
         body_limit=COMMAND_LIMIT,
         errors=(
             "bad_request", "not_found", "conflict", "idempotency_conflict", "invalid_state", "resource_busy",
@@ -183,5 +200,11 @@ OPERATIONS = (
     Operation(
         "cancelRun", "DELETE", "/v1/vms/{id}/runs/{run_id}", cancel_run, "End a run and all that it started.",
         answers={200: wire.CancelRunAnswer}, **_READ,
+    ),
+    Operation(
+        "writeRunStdin", "POST", "/v1/vms/{id}/runs/{run_id}/stdin", write_stdin,
+        "Give more to a run that was started with stdin_open: the body, as it is.",
+        answers={200: wire.StdinAnswer}, query=wire.StdinQuery, body_limit=COMMAND_LIMIT, ours=True,
+        errors=("bad_request", "not_found", "conflict", "invalid_state", "resource_busy", "payload_too_large"),
     ),
 )  # fmt: skip

@@ -43,7 +43,10 @@ async def fork(exchange: Exchange) -> Response:
         command=body.command,
         ttl=body.ttl,
     )
+    exchange.facts.vm, exchange.facts.source = "", body.source_vm_id or ""
+    exchange.facts.command = body.command or ""
     made = await exchange.core.vms.fork(exchange.caller, request, exchange.idempotency_key)
+    exchange.facts.vm = made.vm_id
     return answer(exchange, made)
 
 
@@ -128,7 +131,7 @@ def _refused(field: str, said: str) -> BadRequest:
 OPERATIONS = (
     Operation(
         "fork", "POST", "/v1/fork", fork, "Make a VM that shows what its source shows now.",
-        answers={200: wire.VM}, body=wire.ForkBody,
+        answers={200: wire.VM}, body=wire.ForkBody, logged="fork",
         errors=(
             "bad_request", "insufficient_resources", "not_found", "already_exists", "conflict", "invalid_state",
             "resource_busy", "idempotency_conflict", "payload_too_large", "unsupported_operation",

@@ -40,15 +40,26 @@ class RunBody(Request, frozen=True, kw_only=True):
     time_to_background: Annotated[float, Meta(ge=0, le=LONGEST_WINDOW)] | None = None
     background: bool | None = None
     queueing_timeout: Seconds | None = None
-    end_symbol: Annotated[str, Meta(description="auto, or none: does a prompt that waits for input end it?")] | None = (
-        None
-    )
+    end_symbol: (
+        Annotated[
+            str,
+            Meta(
+                min_length=1,
+                max_length=256,
+                description="auto or none: does a prompt that waits for input end it? Else: the text that ends it.",
+            ),
+        ]
+        | None
+    ) = None
     signal: SignalName | None = None
     env: Annotated[dict[str, str], Meta(description="For this run alone.")] | None = None
     cwd: Annotated[str, Meta(description="For this run alone.")] | None = None
     user: Annotated[str, Meta(description="For this run alone: user, or user:group.")] | None = None
     stdin: Annotated[str, Meta(description="What the command reads, then end of file.")] | None = None
     stdin_encoding: Literal["utf-8", "base64"] | None = None
+    stdin_open: (
+        Annotated[bool, Meta(description="stdin is only the beginning of what it reads: see writeRunStdin.")] | None
+    ) = None
     policies: Any = None
     vcpu_count: Any = None
     memory_mib: Any = None
@@ -77,6 +88,68 @@ class GetRunQuery(Query, frozen=True, kw_only=True):
     wait: Annotated[
         float, Meta(ge=0, le=LONGEST_WINDOW, description="Seconds that the answer may wait for the end of the run.")
     ] = 0.0
+
+
+class StreamQuery(Query, frozen=True, kw_only=True):
+    """How a run is told as it happens."""
+
+    encoding: Annotated[
+        Encoding,
+        Meta(description="utf-8: text as it is, never in the midst of a character; base64: all of it, at once."),
+    ] = "utf-8"
+    on_disconnect: Annotated[
+        Literal["continue", "cancel"], Meta(description="What becomes of the run if this connection ends before it.")
+    ] = "continue"
+
+
+class RunEventsQuery(StreamQuery, frozen=True, kw_only=True):
+    offset: Annotated[
+        str, Meta(description="The id of the last event: what is behind it is told. Last-Event-ID goes before it.")
+    ] = "0"
+
+
+class StdinQuery(Query, frozen=True, kw_only=True):
+    offset: (
+        Annotated[
+            int,
+            Meta(ge=0, le=1 << 50, description="Of the first byte, in all that was given; it may be given again then."),
+        ]
+        | None
+    ) = None
+    eof: Annotated[str, Meta(pattern="(?i)^(true|false|1|0)$", description="true: nothing comes behind it.")] = "false"
+
+
+class StdinAnswer(Answer, frozen=True, kw_only=True):
+    """What of the body was not taken for want of room is to be sent again."""
+
+    offset: Annotated[int, Meta(description="Bytes that it has been given in all.")]
+    taken: Annotated[int, Meta(description="Bytes of this body that it has.")]
+    closed: Annotated[bool, Meta(description="There will be no more.")]
+
+
+class BegunEvent(Answer, frozen=True, kw_only=True):
+    run_id: str
+    session_id: str
+    vm_id: str
+    started_at: datetime
+
+
+class OutputEvent(Answer, frozen=True, kw_only=True):
+    data: str
+    encoding: Encoding
+    offset: Annotated[int, Meta(description="Of its first byte, in all that the run has put out on this stream.")]
+
+
+class ExitEvent(Answer, frozen=True, kw_only=True):
+    run_id: str
+    state: RunState
+    exit_code: int | None
+    fail_reason: str | None
+    completed_at: datetime | None
+    duration_ms: float | UnsetType = UNSET
+    stdout_bytes: Annotated[int, Meta(description="That were told, with those before.")]
+    stderr_bytes: int
+    truncated: Annotated[int, Meta(description="Bytes of output that were not kept.")] | UnsetType = UNSET
 
 
 class CompletedRunAnswer(Answer, frozen=True, kw_only=True):
@@ -162,6 +235,24 @@ def completed(of: model.Run, *, integer_exit: bool = False) -> CompletedRunAnswe
         session_id=of.session_id,
         fail_reason=of.fail_reason if of.fail_reason is not None else UNSET,
         duration_ms=of.duration_ms if of.duration_ms is not None else UNSET,
+        truncated=of.truncated or UNSET,
+    )
+
+
+def begun(of: model.Run) -> BegunEvent:
+    return BegunEvent(run_id=of.run_id, session_id=of.session_id, vm_id=of.vm_id, started_at=of.started_at)
+
+
+def exited(of: model.Run, out: int, err: int) -> ExitEvent:
+    return ExitEvent(
+        run_id=of.run_id,
+        state=of.state,  # type: ignore[arg-type]  # the core's states are the contract's
+        exit_code=of.exit_code,
+        fail_reason=of.fail_reason,
+        completed_at=of.completed_at,
+        duration_ms=of.duration_ms if of.duration_ms is not None else UNSET,
+        stdout_bytes=out,
+        stderr_bytes=err,
         truncated=of.truncated or UNSET,
     )
 

@@ -104,7 +104,7 @@ class AgentKernel:
 
     def _events(
         self, command: Sequence[str], image: str | None, profile: str | None, fast: bool
-    ) -> Generator[StreamEvent, None]:
+    ) -> Generator[StreamEvent, None, None]:
         try:
             text, order = exec_text(command), Order.of(image, profile=profile)
         except AgentKernelError as error:

@@ -16,7 +16,7 @@ COST = 4  # … and at least so many times what a look costs: each brings all of
 MOST = 5.0  # … but no more than this
 
 
-def follow(run: Run, timeout: float) -> Generator[StreamEvent, None]:
+def follow(run: Run, timeout: float) -> Generator[StreamEvent, None, None]:
     """Output as it comes, then how the run ended. `timeout`: seconds without an answer that the client allows."""
     tail, pause = Tail(), SHORTEST
     while True:
