@@ -28,6 +28,7 @@ from boxwood.engine.api import (
     SessionSpec,
 )
 from boxwood.engine.frames import FrameError
+from boxwood.engine.hostptys import HostPtys
 from boxwood.engine.kernel import OVERLAYFS_MAGIC, TMPFS_MAGIC, filesystem_type
 from boxwood.engine.link import Answer, Link, integer, text
 
@@ -72,6 +73,7 @@ class HostBox:
         self.read_only = False
         self.gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.known_runs: dict[str, RunEnd | None] = {}
+        self.ptys = HostPtys(self._ask, self._say)
         self._starts_programs = False  # a box that an older version has made starts only shells
         self._put_down = put_down
         self._why = ""  # why it was put down, if it was
@@ -129,6 +131,9 @@ class HostBox:
     async def _ask(self, op: str, fields: dict[str, Any], payload: bytes = b"", **more: Any) -> Answer:
         more.setdefault("timeout", ANSWER_SECONDS)
         return await self._alive().ask(op, fields, payload, **more)
+
+    def _say(self, fields: dict[str, Any], payload: bytes = b"") -> None:
+        self._alive().say(fields, payload)
 
     def _alive(self) -> Link:
         if self._link is None or self.gone.done():
@@ -260,6 +265,8 @@ class HostBox:
                 self._on_end(header)
             case "state":
                 self._on_state(header, payload)
+            case "pty.out" | "pty.taken" | "pty.end" as kind:
+                self.ptys.on_event(kind, header, payload)
             case other:
                 raise FrameError(f"unknown: {str(other)[:40]}")
 
@@ -273,6 +280,7 @@ class HostBox:
             end = run.get("end")
             self.known_runs[text(run, "rid", 26)] = None if end is None else _run_end(end)
         self._starts_programs = header.get("programs") is True
+        self.ptys.on_hello(header.get("ptys", []))
         self._greeted.set_result(None)
 
     def _on_output(self, header: dict[str, Any], payload: bytes) -> None:
