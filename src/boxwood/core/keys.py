@@ -74,6 +74,10 @@ class Keys:
             raise Unauthorized("this API key is not valid here")
         return found[1]
 
+    def caller(self, key_id: str) -> Caller | None:
+        """Whose the key with this id is, unless it has been revoked."""
+        return next((caller for row, caller in self._callers.values() if row.id == key_id), None)
+
     async def create(self, caller: Caller, name: str | None = None, role: str = "admin") -> ApiKey:
         """A new key of the caller's organisation; the answer alone holds the key itself.
         `role`: admin, or member (may not manage keys). Forbidden, BadRequest (name over 255 characters, role),

@@ -32,7 +32,7 @@ _DUMB = b"dumb"  # what a session's environment says unless somebody has said so
 class Ptys:
     """`find` gives the session of a request, or raises OSError."""
 
-    def __init__(self, common: Common, send: Send, find: Callable[[Mapping[str, Any]], Session]) -> None:
+    def __init__(self, common: Common, send: Send, find: Callable[[dict[str, Any]], Session]) -> None:
         self._common = common
         self._send = send
         self._find = find
