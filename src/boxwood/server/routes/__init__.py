@@ -5,13 +5,14 @@ from __future__ import annotations
 from boxwood.dialects import agentkernel, arker_legacy, arl_gateway, arl_kubernetes
 from boxwood.server.dialect import Dialect
 from boxwood.server.exchange import Operation
-from boxwood.server.routes import files, keys, network, operator, pools, refused, runs, service, sessions, vms
+from boxwood.server.routes import files, keys, network, operator, pools, ptys, refused, runs, service, sessions, vms
 
 OPERATIONS: tuple[Operation, ...] = (
     *service.OPERATIONS,
     *vms.OPERATIONS,
     *runs.OPERATIONS,
     *sessions.OPERATIONS,
+    *ptys.OPERATIONS,
     *files.OPERATIONS,
     *network.OPERATIONS,
     *pools.OPERATIONS,
