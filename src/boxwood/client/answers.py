@@ -42,7 +42,7 @@ def decode(call: Call, status: int, body: bytes, answer: type[T]) -> T:
     :raises BoxwoodError: the answer is an error, or not one of the contract.
     """
     if status not in call.answers or body.startswith(b'{"error":'):
-        raise _refusal(status, body)
+        raise refusal(status, body)
     if answer is Anything:
         return answer()
     try:
@@ -51,7 +51,8 @@ def decode(call: Call, status: int, body: bytes, answer: type[T]) -> T:
         raise ServerError("bad_answer", f"not an answer of a Boxwood server: {error}", status) from None
 
 
-def _refusal(status: int, body: bytes) -> BoxwoodError:
+def refusal(status: int, body: bytes) -> BoxwoodError:
+    """What an answer says that is none to the request."""
     found = _error_object(body)
     if found is not None:
         return error_from(found, status)

@@ -35,6 +35,7 @@ CELLS = 1000  # the most columns, and rows
 ARGUMENTS, ARGUMENT_BYTES = 1000, 64 << 10
 IDLE_SECONDS = 1e8
 MOST_LEFT = 10_000
+LEAVING_SECONDS = 1.0
 _INPUT = 16 << 10  # bytes handed over at once
 _TERM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _TICKET = re.compile(r"([0-9]{1,12})\.([0-9A-Za-z]{1,40})\.([A-Za-z0-9_-]{20,80})")
@@ -53,6 +54,7 @@ class Pty:
         self.slot: Slot | None = None
         self.box: Box | None = None
         self.looked_at = False
+        self.left = asyncio.Event()  # nobody looks any more
         self.end: PtyEnd | None = None
         self.reason: str | None = None  # why it was lost
         self._output: list[bytes] = []
@@ -207,7 +209,7 @@ class Ptys:
             new_id(), session.id, *wanted, given, None if "TERM" in created else term or "xterm-256color", persist,
             (kept_idle if idle is None else idle) or 0.0,
         )  # fmt: skip
-        before = self._ptys.get(session.id)
+        before = await self._last_look(session.id)
         if before is not None and before.looked_at:
             raise ResourceBusy("session", "somebody looks at this session's terminal already: detach there first")
         if before is None:
@@ -216,6 +218,14 @@ class Ptys:
         pty.looked_at = True
         self._next.pop(session.id, None)
         return await self._tasks.finish(self._open(pty, spec, before))
+
+    async def _last_look(self, session_id: str) -> Pty | None:
+        """The client may know before we do that the last one has looked away."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVING_SECONDS):
+                while (pty := self._ptys.get(session_id)) is not None and pty.looked_at:
+                    await pty.left.wait()
+        return self._ptys.get(session_id)
 
     def _check_quota(self, vm: VMRow) -> None:
         of_vm = sum(pty.vm_id == vm.id for pty in self._ptys.values())
@@ -261,6 +271,7 @@ class Ptys:
     async def detach(self, pty: Pty) -> None:
         """Nobody looks any more. It goes on, unless it was made without `persist`."""
         pty.looked_at = False
+        pty.left.set()
         if pty.over or pty.box is None:
             self._forget(pty)
             return
@@ -275,6 +286,7 @@ class Ptys:
             self._forget(pty)
 
     def _forget(self, pty: Pty) -> None:
+        pty.left.set()
         if self._ptys.get(pty.session_id) is pty:
             del self._ptys[pty.session_id]
 

@@ -51,7 +51,7 @@ def test_job_control_and_keys(office, work):
     screen.type("sleep 1000\r")
     office.until(lambda: b"sleep" in _names())
     screen.type("\x1a")
-    screen.until("Stopped")
+    office.until(lambda: b"# " in screen.data.partition(b"Stopped")[2])
     screen.type("\x04\x04")  # there are stopped jobs
     assert screen.wait()[1] == "exit"
     office.until(lambda: b"sleep" not in _names(), 30)
@@ -183,6 +183,21 @@ def test_who_does_not_persist_ends_when_nobody_looks(office, work):
     screen = office.session(work=work).pty(["cat"], persist=False)
     screen.do("detach")
     assert screen.wait() == (137, "killed")
+
+
+def test_who_comes_while_it_is_being_killed_gets_another_one(office, work):
+    s = office.session(work=work)
+    screen = s.pty(["cat"], persist=False)
+    office.ask("pty.detach", pty=screen.pty)
+    again = s.pty(sh("echo new; cat"))
+    assert again.pty != screen.pty and screen.end["reason"] == "killed"
+    again.until("new")
+    office.ask("pty.kill", pty=again.pty)
+    sid, ident = s.sid, office.number()
+    late = office.ask("pty.open", sid=sid, pty=ident, columns=80, rows=24, persist=True, idle=0, view=99)
+    s.close()
+    office.until(lambda: late.done)
+    assert late.errno == 2, "the session has gone meanwhile"
 
 
 def test_it_ends_when_it_is_idle_for_too_long(office, work):

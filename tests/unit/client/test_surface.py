@@ -18,7 +18,7 @@ from unit.client.stub import KEY, RUN, VM, VM_ID, StubServer
 ROOT = Path(__file__).resolve().parents[3]
 PAIRS = [
     (boxwood.Boxwood, boxwood.AsyncBoxwood), (boxwood.VM, boxwood.AsyncVM), (boxwood.Run, boxwood.AsyncRun),
-    (boxwood.Session, boxwood.AsyncSession),
+    (boxwood.Session, boxwood.AsyncSession), (boxwood.Pty, boxwood.AsyncPty),
 ]  # fmt: skip
 RENAMED = {"__aenter__": "__enter__", "__aexit__": "__exit__", "aclose": "close"}
 

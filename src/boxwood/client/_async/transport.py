@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -13,6 +13,9 @@ from boxwood.client.answers import Retry, decode
 from boxwood.client.calls import Call
 from boxwood.client.discovery import Target
 from boxwood.client.errors import BadRequest, BoxwoodError, ServerError
+
+if TYPE_CHECKING:
+    from boxwood.client._async.socket import AsyncSocket
 
 T = TypeVar("T")
 AGENT = {"user-agent": f"boxwood/{__version__}", "accept": "*/*"}
@@ -62,6 +65,12 @@ class AsyncTransport:
         if status != 200:
             raise ServerError("bad_answer", f"HTTP {status} for the file", status)
         return body
+
+    async def open_socket(self, path: str) -> AsyncSocket:
+        """A WebSocket. :raises BoxwoodError: the server said no."""
+        from boxwood.client._async.socket import AsyncSocket
+
+        return await AsyncSocket.open("ws" + self._url.removeprefix("http") + path, self._headers)
 
     async def aclose(self) -> None:
         await self._carrier.aclose()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -14,6 +14,9 @@ from boxwood.client.answers import Retry, decode
 from boxwood.client.calls import Call
 from boxwood.client.discovery import Target
 from boxwood.client.errors import BadRequest, BoxwoodError, ServerError
+
+if TYPE_CHECKING:
+    from boxwood.client._sync.socket import Socket
 
 T = TypeVar("T")
 AGENT = {"user-agent": f"boxwood/{__version__}", "accept": "*/*"}
@@ -63,6 +66,12 @@ class Transport:
         if status != 200:
             raise ServerError("bad_answer", f"HTTP {status} for the file", status)
         return body
+
+    def open_socket(self, path: str) -> Socket:
+        """A WebSocket. :raises BoxwoodError: the server said no."""
+        from boxwood.client._sync.socket import Socket
+
+        return Socket.open("ws" + self._url.removeprefix("http") + path, self._headers)
 
     def close(self) -> None:
         self._carrier.close()

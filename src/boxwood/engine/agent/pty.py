@@ -95,6 +95,10 @@ class Pty:
         finally:
             os.close(place)
 
+    @property
+    def dying(self) -> bool:
+        return self._reason != "exit" and not self.ended
+
     # --- who looks
 
     def attach(self, view: int) -> None:

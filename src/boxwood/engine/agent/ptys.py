@@ -37,6 +37,7 @@ class Ptys:
         self._send = send
         self._find = find
         self._ptys: dict[str, Pty] = {}
+        self._later: list[tuple[Pty, Callable[[], None]]] = []  # until one that is being killed has ended
         self._waiting: list[tuple[str, Callable[[], None]]] = []  # sessions that are being closed
         self.ops: dict[str, Callable[[dict[str, Any], bytes, Reply], None]] = {
             "pty.open": self._open,
@@ -72,8 +73,10 @@ class Ptys:
         live = {pty.sid for pty in self._ptys.values() if not pty.over}
         ready = [done for sid, done in self._waiting if sid not in live]
         self._waiting = [(sid, done) for sid, done in self._waiting if sid in live]
-        for done in ready:
-            done()
+        again = [again for pty, again in self._later if pty.ended]
+        self._later = [(pty, again) for pty, again in self._later if not pty.ended]
+        for done in (*ready, *again):
+            self._common.loop.soon(done)
 
     # --- what is asked
 
@@ -84,20 +87,29 @@ class Ptys:
             raise ValueError("pty must be an id")
         columns, rows = _size(header)
         known = next((pty for pty in self._ptys.values() if pty.sid == session.sid and not pty.ended), None)
+        if known is not None and known.dying:
+            self._later.append((known, lambda: self._open_later(header, payload, reply)))
+            return
         if known is not None:
             known.resize(columns, rows)
             reply({"pty": known.pty_id})
             known.attach(_view(header))
             known.nudge()
             return
-        if any(sid == session.sid for sid, _ in self._waiting):
-            raise OSError(errno.ENOENT, "the session is being closed")
         if len(self._ptys) >= MOST or ident in self._ptys:
             raise OSError(errno.EAGAIN, f"a box has at most {MOST} terminals")
         session.when_saved(lambda: self._begin(session, ident, header, payload, reply))
 
+    def _open_later(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
+        try:
+            self._open(header, payload, reply)
+        except OSError as error:  # the session has gone meanwhile
+            reply.error(error.errno or errno.EIO, error.strerror or str(error))
+
     def _begin(self, session: Session, ident: str, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
         try:
+            if session.closing or any(sid == session.sid for sid, _ in self._waiting):
+                raise OSError(errno.ENOENT, "the session is being closed")
             order, view = self._order(session, header, payload), _view(header)
             pty = Pty(self._common.loop, self._common.orphanage, ident, session.sid, order, self._send)
         except OSError as error:
