@@ -73,10 +73,12 @@ class Ptys:
         live = {pty.sid for pty in self._ptys.values() if not pty.over}
         ready = [done for sid, done in self._waiting if sid not in live]
         self._waiting = [(sid, done) for sid, done in self._waiting if sid in live]
-        again = [again for pty, again in self._later if pty.ended]
-        self._later = [(pty, again) for pty, again in self._later if not pty.ended]
-        for done in (*ready, *again):
-            self._common.loop.soon(done)
+        again = [one for pty, one in self._later if pty.ended]
+        self._later = [(pty, one) for pty, one in self._later if not pty.ended]
+        for done in ready:  # from here on the session is being closed
+            done()
+        for one in again:
+            self._common.loop.soon(one)
 
     # --- what is asked
 
