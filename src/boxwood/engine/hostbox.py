@@ -38,6 +38,7 @@ INLINE_BYTES = 1 << 20  # of a file written: more goes over as a descriptor
 STATE_BYTES = 8 << 20
 EARLY_BYTES = 64 << 20  # of states that come before anybody listens
 OUTPUT_BYTES = 1 << 20
+BACKLOG_BYTES = 16 << 20  # of what is typed on terminals, as long as the agent says that it has been read
 _REASONS = frozenset({"exit", "timeout", "killed", "prompt", "broken"})
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -133,7 +134,11 @@ class HostBox:
         return await self._alive().ask(op, fields, payload, **more)
 
     def _say(self, fields: dict[str, Any], payload: bytes = b"") -> None:
-        self._alive().say(fields, payload)
+        link = self._alive()
+        link.say(fields, payload)
+        if link.backlog > BACKLOG_BYTES:
+            self._on_broken("the agent does not read what it is sent")
+            link.close(self._why)
 
     def _alive(self) -> Link:
         if self._link is None or self.gone.done():

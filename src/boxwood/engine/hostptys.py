@@ -32,7 +32,15 @@ class _Looked:
     view: int = 0
     at: int = -1
     acked: int = 0
+    typed: int = 0  # bytes that have not been taken
     over: bool = False
+
+    def taken(self, size: int) -> None:
+        """FrameError: nobody has typed that much."""
+        if size > self.typed:
+            raise FrameError(f"{size} bytes taken of a terminal's input, of {self.typed}")
+        self.typed -= size
+        self.sink.taken(size)
 
 
 class HostPtys:
@@ -71,7 +79,9 @@ class HostPtys:
         self._looked[pty_id] = _Looked(sink)
 
     def write(self, pty_id: str, data: bytes) -> None:
-        self._say({"op": "pty.in", "pty": pty_id}, data)
+        if (looked := self._looked.get(pty_id)) is not None:
+            looked.typed += len(data)
+            self._say({"op": "pty.in", "pty": pty_id}, data)
 
     def ack(self, pty_id: str, size: int) -> None:
         if (looked := self._looked.get(pty_id)) is not None and looked.view in self._views:
@@ -109,7 +119,7 @@ class HostPtys:
         looked = self._looked.get(ident)
         if kind == "pty.taken":
             if looked is not None:
-                looked.sink.taken(integer(header, "size"))
+                looked.taken(integer(header, "size"))
             return
         end = _end(header)
         looked = looked or self._views.get(integer(header, "view"))
