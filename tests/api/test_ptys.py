@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -13,7 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatu
 
 import contract
 from boxwood.core import ptys
-from boxwood.engine.api import PTY_WINDOW
+from boxwood.engine.api import PTY_WINDOW, GuestError
 from boxwood.server import listeners
 from serving import running
 
@@ -304,6 +305,10 @@ async def test_what_is_refused(ground):
             assert (status, error["code"]) == (400, "bad_request"), query
         status, error = await client.refused(session, "?command=missing")
         assert (status, error["details"]) == (404, {"resource": "session"}) and "missing" in error["message"]
+        for number, wanted in (errno.ENOSYS, (422, "unsupported_operation")), (errno.EAGAIN, (409, "resource_busy")):
+            client.server.machine.fail["open_pty"] = [GuestError(number, "no")]
+            status, error = await client.refused(session)
+            assert (status, error["code"]) == wanted
         answer = await client.server.http.get(client.path(session))
         assert answer.status_code == 400 and "WebSocket" in answer.json()["error"]["message"]
         assert not client.ptys

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import re
 from collections.abc import Callable, Mapping, Sequence
 
 from boxwood.core import words
 from boxwood.core.access import Access
 from boxwood.core.boxes import Boxes, Slot
-from boxwood.core.errors import CoreError, QuotaExceeded, ResourceBusy, Unauthorized
+from boxwood.core.errors import CoreError, QuotaExceeded, ResourceBusy, Unauthorized, Unsupported
 from boxwood.core.ids import new_id
 from boxwood.core.keys import Keys
 from boxwood.core.model import Caller
-from boxwood.core.refusals import of_engine
+from boxwood.core.refusals import clean, of_engine
 from boxwood.core.sessions import Sessions
 from boxwood.core.signing import Signer
 from boxwood.core.tasks import Tasks
-from boxwood.engine.api import PTY_WINDOW, Box, BoxGone, EngineError, PtyEnd, PtySpec
+from boxwood.engine.api import PTY_WINDOW, Box, BoxGone, EngineError, GuestError, PtyEnd, PtySpec
 from boxwood.store import sessions as session_rows
 from boxwood.store import vms as vm_rows
 from boxwood.store.database import Database
@@ -250,7 +251,7 @@ class Ptys:
             if before is not None and not before.over:
                 self._ptys[pty.session_id] = before
             if isinstance(error, EngineError):
-                raise of_engine(error, "session") from error
+                raise _refusal(error) from error
             raise
         return pty
 
@@ -342,6 +343,16 @@ def _arguments(argv: Sequence[str] | None) -> tuple[bytes, ...] | None:
     if len(given) > ARGUMENTS or sum(map(len, given)) > ARGUMENT_BYTES:
         raise words.refuse("command", f"at most {ARGUMENTS} arguments, {ARGUMENT_BYTES} bytes in all")
     return given
+
+
+def _refusal(error: EngineError) -> CoreError:
+    number = error.errno if isinstance(error, GuestError) else 0
+    if number == errno.ENOSYS:
+        said = "the VM's box was made by an older version, which has no terminals: stop the VM and start it"
+        return Unsupported(said, "persistent_pty")
+    if number == errno.EAGAIN:
+        return ResourceBusy("session", f"{clean(str(error))}: end what others have left behind")
+    return of_engine(error, "session")
 
 
 def _bad_ticket() -> Unauthorized:
