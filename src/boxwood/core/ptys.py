@@ -126,6 +126,12 @@ class Pty:
             with contextlib.suppress(EngineError):
                 await self.box.ptys.resize(self.id, columns, rows)
 
+    async def signal(self, signum: int) -> None:
+        """To what is in its foreground."""
+        if self.box is not None and not self.over:
+            with contextlib.suppress(EngineError):
+                await self.box.ptys.signal(self.id, signum)
+
     async def kill(self) -> None:
         if self.box is not None and not self.over:
             with contextlib.suppress(EngineError):

@@ -242,6 +242,9 @@ class BoxPtys(Protocol):
 
     async def resize(self, pty_id: str, columns: int, rows: int) -> None: ...
 
+    async def signal(self, pty_id: str, signum: int) -> None:
+        """To what is in its foreground."""
+
     async def detach(self, pty_id: str) -> None:
         """Nobody looks any more."""
 

@@ -91,6 +91,9 @@ class HostPtys:
     async def resize(self, pty_id: str, columns: int, rows: int) -> None:
         await self._ask("pty.size", {"pty": pty_id, "columns": columns, "rows": rows})
 
+    async def signal(self, pty_id: str, signum: int) -> None:
+        await self._ask("pty.signal", {"pty": pty_id, "signal": signum})
+
     async def detach(self, pty_id: str) -> None:
         if (looked := self._looked.get(pty_id)) is not None:
             self._views.pop(looked.view, None)

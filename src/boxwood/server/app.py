@@ -173,6 +173,8 @@ class App:
         exchange.operation, exchange.params = operation, params
         if self.stopping.is_set() and operation.access != "public":
             raise Unavailable("the server is stopping")
+        if exchange.upgrades and not operation.websocket:
+            raise BadRequest("there is no WebSocket here")
         if operation.access == "key":
             exchange.caller = await self._caller(exchange)
         elif operation.access == "ticket":

@@ -56,6 +56,7 @@ class Operation:
     ours: bool = False
     contract_name: str | None = None  # of a route that is no operation of the contract but does what one does
     refused: bool = False  # not available: always answered with an error
+    websocket: bool = False  # it is one; asked for otherwise, it says so
     tail: bool = False  # the last parameter of the path takes all that is left of it
 
     @property

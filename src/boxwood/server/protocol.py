@@ -13,7 +13,7 @@ HEAD_SECONDS = 20.0  # for a request's head to arrive once its connection is ope
 UNREAD_BYTES = 64 << 20  # of a body that nobody reads, since its request has been answered
 JOINED_BYTES = 65536
 UNREAD_SECONDS = 60.0
-WEBSOCKETS = (b"/pty",)  # how paths end that have one
+WEBSOCKETS = (b"/pty", b"/shell")  # how paths end that have one
 
 
 class _Joining:

@@ -406,6 +406,10 @@ class FakePtys:
         if (pty := self._alive("resize_pty", (columns, rows)).get(pty_id)) is not None:
             pty.size = (columns, rows)
 
+    async def signal(self, pty_id: str, signum: int) -> None:
+        if (pty := self._alive("signal_pty", signum).get(pty_id)) is not None:
+            pty.show(f"signal {signum}".encode())
+
     async def detach(self, pty_id: str) -> None:
         if (pty := self._alive("detach_pty", pty_id).get(pty_id)) is not None:
             pty.watched = False

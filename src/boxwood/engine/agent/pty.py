@@ -129,13 +129,18 @@ class Pty:
 
     def nudge(self) -> None:
         """Let a full-screen program draw everything anew: whoever came back sees only what it had changed last."""
-        if not self.ended:
-            try:
-                group = struct.unpack("i", fcntl.ioctl(self._master, termios.TIOCGPGRP, bytes(4)))[0]
-                if group > 1:
-                    os.killpg(group, signal.SIGWINCH)
-            except OSError:
-                pass
+        self.signal(signal.SIGWINCH)
+
+    def signal(self, signum: int) -> None:
+        """To what is in the foreground."""
+        if self.ended:
+            return
+        try:
+            group = struct.unpack("i", fcntl.ioctl(self._master, termios.TIOCGPGRP, bytes(4)))[0]
+            if group > 1:
+                os.killpg(group, signum)
+        except OSError:
+            pass
 
     def resize(self, columns: int, rows: int) -> None:
         if not self.ended:

@@ -46,6 +46,7 @@ class Ptys:
             "pty.size": self._resize,
             "pty.detach": self._detach,
             "pty.kill": self._kill,
+            "pty.signal": self._signal,
         }
 
     def header(self) -> list[dict[str, str]]:
@@ -162,6 +163,14 @@ class Ptys:
     def _detach(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
         if (pty := self._known(header)) is not None:
             pty.detach()
+        reply()
+
+    def _signal(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
+        signum = header["signal"]
+        if type(signum) is not int or not 1 <= signum <= 64:
+            raise ValueError("signal must be a number from 1 to 64")
+        if (pty := self._known(header)) is not None:
+            pty.signal(signum)
         reply()
 
     def _kill(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:

@@ -7,23 +7,20 @@ clients show them. How it ended stands in the reason of its closing: `exit N`, `
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
 from typing import Literal
 from urllib.parse import urlsplit
 
 import msgspec
 from starlette.responses import Response
-from starlette.types import Receive, Send
+from starlette.types import Message
 
-from boxwood.core.errors import BadRequest, CoreError, Forbidden, Unauthorized
+from boxwood.core.errors import BadRequest, Forbidden, Unauthorized
 from boxwood.core.model import Caller
-from boxwood.core.ptys import TICKET_SECONDS, Pty
+from boxwood.core.ptys import TICKET_SECONDS
 from boxwood.server.exchange import Exchange, Operation
 from boxwood.server.schema import session as wire
-from boxwood.server.websocket import FAILED, NORMAL, POLICY, RESTART, Upgraded, close, first, gone
+from boxwood.server.terminal import TEXT_BYTES, Look
 
-TEXT_BYTES = 4096
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -73,7 +70,7 @@ async def attach_pty(exchange: Exchange) -> Response:
         exchange.caller, exchange.params["id"], exchange.params["sid"], columns=query.cols, rows=query.rows,
         argv=query.program(), persist=query.persists(), idle_seconds=query.cancel_ttl_secs, term=query.term,
     )  # fmt: skip
-    return _Conversation(exchange, pty)
+    return _Look(exchange, pty)
 
 
 async def patch_session(exchange: Exchange) -> Response:
@@ -84,69 +81,22 @@ async def patch_session(exchange: Exchange) -> Response:
     return exchange.answer(wire.PatchSessionAnswer(ok=True, session_id=session_id))
 
 
-class _Conversation(Upgraded):
-    """One look at a terminal, from a client."""
+class _Look(Look):
+    def shown(self, data: bytes) -> Message:
+        return {"type": "websocket.send", "bytes": data}
 
-    def __init__(self, exchange: Exchange, pty: Pty) -> None:
-        super().__init__()
-        self._app = exchange.app
-        self._pty = pty
-        self._gone = gone(exchange.scope)
-        self._revoked = exchange.app.revocation(exchange.caller.key_id)
-        self._code, self._reason = NORMAL, ""
-
-    async def converse(self, receive: Receive, send: Send) -> None:
-        await receive()  # the request for it
-        await send({"type": "websocket.accept"})
-        start = asyncio.get_running_loop().create_task
-        await first(
-            start(self._show(send)), start(self._hear(receive)), start(self._revoked.wait()),
-            start(self._app.stopping.wait()), start(self._gone.wait()),
-        )  # fmt: skip
-        await close(send, *self._why())
-
-    def _why(self) -> tuple[int, str]:
-        pty = self._pty
-        if self._code != NORMAL:
-            return self._code, self._reason
-        if pty.end is not None:
-            return NORMAL, f"{pty.end.reason} {pty.end.exit_code}"
-        if pty.reason is not None:
-            return FAILED, pty.reason
-        if self._revoked.is_set():
-            return POLICY, "the API key has been revoked"
-        return RESTART, "the server is stopping: come back to the same session"
-
-    async def _show(self, send: Send) -> None:
-        with suppress(OSError):  # the client has gone
-            while data := await self._pty.read():
-                await send({"type": "websocket.send", "bytes": data})
-
-    async def _hear(self, receive: Receive) -> None:
-        while (message := await receive())["type"] == "websocket.receive":
-            if (data := message.get("bytes")) is not None:
-                await self._pty.write(data)
-            elif not await self._obey(message["text"]):
-                return
-        self._reason = "the client has gone"
-
-    async def _obey(self, text: str) -> bool:
-        """False: it makes no sense."""
-        try:
-            if len(text) > TEXT_BYTES:
-                raise ValueError(f"an instruction has at most {TEXT_BYTES} characters")
-            said = msgspec.json.decode(text, type=_Instruction)
-            if said.type == "resize":
-                await self._pty.resize(said.cols, said.rows)
-            elif said.type == "kill":
-                await self._pty.kill()
-        except (CoreError, ValueError, RecursionError) as error:
-            self._code, self._reason = POLICY, str(error)
-            return False
-        return True
-
-    async def abandon(self) -> None:
-        await self._app.core.ptys.detach(self._pty)
+    async def heard(self, message: Message) -> None:
+        if (data := message.get("bytes")) is not None:
+            await self._pty.write(data)
+            return
+        text = message["text"]
+        if len(text) > TEXT_BYTES:
+            raise ValueError(f"an instruction has at most {TEXT_BYTES} characters")
+        said = msgspec.json.decode(text, type=_Instruction)
+        if said.type == "resize":
+            await self._pty.resize(said.cols, said.rows)
+        elif said.type == "kill":
+            await self._pty.kill()
 
 
 _ERRORS = ("bad_request", "not_found", "invalid_state")
@@ -159,7 +109,7 @@ OPERATIONS = (
     ),
     Operation(
         "attachSessionPty", "GET", f"{_AT}/pty", attach_pty, "Look at the session's terminal: a WebSocket.",
-        answers={101: None}, query=wire.AttachPtyQuery, access=_TICKET,
+        answers={101: None}, query=wire.AttachPtyQuery, access=_TICKET, websocket=True,
         errors=(*_ERRORS, "resource_busy", "quota_exceeded", "rate_limited"),
     ),
     Operation(
