@@ -107,6 +107,25 @@ async def test_the_awaitable_form(boxwood_server):
             assert b"42\r\n" in shown and term.exit_code == 3
 
 
+def test_nothing_is_typed_by_what_runs_there(vm):
+    """Its controlling terminal is its own, and yet no keystrokes can be pushed into it; nor has anybody else its other end."""
+    steal = (
+        "import fcntl, os, termios\n"
+        "assert os.tcgetpgrp(0) == os.getpgrp()\n"
+        "for fd in 0, os.open('/dev/tty', os.O_RDWR):\n"
+        "    try: fcntl.ioctl(fd, termios.TIOCSTI, b'x')\n"
+        "    except OSError as error: print('refused', error.errno)\n"
+        "print([os.readlink(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd') if int(fd) > 3 and os.path.exists(f'/proc/self/fd/{fd}')])\n"
+    )
+    with vm.shell(["python3", "-c", steal]) as term:
+        assert b"".join(term) == b"refused 1\r\nrefused 1\r\n[]\r\n"
+    with vm.session().pty("cat", persist=False) as term:
+        term.write("secret\r")
+        term.read_until("secret\r\nsecret", timeout=30)
+        peek = vm.exec(["sh", "-c", "for t in /dev/pts/[0-9]*; do cat < $t; done"], user="user", timeout=10)
+        assert "Permission denied" in peek.stderr and not peek.stdout
+
+
 def test_all_that_it_shows_arrives(vm):
     """Much, and to someone slow."""
     with vm.shell("stty -opost; seq 2000000") as term:
