@@ -314,30 +314,45 @@ def test_a_signal_leaves_and_tidies(vm, outside, signum):
     assert "cat" in vm.exec(["ps", "-e"]).stdout, "what runs there goes on"
 
 
-def test_the_server_dies(make_server):
+def test_the_server_dies_and_comes_back(make_server):
+    """So does the shell, by itself; and whoever does not want to wait leaves."""
     server = make_server()
     with server.client() as box:
         vm = box.fork("ubuntu")
     term = Outside(server, "shell", vm.id)
     try:
         term.until(b"# ")
-        term.type(b"echo kept; cat\r")
+        term.type(b"me=$$; echo kept; cat\r")
         term.until(b"kept\r\n")
         server.kill9()
-        assert term.end() == 1
-        assert b"no longer at the terminal" in term.shown
+        term.until(b"waiting for the server")
         server.start()
-        with server.client() as box:
-            (session,) = [one for one in box.get(vm.id).sessions() if one.index]
-        again = Outside(server, "shell", vm.id, "--session", session.id)
-        try:
-            again.until(b"kept\r\n")
-            again.type(b"\x04exit 3\r")
-            assert again.end() == 3
-        finally:
-            again.close()
+        term.until(b"kept\r\n")
+        term.type(b"\x04")
+        term.until(b"# ")
+        term.type(b"echo x$((me == $$))\r")
+        term.until(b"x1\r\n")
+        server.kill9()
+        term.until(b"waiting for the server")
+        term.type(DETACH)
+        assert term.end() == 0
+        assert b"comes back" in term.shown
     finally:
         term.close()
+
+
+def test_a_box_that_dies_ends_it(make_server):
+    server = make_server()
+    with server.client() as box:
+        vm = box.fork("ubuntu")
+        term = Outside(server, "shell", vm.id)
+        try:
+            term.until(b"# ")
+            vm.delete()
+            assert term.end() == 1
+            assert b"no longer at the terminal" in term.shown
+        finally:
+            term.close()
 
 
 def test_full_screen_programs(vm, outside):

@@ -12,8 +12,9 @@ import signal
 import sys
 import termios
 import threading
+import time
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +22,8 @@ import typer
 
 from boxwood.cli.options import connect
 from boxwood.cli.output import note
-from boxwood.client.errors import BoxwoodError, NotFound
+from boxwood.client.answers import LOST
+from boxwood.client.errors import BoxwoodError, ConnectionFailed, NotFound, ResourceBusy, Unavailable
 
 if TYPE_CHECKING:
     from boxwood import Pty, Session
@@ -30,6 +32,8 @@ KEY = 0x1D  # Ctrl-]
 END_OF_INPUT = b"\x04"
 READ = 4096
 LEAVING_SECONDS = 10.0
+BACK_SECONDS, AGAIN_SECONDS = 30.0, 0.25
+CLEAR = b"\x1b[H\x1b[2J"
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 OTHER_SCREEN, FIRST_SCREEN = b"\x1b[?1049h", b"\x1b[?1049l"
 # What a full-screen program may have left on: no cursor, mouse, pasting in brackets, keys of its own, colours.
@@ -55,7 +59,7 @@ def shell(
         place = machine.get_session(session) if session is not None else machine.session()
         looking = None
         try:
-            looking = _Looking(_open(place, command))
+            looking = _Looking(lambda: _open(place, command))
             code = looking.run(kill)
         finally:
             if session is None and (looking is None or looking.over):
@@ -99,8 +103,10 @@ def _size() -> tuple[int, int]:
 class _Looking:
     """One look at a terminal. A thread shows what it shows; this one reads keys and waits for signals."""
 
-    def __init__(self, pty: Pty) -> None:
-        self._pty = pty
+    def __init__(self, look: Callable[[], Pty]) -> None:
+        self._look = look
+        self._pty = look()
+        self._leaving = threading.Event()
         self._woken, self._wake = os.pipe()
         self._failure: BoxwoodError | None = None
         self._raw = self._other_screen = False
@@ -121,6 +127,7 @@ class _Looking:
                     self._kill()
                     showing.join(LEAVING_SECONDS)
             finally:
+                self._leaving.set()
                 self._pty.close()
                 showing.join(LEAVING_SECONDS)
                 self._tidy()
@@ -141,17 +148,44 @@ class _Looking:
 
     def _show(self) -> None:
         try:
-            while data := self._pty.read():
-                if (seen := max(data.rfind(OTHER_SCREEN), data.rfind(FIRST_SCREEN))) >= 0:
-                    self._other_screen = data.startswith(OTHER_SCREEN, seen)
-                _write_all(sys.stdout.fileno(), data)
-            self.over = True
+            while not self.over:
+                try:
+                    while data := self._pty.read():
+                        if (seen := max(data.rfind(OTHER_SCREEN), data.rfind(FIRST_SCREEN))) >= 0:
+                            self._other_screen = data.startswith(OTHER_SCREEN, seen)
+                        _write_all(sys.stdout.fileno(), data)
+                    self.over = True
+                except ConnectionFailed as error:
+                    if error.code != LOST or not self._come_back():
+                        raise
         except BoxwoodError as error:
             self._failure = error
         except OSError:  # nobody sees it any more
             pass
         finally:
             self._tell(b"e")
+
+    def _come_back(self) -> bool:
+        """The server has gone: look again as soon as there is one. False: there is none for too long, or we leave."""
+        if sys.stdout.isatty():
+            _write_all(
+                sys.stdout.fileno(), b"\r\n[boxwood: the connection broke; waiting for the server. Ctrl-] d leaves]\r\n"
+            )
+        late = time.monotonic() + BACK_SECONDS
+        while not self._leaving.wait(AGAIN_SECONDS):
+            try:
+                self._pty = self._look()
+            except (ConnectionFailed, ResourceBusy, Unavailable):
+                if time.monotonic() > late:
+                    return False
+                continue
+            if self._leaving.is_set():
+                self._pty.close()
+                return False
+            if sys.stdout.isatty():  # all of it is shown again
+                _write_all(sys.stdout.fileno(), (FIRST_SCREEN if self._other_screen else b"") + CLEAR)
+            return True
+        return False
 
     def _hear(self) -> None:
         keys = [sys.stdin.fileno()] if sys.stdin is not None and not sys.stdin.closed else []

@@ -13,7 +13,8 @@ from boxwood.client.errors import BoxwoodError, ConnectionFailed, Unauthorized
 OPEN_SECONDS = 60.0  # a VM's box may have to be made first
 CLOSE_SECONDS = 5.0
 OPTIONS: dict[str, Any] = {"compression": None, "max_size": 1 << 20, "user_agent_header": None}
-_NORMAL, _POLICY = 1000, 1008
+ENDED = "terminal_lost"  # the code of a ConnectionFailed after which there is no such terminal any more
+_NORMAL, _POLICY, _FAILED = 1000, 1008, 1011
 _END = re.compile(r"(exit|killed|idle) ([0-9]{1,3})")
 
 
@@ -36,7 +37,7 @@ class Closed(Exception):
         if self.code == _POLICY and "key" in self.reason:
             return Unauthorized("unauthorized", self.reason)
         why = self.reason or "the connection broke"
-        return ConnectionFailed(LOST, f"no longer at the terminal: {why}")
+        return ConnectionFailed(ENDED if self.code == _FAILED else LOST, f"no longer at the terminal: {why}")
 
 
 def closed(error: ConnectionClosed) -> Closed:
