@@ -11,7 +11,7 @@ COMMAND = {"command": ["put", "/stolen", "1"]}
 # What a request says, by its operation's name: enough to get past the first looks. VM stands for the victim's.
 BODIES: dict[str, Any] = {
     "fork": {"source_vm_id": "VM"}, "patchVm": {"name": "stolen"}, "createRun": {"command": "put /stolen 1", "background": True},
-    "createSession": {}, "sync": {"op": "read", "path": "/secret"}, "legacyFork": {"name": "stolen"},
+    "createSession": {}, "patchSession": {"cols": 81, "rows": 25}, "mintSessionPtyTicket": {}, "sync": {"op": "read", "path": "/secret"}, "legacyFork": {"name": "stolen"},
     "legacyRun": {"command": "put /stolen 1"}, "legacyForkByName": {"from": "VM", "name": "stolen-too"},
     "createWarmPool": {"name": "mine", "source_vm_id": "VM", "replicas": 0}, "patchWarmPool": {"replicas": 0},
     "claimWarmPool": {"name": "stolen"}, "createApiKey": {"name": "mine"},

@@ -15,9 +15,11 @@ BOXWOOD = Path(__file__).resolve().parent.parent / "src" / "boxwood"
 NOTE = "# Made from ../_async/{name} by tools/unasync.py: change that one.\n"
 
 # Each with the modules where the two forms really differ.
-HAND_WRITTEN = {BOXWOOD / "client": {"connection.py"}, BOXWOOD / "faces/agentkernel": {"forms.py"}}
+HAND_WRITTEN = {BOXWOOD / "client": {"connection.py", "socket.py"}, BOXWOOD / "faces/agentkernel": {"forms.py"}}
 RULES = [
     (r"\[(\w+) async for \1 in (.+)\]", r"list(\2)"),
+    (r"\bAwaitable\[None\]", "None"),
+    (r"import AsyncIterator, Awaitable, Callable", "import Callable, Iterator"),
     (r"\bawait\s+", ""),
     (r"\basync (def|with|for)\b", r"\1"),
     (r"\b__a(enter|exit|iter|next)__\b", r"__\1__"),

@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "boxwood.client._async.client": ["AsyncBoxwood"],
     "boxwood.client._async.pool": ["AsyncPool"],
+    "boxwood.client._async.pty": ["AsyncPty"],
     "boxwood.client._async.run": ["AsyncRun"],
     "boxwood.client._async.session": ["AsyncSession"],
     "boxwood.client._async.vm": ["AsyncVM"],
@@ -34,6 +35,7 @@ _HOMES = {
     ],
     "boxwood.client._sync.client": ["Boxwood"],
     "boxwood.client._sync.pool": ["Pool"],
+    "boxwood.client._sync.pty": ["Pty"],
     "boxwood.client._sync.run": ["Run"],
     "boxwood.client._sync.session": ["Session"],
     "boxwood.client._sync.vm": ["VM"],
@@ -43,11 +45,13 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 if TYPE_CHECKING:
     from boxwood.client._async.client import AsyncBoxwood
     from boxwood.client._async.pool import AsyncPool
+    from boxwood.client._async.pty import AsyncPty
     from boxwood.client._async.run import AsyncRun
     from boxwood.client._async.session import AsyncSession
     from boxwood.client._async.vm import AsyncVM
     from boxwood.client._sync.client import Boxwood
     from boxwood.client._sync.pool import Pool
+    from boxwood.client._sync.pty import Pty
     from boxwood.client._sync.run import Run
     from boxwood.client._sync.session import Session
     from boxwood.client._sync.vm import VM
@@ -96,13 +100,13 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "VM", "AlreadyExists", "ApiKey", "AsyncBoxwood", "AsyncPool", "AsyncRun", "AsyncSession", "AsyncVM", "BadRequest",
-    "Boxwood", "BoxwoodError", "CommandFailed", "Conflict", "ConnectionFailed", "CopyReport", "Denial", "Expired",
-    "FileMissing", "Forbidden", "Health", "IdempotencyConflict", "Identity", "Image", "InvalidState", "Manifest",
-    "ManifestEntry", "NetworkUsage", "NotFound", "OperationFailed", "PayloadTooLarge", "Pool", "PoolRecord",
-    "Preparing", "RateLimited", "ResourceBusy", "Resources", "Run", "RunExited", "RunOutput", "RunRecord", "RunStarted",
-    "ServerError", "Session", "SessionRecord", "Timeout", "Unauthorized", "Unavailable", "Unrecoverable", "Unsupported",
-    "VMNetwork", "VMRecord", "__version__",
+    "VM", "AlreadyExists", "ApiKey", "AsyncBoxwood", "AsyncPool", "AsyncPty", "AsyncRun", "AsyncSession", "AsyncVM",
+    "BadRequest", "Boxwood", "BoxwoodError", "CommandFailed", "Conflict", "ConnectionFailed", "CopyReport", "Denial",
+    "Expired", "FileMissing", "Forbidden", "Health", "IdempotencyConflict", "Identity", "Image", "InvalidState",
+    "Manifest", "ManifestEntry", "NetworkUsage", "NotFound", "OperationFailed", "PayloadTooLarge", "Pool", "PoolRecord",
+    "Preparing", "Pty", "RateLimited", "ResourceBusy", "Resources", "Run", "RunExited", "RunOutput", "RunRecord",
+    "RunStarted", "ServerError", "Session", "SessionRecord", "Timeout", "Unauthorized", "Unavailable", "Unrecoverable",
+    "Unsupported", "VMNetwork", "VMRecord", "__version__",
 ]  # fmt: skip
 
 

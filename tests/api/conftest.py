@@ -22,6 +22,7 @@ from boxwood.server.app import App
 from boxwood.store import keys as key_rows
 from boxwood.store.database import Database
 from fakes import fake_engine
+from serving import ground  # noqa: F401
 
 
 @dataclass

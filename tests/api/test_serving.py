@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import httpx2
 import pytest
@@ -24,64 +20,7 @@ from boxwood.images import host
 from boxwood.images.shelf import ImageError
 from boxwood.server import main, protocol
 from fakes import fake_engine, release
-
-
-class Running:
-    def __init__(self, config: Config, task: asyncio.Task[None], machine) -> None:
-        self.config, self.task, self.machine = config, task, machine
-        self.said = json.loads((config.data / "server.json").read_text())
-        key = (config.data / "root.key").read_text().strip()
-        self.headers = {"authorization": f"Bearer {key}"}
-        self.port = int(self.said["url"].rsplit(":", 1)[1])
-        self.http = httpx2.AsyncClient(base_url=self.said["url"], headers=self.headers, timeout=30)
-
-    async def fork(self) -> str:
-        return (await self.http.post("/v1/fork", json={"source_vm_name": "ubuntu"})).json()["vm_id"]
-
-    async def raw(self, *parts: bytes) -> bytes:
-        """What comes back until the server hangs up."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        try:
-            for part in parts:
-                writer.write(part)
-                await writer.drain()
-            return await reader.read()
-        except ConnectionError:
-            return b""
-        finally:
-            writer.close()
-
-
-@pytest.fixture
-def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A machine, and the settings for a server on it."""
-    machine = fake_engine.Machine()
-    images = tmp_path / "images"
-    (images / fake_engine.IMAGE / "upper").mkdir(parents=True)
-    image = host.HostImage(fake_engine.IMAGE, "fingerprint", 0, 0, 0, 0.0)
-    monkeypatch.setattr(host, "ensure", lambda directory, progress, **settings: image)
-    monkeypatch.setattr(main, "HostEngine", lambda *places, **settings: fake_engine.FakeEngine(machine))
-    return Config(tmp_path / "data", images, port=0), machine
-
-
-@asynccontextmanager
-async def running(ground) -> AsyncIterator[Running]:
-    config, machine = ground
-    task = asyncio.create_task(main._serve(config))
-    while not (config.data / "server.json").exists():
-        await asyncio.sleep(0.001)
-        if task.done():
-            await task
-    server = Running(config, task, machine)
-    try:
-        async with server.http:
-            while (await server.http.get("/v1/health")).status_code != 200:
-                await asyncio.sleep(0.001)
-            yield server
-    finally:
-        if not task.done():
-            os.kill(os.getpid(), signal.SIGTERM)
-        await task
+from serving import Running, running
 
 
 async def test_start_and_end(ground):
@@ -247,6 +186,7 @@ async def test_nonsense_is_answered_or_hung_up_on(ground):
 
 
 async def test_an_upgrade_is_answered_as_what_it_asks_for(ground):
+    """A handshake that is none, and one where there is no WebSocket."""
     async with running(ground) as server:
         upgrade = {
             "connection": "upgrade",
@@ -255,8 +195,11 @@ async def test_an_upgrade_is_answered_as_what_it_asks_for(ground):
             "sec-websocket-version": "13",
         }
         answer = await server.http.get("/v1/vms/x/sessions/y/pty?cols=80", headers=upgrade)
-        assert answer.status_code == 422
-        assert answer.json()["error"]["details"]["feature"] == "persistent_pty"
+        assert answer.status_code == 400 and "Sec-WebSocket-Key" in answer.text
+        upgrade["sec-websocket-key"] = base64.b64encode(bytes(16)).decode()
+        answer = await server.http.get("/v1/vms/x/sessions/y/pty?cols=80", headers=upgrade)
+        assert (answer.status_code, answer.json()["error"]["details"]) == (404, {"resource": "vm"})
+        assert (await server.http.get("/v1/vms", headers=upgrade)).json()["vms"] == []
 
 
 async def test_a_client_that_sends_too_much_gets_to_hear_it(ground):

@@ -340,20 +340,6 @@ def test_numbers_are_bounded():
     assert decode.json(json.dumps({"command": "x", "session_idx": 7}).encode(), RunBody).session_idx == 7
 
 
-async def test_websockets_are_refused(api):
-    """There are none: no frame is ever read."""
-    sent: list[Any] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    async def receive() -> Any:
-        raise AssertionError("nothing is read")
-
-    await api.app({"type": "websocket", "path": "/v1/vms", "headers": []}, receive, send)
-    assert sent == [{"type": "websocket.close", "code": 1008}]
-
-
 async def test_only_so_many_headers_of_one_name(api):
     for name in ("authorization", "host", "content-length", "idempotency-key", "user-agent"):
         twice = httpx2.Headers(

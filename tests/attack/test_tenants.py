@@ -112,7 +112,7 @@ def operations() -> list[tuple[str, Operation]]:
     every = [("", one) for one in OPERATIONS] + [
         (dialect.name, one) for dialect in DIALECTS for one in dialect.operations
     ]
-    return [(dialect, one) for dialect, one in every if one.access == "key"]
+    return [(dialect, one) for dialect, one in every if one.access in ("key", "ticket")]
 
 
 def in_order(dialect: str) -> list[Operation]:

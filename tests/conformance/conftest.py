@@ -89,16 +89,27 @@ def node_home(package: str, version: str) -> Path:
     return home
 
 
-def drive(package: str, version: str, script: str, case: str, home: Path, **environment: str) -> str:
+def drive(
+    package: str, version: str, script: str, case: str, home: Path, more: Sequence[str] = (), **environment: str
+) -> str:
     """What one case of a script in `clients/` prints, driven with that release; what its methods do is noted."""
-    return ran(package, version, CLIENTS / f"{script}.py", [version, case], home, environment)
+    return ran(package, version, CLIENTS / f"{script}.py", [version, case], home, environment, more)
 
 
 def ran(
-    package: str, version: str, script: Path, argv: Sequence[str], home: Path, environment: Mapping[str, str]
+    package: str,
+    version: str,
+    script: Path,
+    argv: Sequence[str],
+    home: Path,
+    environment: Mapping[str, str],
+    more: Sequence[str] = (),
 ) -> str:
-    """What a script prints, with that release of a client."""
-    python, surroundings = python_of(package, version), {"PATH": os.environ["PATH"], "HOME": str(home), **environment}
+    """What a script prints, with that release of a client, and `more` packages beside it."""
+    python, surroundings = (
+        python_of(package, version, *more),
+        {"PATH": os.environ["PATH"], "HOME": str(home), **environment},
+    )
     done = interpreter(python, MODULES[package]).run(script, argv, home, surroundings)
     noted(f"{package} {version}", done.seen)
     if done.returncode:
@@ -119,8 +130,8 @@ def interpreters() -> Iterator[None]:
 def published(boxwood_server: servers.Server, tmp_path: Path) -> Callable[[str, str, str, str], str]:
     """`published(package, version, script, case)`: a case of a script in `clients/` with that release; what it prints."""
 
-    def run(package: str, version: str, script: str, case: str) -> str:
-        return drive(package, version, script, case, tmp_path, **addresses(boxwood_server, tmp_path))
+    def run(package: str, version: str, script: str, case: str, *more: str) -> str:
+        return drive(package, version, script, case, tmp_path, more, **addresses(boxwood_server, tmp_path))
 
     return run
 

@@ -56,5 +56,10 @@ def test_generations_between(version: str, published: Drive) -> None:
     published("arker", version, "modern", "fork_older")
 
 
+@pytest.mark.parametrize("version", ["0.9.0", "1.0.0", "1.3.0"])
+def test_terminals(version: str, published: Callable[..., str]) -> None:
+    published("arker", version, "modern", "terminal", "websocket-client>=1.7")
+
+
 def test_the_tables_are_true(check_tables: Callable[[str], None]) -> None:
     check_tables("arker")

@@ -28,5 +28,9 @@ def test_surface(version: str, case: str, published: Callable[[str, str, str, st
     published("arl-env", version, "arl_surface", case)
 
 
+def test_terminal(published: Callable[..., str]) -> None:
+    published("arl-env", "0.27.0", "arl_surface", "terminal", "websockets>=12")
+
+
 def test_the_tables_are_true(check_tables: Callable[[str], None]) -> None:
     check_tables("arl")

@@ -186,13 +186,6 @@ LEFT_OUT = (
     ),
     LeftOut(
         GATEWAY,
-        "connect close is_open read_message read_output send_input send_resize send_signal",
-        "a shell is a WebSocket, which this server refuses with 501 until it has terminals; the client needs the package "
-        "`websockets` for it",
-        SHELL,
-    ),
-    LeftOut(
-        GATEWAY,
         "tunnel_forward tunnel_list tunnel_stop",
         "they never ask the server, but an iroh peer in the sandbox, which there is none of here",
     ),

@@ -1,6 +1,6 @@
 """`boxwood`: the commands, and what becomes of errors.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted; `boxwood run` exits as its command did.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted; `boxwood run` and `shell` exit as their command did.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Annotated, NoReturn
 import typer
 
 import boxwood
-from boxwood.cli import copy, image, key, kubeconfig, network, pool, run, server, storage, vms
+from boxwood.cli import copy, image, key, kubeconfig, network, pool, run, server, shell, storage, vms
 from boxwood.cli.output import abandon_output, report, say
 from boxwood.client.errors import BoxwoodError
 
 app = typer.Typer(
     name="boxwood",
     help="Computers for programs: fork one in milliseconds, run commands in it, fork it again, throw it away.",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage; `boxwood run` exits as its command did.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage; run and shell exit as their command did.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -47,6 +47,7 @@ app.command("down")(server.down)
 app.command("doctor")(server.doctor)
 app.command("fork")(vms.fork)
 app.command("run")(run.run)
+app.command("shell")(shell.shell)
 app.command("ls")(vms.ls)
 app.command("rm")(vms.rm)
 app.command("prune")(vms.prune)

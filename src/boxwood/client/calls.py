@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 import shlex
@@ -271,6 +272,27 @@ def update_vm(vm: str, changes: Mapping[str, Any]) -> Call:
 
 def create_session(vm: str, env: Mapping[str, str] | None, cwd: str | None) -> Call:
     return Call("POST", vm_path(vm, "sessions"), _given(env=dict(env) if env is not None else None, cwd=cwd))
+
+
+def pty_path(
+    vm: str,
+    session_id: str,
+    *,
+    columns: int,
+    rows: int,
+    command: str | Sequence[str] | None,
+    persist: bool,
+    idle_timeout: float | None,
+    term: str | None,
+) -> str:
+    """Of the WebSocket. A command is text for the shell, or a program and its arguments."""
+    argv = None
+    if command is not None:
+        argv = json.dumps(["sh", "-c", command] if isinstance(command, str) else list(command))
+    given = _given(
+        cols=columns, rows=rows, argv=argv, persist=_text(persist), cancel_ttl_secs=_number(idle_timeout), term=term
+    )  # fmt: skip
+    return f"{vm_path(vm, 'sessions', session_id, 'pty')}?{urlencode(given)}"
 
 
 def create_key(name: str | None, ttl_default: float | None, ttl_most: float | None, expires_in: float | None) -> Call:

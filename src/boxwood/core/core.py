@@ -27,6 +27,7 @@ from boxwood.core.layers import Layers
 from boxwood.core.logs import Logs
 from boxwood.core.networks import Networks
 from boxwood.core.pools import Pools
+from boxwood.core.ptys import Ptys
 from boxwood.core.records import Records
 from boxwood.core.refusals import of_store
 from boxwood.core.retention import Retention
@@ -46,8 +47,8 @@ class DataInUse(Exception):
 
 
 class Core:
-    """`keys`, `vms`, `pools`, `runs`, `sessions`, `files`, `networks`, `goldens`, `records`, `changes`, `activity`: see
-    their classes."""
+    """`keys`, `vms`, `pools`, `runs`, `sessions`, `ptys`, `files`, `networks`, `goldens`, `records`, `changes`, `activity`:
+    see their classes."""
 
     def __init__(self, config: Config, engine: Engine, database: Database, keys: Keys, signer: Signer) -> None:
         spool = config.data / "spool"
@@ -76,6 +77,7 @@ class Core:
         self.networks = Networks(database, engine, self._boxes, access)
         self.goldens = Goldens(database, access, self.layers, config)
         self.sessions = Sessions(database, self._boxes, access, self._lanes, signer, self._tasks)
+        self.ptys = Ptys(database, self._boxes, access, self.sessions, keys, signer, self._tasks)
         self.files = Files(self._boxes, access, self._uploads, signer, config, self._tasks)
         self.runs = Runs(
             database, self._boxes, access, self._lanes, self.sessions, repeats, signer, config, self._tasks, spool
@@ -126,7 +128,9 @@ class Core:
         self.engine.account(self.networks.ended)
         live = await self.engine.start()
         try:
-            await self._lanes.recover(await self._boxes.adopt(live))
+            adopted = await self._boxes.adopt(live)
+            await self._lanes.recover(adopted)
+            self.ptys.recover(adopted)
             await self.layers.sweep()
             await self._retention.sweep()
             self.goldens.look()

@@ -9,6 +9,7 @@ CoreError                      code, message, details, recovery, retry_after
 ├── InvalidState               needs to be running, mutable, …
 ├── IdempotencyConflict        the key was used for another request
 ├── PayloadTooLarge            `maximum_bytes`
+├── QuotaExceeded              there may be no more of these at once
 ├── InsufficientResources      too little was asked for: `resource` and, where known, the minimum
 ├── Unsupported                a member or feature that this server does not have: `feature` or the member's name
 ├── Unrecoverable              proven loss of what was stored
@@ -127,6 +128,22 @@ class PayloadTooLarge(CoreError):
     def __init__(self, message: str, maximum: int, size: int | None = None) -> None:
         details = {"maximum_bytes": maximum} | ({} if size is None else {"request_bytes": size})
         super().__init__(message, details=details)
+
+
+class QuotaExceeded(CoreError):
+    """Of `vm_id`, or without it of the organisation. `metric` and `unit` as the contract pairs them."""
+
+    code = "quota_exceeded"
+
+    def __init__(self, metric: str, unit: str, message: str, now: int, cap: int, vm_id: str | None = None) -> None:
+        scope = {"kind": "organization"} if vm_id is None else {"kind": "vm", "vm_id": vm_id}
+        details = {
+            "limit": {"metric": metric, "unit": unit},
+            "scope": scope,
+            "enforcement": "worker_local",
+            "measurements": {"kind": "measured", "current_usage": now, "cap": cap},
+        }
+        super().__init__(message, details=details, recovery=dict(NOT_STARTED))
 
 
 class InsufficientResources(CoreError):

@@ -77,6 +77,13 @@ class Keys:
             raise Unauthorized("this API key has expired")
         return found[1]
 
+    def caller(self, key_id: str) -> Caller | None:
+        """Whose the key with this id is, unless it has been revoked or its time is over."""
+        for row, caller in self._callers.values():
+            if row.id == key_id:
+                return None if row.expires_at is not None and row.expires_at <= clock.now() else caller
+        return None
+
     async def create(
         self,
         caller: Caller,

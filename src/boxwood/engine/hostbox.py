@@ -31,6 +31,7 @@ from boxwood.engine.api import (
     SessionSpec,
 )
 from boxwood.engine.frames import MANIFEST_LIMIT, FrameError
+from boxwood.engine.hostptys import HostPtys
 from boxwood.engine.kernel import OVERLAYFS_MAGIC, TMPFS_MAGIC, filesystem_type
 from boxwood.engine.link import Answer, Link, integer, text
 
@@ -41,6 +42,7 @@ STATE_BYTES = 8 << 20
 EARLY_BYTES = 64 << 20  # of states that come before anybody listens
 _ENTRY_BYTES = 256  # that a short text and its name take in memory
 OUTPUT_BYTES = 1 << 20
+BACKLOG_BYTES = 16 << 20  # of what is typed on terminals, as long as the agent says that it has been read
 _REASONS = frozenset({"exit", "timeout", "killed", "prompt", "broken"})
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _NOT_A_NAME = frozenset({"", ".", ".."})
@@ -78,6 +80,7 @@ class HostBox:
         self.gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.known_runs: dict[str, RunEnd | None] = {}
         self._takes_input = False
+        self.ptys = HostPtys(self._ask, self._say)
         self._starts_programs = False  # a box that an older version has made starts only shells
         self._put_down = put_down
         self._why = ""  # why it was put down, if it was
@@ -144,6 +147,13 @@ class HostBox:
     async def _ask(self, op: str, fields: dict[str, Any], payload: bytes = b"", **more: Any) -> Answer:
         more.setdefault("timeout", ANSWER_SECONDS)
         return await self._alive().ask(op, fields, payload, **more)
+
+    def _say(self, fields: dict[str, Any], payload: bytes = b"") -> None:
+        link = self._alive()
+        link.say(fields, payload)
+        if link.backlog > BACKLOG_BYTES:
+            self._on_broken("the agent does not read what it is sent")
+            link.close(self._why)
 
     def _alive(self) -> Link:
         if self._link is None or self.gone.done():
@@ -286,6 +296,8 @@ class HostBox:
                 self._on_end(header)
             case "state":
                 self._on_state(header, payload)
+            case "pty.out" | "pty.taken" | "pty.end" as kind:
+                self.ptys.on_event(kind, header, payload)
             case other:
                 raise FrameError(f"unknown: {str(other)[:40]}")
 
@@ -302,6 +314,7 @@ class HostBox:
             self.known_runs[text(run, "rid", 26)] = None if end is None else _run_end(end)
         self._starts_programs = header.get("programs") is True
         self._takes_input = header.get("stdin") is True
+        self.ptys.on_hello(header.get("ptys", []))
         self._greeted.set_result(None)
 
     def _on_output(self, header: dict[str, Any], payload: bytes) -> None:

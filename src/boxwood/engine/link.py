@@ -49,6 +49,11 @@ class Link:
         self._closed = False
         self._loop.add_reader(sock.fileno(), self._readable)
 
+    @property
+    def backlog(self) -> int:
+        """Bytes that the agent has not read yet."""
+        return self._outgoing.size
+
     def say(self, header: dict[str, Any], payload: bytes = b"", *, hurry: bool = True) -> None:
         """Something that has no answer. Without `hurry` it leaves with what is said next, or in a few milliseconds:
         the agent need not be woken for it."""

@@ -26,12 +26,14 @@ from boxwood.server.journal import entry
 from boxwood.server.openapi import document
 from boxwood.server.rate import Bodies, Rates
 from boxwood.server.routes import DIALECTS, OPERATIONS
+from boxwood.server.routes.ptys import caller_of_ticket
 from boxwood.server.routing import Found, Router
 from boxwood.server.schema.service import Preparing
+from boxwood.server.websocket import Upgraded, as_request, deny, no_body
 
 log = logging.getLogger("boxwood.server")
 
-ONCE = frozenset({b"host", b"authorization", b"content-length", b"idempotency-key", b"user-agent"})
+ONCE = frozenset({b"host", b"authorization", b"content-length", b"idempotency-key", b"user-agent", b"origin"})
 ROUTER = Router(OPERATIONS)
 SURVEY_SECONDS = 5.0  # between looks at what the host gives
 
@@ -86,10 +88,10 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             await self._serve(scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await _lifespan(receive, send)
+        elif scope["type"] == "websocket":
+            await self._serve_websocket(as_request(scope), receive, send)
         else:
-            await send({"type": "websocket.close", "code": 1008})
+            await _lifespan(receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, repeated = _headers(scope)
@@ -109,6 +111,26 @@ class App:
                 self.rates.leave(exchange.admitted)
             if exchange.held:
                 self.bodies.give_back(exchange.caller.org_id, exchange.held)
+
+    async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A request for a WebSocket, routed and refused like every other one, which may become one."""
+        headers, repeated = _headers(scope)
+        exchange = Exchange(
+            self, scope, no_body, secrets.token_hex(12), headers, agent(headers.get(b"user-agent", b""))
+        )  # fmt: skip
+        try:
+            response = await self._answer(exchange, repeated)
+        finally:
+            if exchange.admitted is not None:
+                self.rates.leave(exchange.admitted)
+        if not isinstance(response, Upgraded):
+            if response is not None:
+                await deny(response, receive, send)
+            return
+        try:
+            await response.converse(receive, send)
+        finally:
+            await response.abandon()
 
     async def _answer(self, exchange: Exchange, repeated: str | None) -> Response | None:
         """None: there is nobody to answer any more. `repeated`: a header that is there twice though it must not be."""
@@ -158,26 +180,43 @@ class App:
         exchange.operation, exchange.params = operation, params
         if self.stopping.is_set() and operation.access != "public":
             raise Unavailable("the server is stopping")
+        if exchange.upgrades and not operation.websocket:
+            raise BadRequest("there is no WebSocket here")
         if operation.access == "key":
             exchange.caller = await self._caller(exchange)
+        elif operation.access == "ticket":
+            exchange.caller = await self._caller_or_ticket(exchange)
         elif operation.access == "operator":
             exchange.caller = await auth.operator(self.core, exchange.headers.get(b"authorization"))
         return await operation.handler(exchange)
 
     async def _caller(self, exchange: Exchange) -> Caller:
         """Whose request this is, if there may be one more of it. Unauthorized, RateLimited."""
-        caller = await auth.caller(self.core, exchange.headers.get(b"authorization"))
+        return self._admitted(exchange, await auth.caller(self.core, exchange.headers.get(b"authorization")))
+
+    async def _caller_or_ticket(self, exchange: Exchange) -> Caller:
+        """The same, by a ticket where there is no key. Unauthorized, RateLimited, Forbidden."""
+        if b"authorization" in exchange.headers:
+            return await self._caller(exchange)
+        return self._admitted(exchange, caller_of_ticket(exchange))
+
+    def _admitted(self, exchange: Exchange, caller: Caller) -> Caller:
         self.rates.enter(caller.key_id)
         exchange.admitted = caller.key_id
         return caller
+
+    def revocation(self, key_id: str) -> asyncio.Event:
+        """Set once this key has been revoked. Whoever waits for it holds on to it."""
+        revoked = self._revoked.get(key_id)
+        if revoked is None:
+            revoked = self._revoked[key_id] = asyncio.Event()
+        return revoked
 
     def attended(self, receive: Receive, key_id: str | None) -> Receive:
         """As `receive`, for what goes on until the client hangs up: it seems to, once its key has been revoked."""
         if key_id is None:
             return receive
-        revoked = self._revoked.get(key_id)
-        if revoked is None:
-            revoked = self._revoked[key_id] = asyncio.Event()
+        revoked = self.revocation(key_id)
 
         async def either() -> Message:
             waiting = asyncio.ensure_future(receive())

@@ -29,7 +29,7 @@ JSON = "application/json"
 encode = msgspec.json.Encoder().encode
 
 Handler = Callable[["Exchange"], Awaitable[Response]]
-Access = Literal["key", "public", "signed", "operator"]
+Access = Literal["key", "public", "signed", "operator", "ticket"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class Operation:
     """A route: what it is called, takes, answers and refuses; the router and the OpenAPI document are made of these.
 
     `name`: the contract's operationId, or one of ours (`ours`). `path`: without the `/api` in front of it that the
-    contract's routes are served under too. `access`: a valid API key; nothing; the URL's own signature; or the key
-    that lies in the data directory, which shows that the caller may read it.
+    contract's routes are served under too. `access`: a valid API key; nothing; the URL's own signature; the key that
+    lies in the data directory, which shows that the caller may read it; or a key or a ticket that stands for it.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Operation:
     refused: bool = False  # not available: always answered with an error
     logged: Literal["run", "fork", "sync"] | None = None  # as what it is in the log of the organisation
     streams: str | None = None  # the media type that it answers with as well, to whoever accepts it
+    websocket: bool = False  # it is one; asked for otherwise, it says so
     tail: bool = False  # the last parameter of the path takes all that is left of it
 
     @property
@@ -187,6 +188,11 @@ class Exchange:
             said = "1 to 64 printable ASCII characters"
             raise BadRequest(f"Idempotency-Key: {said}", [("Idempotency-Key", said)])
         return raw.decode("ascii")
+
+    @property
+    def upgrades(self) -> bool:
+        """Is it a request for a WebSocket?"""
+        return self.scope.get("upgrades") is True
 
     @property
     def base_url(self) -> str:

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from boxwood.core.config import Config
 from boxwood.server import authority, hosts
 from boxwood.server.protocol import BoundedProtocol
+from boxwood.server.websocket import MESSAGE_BYTES, PING_SECONDS, BoundedWebSocket
 
 GATEWAY_PREFIX = "/arl"
 KUBERNETES_PREFIX = "/k8s"
@@ -148,7 +149,11 @@ class _Server(uvicorn.Server):
         config = uvicorn.Config(
             app,
             http=BoundedProtocol,
-            ws="none",
+            ws=BoundedWebSocket,
+            ws_max_size=MESSAGE_BYTES,
+            ws_per_message_deflate=False,
+            ws_ping_interval=PING_SECONDS,
+            ws_ping_timeout=PING_SECONDS,
             loop="asyncio",
             lifespan="off",
             log_config=None,

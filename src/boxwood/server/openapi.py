@@ -47,7 +47,10 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
         "paths": dict(paths),
         "components": {
             "schemas": components,
-            "securitySchemes": {"BearerAuth": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "BearerAuth": {"type": "http", "scheme": "bearer"},
+                "PtyTicket": {"type": "apiKey", "in": "query", "name": "ticket"},
+            },
         },
     }
 
@@ -76,6 +79,8 @@ def _operation(operation: Operation, made: dict[int, Any], components: dict[str,
         }
     if operation.access in ("public", "signed"):
         shown["security"] = []
+    elif operation.access == "ticket":
+        shown["security"] = [{"BearerAuth": []}, {"PtyTicket": []}]
     if operation.refused:
         shown["deprecated"] = True
     return shown
@@ -91,9 +96,11 @@ def _responses(operation: Operation, made: dict[int, Any]) -> dict[str, Any]:
             content[streamed] = {}
         elif isinstance(answer, str):
             content = {answer: {}}
-        responses[str(status)] = {"description": "Done."} | ({"content": content} if status != 204 else {})
+        responses[str(status)] = {"description": "Done."} | ({"content": content} if status not in (101, 204) else {})
     keyed: tuple[str, ...] = ("forbidden",)
-    if operation.access in ("key", "operator"):
+    if operation.access == "ticket":
+        keyed = ("unauthorized", "forbidden")
+    elif operation.access in ("key", "operator"):
         keyed = ("unauthorized", "forbidden", *(("rate_limited",) if operation.access == "key" else ()))
     by_status: dict[int, list[str]] = defaultdict(list)
     for code in dict.fromkeys((*keyed, *operation.errors, *ALWAYS)):

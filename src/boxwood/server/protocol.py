@@ -13,6 +13,7 @@ HEAD_SECONDS = 20.0  # for a request's head to arrive once its connection is ope
 UNREAD_BYTES = 64 << 20  # of a body that nobody reads, since its request has been answered
 JOINED_BYTES = 65536
 UNREAD_SECONDS = 60.0
+WEBSOCKETS = (b"/pty", b"/shell")  # how paths end that have one
 
 
 class _Joining:
@@ -84,6 +85,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """A client that is told off in the midst of its body gets to hear it if it is let finish."""
+        if self.parser.should_upgrade() and self._should_upgrade():  # whose request has none
+            return
         if self.cycle.response_complete:
             self._unread_bytes += len(body)
             if self._unread_bytes > UNREAD_BYTES:
@@ -100,6 +103,11 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():  # the rest of what was too long
             return
         super().data_received(data)
+
+    def _should_upgrade(self) -> bool:
+        """Only where there is a WebSocket: every other request is answered as if it had not asked."""
+        path = self.url.partition(b"?")[0]
+        return self.scope["method"] == "GET" and path.endswith(WEBSOCKETS) and super()._should_upgrade()
 
     def _unsupported_upgrade_warning(self) -> None:
         """Nothing: whoever asks for an upgrade is answered, not logged."""

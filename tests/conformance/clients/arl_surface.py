@@ -120,6 +120,42 @@ async def routes():
     await gateway(arl.AsyncGatewayClient(), None)
 
 
+async def terminal():
+    """Of 0.27.0, with the package `websockets` beside it: a shell in a session."""
+    url, key = os.environ["ARL_GATEWAY_URL"], os.environ["ARL_API_KEY"]
+    with arl.SandboxSession(image=IMAGE) as made:
+        client = arl.InteractiveShellClient(url, key)
+        assert not client.is_open()
+        client.connect(made.session_id)
+        assert client.is_open()
+        client.send_resize(101, 33)
+        client.send_input("stty size; pwd; echo $TERM grü''ße\n")
+        shown = until(client, "grüße\r\n")
+        assert "33 101\r\n/\r\nxterm-256color" in shown.replace("\x1b[?2004l\r", ""), shown
+        client.send_input("sleep 1000\n")
+        until(client, "sleep 1000\r\n")
+        while "sleep" not in made.execute([{"name": "ps", "command": ["ps", "-e"]}]).results[0].output.stdout:
+            pass
+        client.send_signal("SIGINT")
+        client.send_input("echo code $?\n")
+        until(client, "code 130\r\n")
+        client.send_input("exit 7\n")
+        while (message := client.read_message(30)).type != "exit":
+            pass
+        assert message.exit_code == 7
+        client.close()
+        assert not client.is_open()
+
+
+def until(client, text):
+    shown = ""
+    while text not in shown:
+        more = client.read_output(30)
+        assert more, shown
+        shown += more
+    return shown
+
+
 async def shell():
     """Of 0.1.5: a shell in a sandbox's pod."""
     with redirect_stdout(io.StringIO()):

@@ -79,6 +79,8 @@ class Office:
         self.states = {}
         self.told = []  # headers of state frames
         self.hellos = []
+        self.screens = {}  # by the number of the look
+        self.ended_ptys = {}
         self.linked = self.acks = True
         self._numbers = itertools.count(1)
         self.desk = Desk(self.loop, os.fsencode(directory), self.frame, (os.fsencode(shell),))
@@ -105,7 +107,14 @@ class Office:
         elif kind == "state":
             self.states[header["sid"]] = payload
             self.told.append(header)
+        elif kind == "pty.out":
+            self.screens[header["view"]].put(header, payload)
+        elif kind == "pty.end":
+            self.ended_ptys[header["pty"]] = header
+        elif kind == "pty.taken":
+            self.taken = getattr(self, "taken", 0) + header["size"]
         else:
+            assert kind == "hello"
             self.hellos.append(header)
 
     def ask(self, op, payload=b"", **header):
@@ -190,6 +199,9 @@ class Session:
     def signal(self, signum=signal.SIGINT):
         return lambda ran: self.office.get("run.signal", rid=ran.rid, signal=int(signum))
 
+    def pty(self, argv=(), acks=True, **how):
+        return Screen(self.office, self.sid, argv, acks, **how)
+
     @property
     def inside(self):
         """The session object of the desk; for looking only."""
@@ -208,6 +220,56 @@ class Session:
 
     def close(self):
         self.office.get("session.close", sid=self.sid)
+
+
+class Screen:
+    """A look at a session's terminal."""
+
+    def __init__(self, office, sid, argv, acks, columns=80, rows=24, persist=True, idle=0, term="xterm"):
+        self.office = office
+        self.acks = acks
+        self.data = bytearray()
+        self.at = None
+        self.acked = 0
+        self.view = len(office.screens) + 1
+        office.screens[self.view] = self
+        self.answer = office.get(
+            "pty.open", b"".join(os.fsencode(one) + b"\0" for one in argv), sid=sid, pty=office.number(), columns=columns,
+            rows=rows, persist=persist, idle=idle, term=term, view=self.view,
+        )  # fmt: skip
+        self.pty = self.answer.fields and self.answer.fields["pty"]
+
+    def put(self, header, payload):
+        if self.at is None:
+            self.at = self.acked = self.begun = header["at"]
+        assert header["at"] == self.at and 0 < len(payload) <= 1 << 16
+        self.at += len(payload)
+        self.data += payload
+        self.pty = header["pty"]
+        if self.acks:
+            self.ack()
+
+    def ack(self):
+        self.acked = self.at
+        self.office.ask("pty.ack", pty=self.pty, view=self.view, at=self.at)
+
+    def type(self, text):
+        self.office.ask("pty.in", text if isinstance(text, bytes) else text.encode(), pty=self.pty)
+
+    def until(self, text):
+        self.office.until(lambda: text.encode() in self.data)
+
+    def do(self, op, **how):
+        answer = self.office.get(f"pty.{op}", pty=self.pty, **how)
+        assert answer.errno is None, answer.text
+
+    @property
+    def end(self):
+        return self.office.ended_ptys.get(self.pty)
+
+    def wait(self):
+        self.office.until(lambda: self.end is not None)
+        return self.end["code"], self.end["reason"]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,9 +18,9 @@ from unit.client.stub import KEY, RUN, VM, VM_ID, StubServer
 ROOT = Path(__file__).resolve().parents[3]
 PAIRS = [
     (boxwood.Boxwood, boxwood.AsyncBoxwood), (boxwood.VM, boxwood.AsyncVM), (boxwood.Run, boxwood.AsyncRun),
-    (boxwood.Session, boxwood.AsyncSession),
+    (boxwood.Session, boxwood.AsyncSession), (boxwood.Pty, boxwood.AsyncPty),
 ]  # fmt: skip
-RENAMED = {"__aenter__": "__enter__", "__aexit__": "__exit__", "aclose": "close"}
+RENAMED = {"__aenter__": "__enter__", "__aexit__": "__exit__", "__aiter__": "__iter__", "aclose": "close"}
 
 
 def test_the_blocking_sdk_is_made_from_the_awaitable_one() -> None:

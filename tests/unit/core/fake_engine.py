@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from boxwood.engine.api import (
+    PTY_WINDOW,
     Activity,
     BoxGone,
     BoxSpec,
@@ -36,6 +37,9 @@ from boxwood.engine.api import (
     Manifest,
     ManifestEntry,
     OpenFile,
+    PtyEnd,
+    PtySink,
+    PtySpec,
     RunEnd,
     RunSink,
     RunSpec,
@@ -123,6 +127,7 @@ class LivingBox:
         self.runs: dict[str, Process] = {}
         self.shells: dict[str, Shell] = {}
         self.states: dict[str, bytes] = {}
+        self.ptys: dict[str, FakePty] = {}
         self.processes = 0
         self.memory_kills = 0
         self.address = f"198.18.0.{len(machine.called('boot')) % 250 + 2}" if spec.network else ""
@@ -324,6 +329,114 @@ def _steps(spec: RunSpec) -> list[list[str]]:
     return [argv]
 
 
+@dataclass
+class FakePty:
+    """A terminal that shows what is typed. Lines: `exit N` · `flood BYTES` · `size`. Input that has no end of line
+    waits, and `deaf` waits for ever."""
+
+    spec: PtySpec
+    kept: bytearray = field(default_factory=bytearray)
+    line: bytearray = field(default_factory=bytearray)
+    sink: PtySink | None = None
+    watched: bool = False
+    sent: int = 0
+    acked: int = 0
+    size: tuple[int, int] = (80, 24)
+
+    def show(self, data: bytes) -> None:
+        self.kept += data
+        self.pump()
+
+    def pump(self) -> None:
+        while self.watched and self.sink is not None and self.sent < len(self.kept):
+            piece = bytes(self.kept[self.sent : min(len(self.kept), self.acked + PTY_WINDOW)][:PIECE])
+            if not piece:
+                return
+            self.sent += len(piece)
+            self.sink.output(piece)
+
+
+class FakePtys:
+    def __init__(self, living: LivingBox) -> None:
+        self._living = living
+
+    @property
+    def known(self) -> Mapping[str, str]:
+        return {ident: pty.spec.session_id for ident, pty in self._living.ptys.items()}
+
+    def _alive(self, what: str, argument: object = None) -> dict[str, FakePty]:
+        if self._living.dead is not None:
+            raise BoxGone(self._living.dead)
+        self._living.machine.note(what, argument)
+        return self._living.ptys
+
+    async def open(self, spec: PtySpec, sink: PtySink) -> str:
+        ptys = self._alive("open_pty", spec)
+        assert spec.session_id in self._living.shells, "the session was not opened"
+        if spec.argv == (b"missing",):
+            raise GuestError(errno.ENOENT, "there is no program missing")
+        known = next((one for one in ptys.values() if one.spec.session_id == spec.session_id), None)
+        pty = known or ptys.setdefault(spec.pty_id, FakePty(spec))
+        pty.sink, pty.watched, pty.size = sink, True, (spec.columns, spec.rows)
+        pty.sent = pty.acked = 0
+        if known is None:
+            pty.show(b"$ ")
+        else:
+            pty.pump()
+        return pty.spec.pty_id
+
+    def watch(self, pty_id: str, sink: PtySink) -> None:
+        self._living.ptys[pty_id].sink = sink
+
+    def write(self, pty_id: str, data: bytes) -> None:
+        if (pty := self._alive("type").get(pty_id)) is None or pty.sink is None:
+            return
+        if pty.spec.argv == (b"deaf",):
+            return
+        pty.sink.taken(len(data))
+        pty.show(data)
+        pty.line += data
+        while b"\r" in pty.line:
+            line, _, rest = bytes(pty.line).partition(b"\r")
+            pty.line[:] = rest
+            match line.decode().split():
+                case ["exit", code]:
+                    self.end(pty, int(code))
+                case ["flood", count]:
+                    pty.show(b"x" * int(count))
+                case ["size"]:
+                    pty.show(b"%d %d" % pty.size)
+
+    def end(self, pty: FakePty, code: int, reason: str = "exit") -> None:
+        self._living.ptys.pop(pty.spec.pty_id, None)
+        if pty.sink is not None:
+            pty.sink.ended(PtyEnd(code, reason))
+
+    def ack(self, pty_id: str, size: int) -> None:
+        if (pty := self._living.ptys.get(pty_id)) is not None:
+            pty.acked += size
+            assert pty.acked <= pty.sent
+            asyncio.get_running_loop().call_soon(pty.pump)
+
+    async def resize(self, pty_id: str, columns: int, rows: int) -> None:
+        if (pty := self._alive("resize_pty", (columns, rows)).get(pty_id)) is not None:
+            pty.size = (columns, rows)
+
+    async def signal(self, pty_id: str, signum: int) -> None:
+        if (pty := self._alive("signal_pty", signum).get(pty_id)) is not None:
+            pty.show(f"signal {signum}".encode())
+
+    async def detach(self, pty_id: str) -> None:
+        if (pty := self._alive("detach_pty", pty_id).get(pty_id)) is not None:
+            pty.watched = False
+            if not pty.spec.persist:
+                self.end(pty, 137, "killed")
+
+    async def kill(self, pty_id: str) -> None:
+        if (pty := self._alive("kill_pty", pty_id).get(pty_id)) is not None:
+            self.end(pty, 137, "killed")
+
+
 class FakeBox:
     def __init__(self, engine: FakeEngine, living: LivingBox) -> None:
         self.vm_id = living.spec.vm_id
@@ -333,6 +446,7 @@ class FakeBox:
         self.sink: SessionSink | None = None
         self._engine = engine
         self._living = living
+        self.ptys = FakePtys(living)
         living.handle = self
 
     def _alive(self, what: str, argument: object = None) -> LivingBox:
@@ -361,6 +475,8 @@ class FakeBox:
         for process in living.runs.values():
             if process.spec.session_id == session_id:
                 self._kill(process)
+        for pty in [pty for pty in living.ptys.values() if pty.spec.session_id == session_id]:
+            self.ptys.end(pty, 137, "killed")
         living.shells.pop(session_id, None)
         living.states.pop(session_id, None)
 
@@ -432,7 +548,9 @@ class FakeBox:
     async def settle(self) -> Activity:
         living = self._alive("settle")
         await asyncio.sleep(0)
-        return Activity(sum(p.end is None for p in living.runs.values()), living.processes, bool(living.memory))
+        return Activity(
+            sum(p.end is None for p in living.runs.values()), living.processes + len(living.ptys), bool(living.memory)
+        )
 
     async def read_file(self, path: str) -> OpenFile:
         data = self._alive("read_file", path).read(path)
@@ -481,6 +599,8 @@ class FakeEngine:
             living.handle = None
             for process in living.runs.values():
                 process.sink = None
+            for pty in living.ptys.values():
+                pty.sink, pty.watched = None, False
 
     async def shutdown(self) -> None:
         for living in list(self.machine.boxes.values()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -15,6 +15,9 @@ from boxwood.client.calls import Call
 from boxwood.client.discovery import Target
 from boxwood.client.errors import BadRequest, BoxwoodError, ServerError
 from boxwood.client.events import EVENTS, Parser, Said
+
+if TYPE_CHECKING:
+    from boxwood.client._async.socket import AsyncSocket
 
 T = TypeVar("T")
 SILENCE = 35.0  # seconds without even a comment, of which a server sends one every ten: it is gone
@@ -94,6 +97,12 @@ class AsyncTransport:
         if status != 200:
             raise ServerError("bad_answer", f"HTTP {status} for the file", status)
         return body
+
+    async def open_socket(self, path: str) -> AsyncSocket:
+        """A WebSocket. :raises BoxwoodError: the server said no."""
+        from boxwood.client._async.socket import AsyncSocket
+
+        return await AsyncSocket.open("ws" + self._url.removeprefix("http") + path, self._headers)
 
     async def aclose(self) -> None:
         await self._carrier.aclose()

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from boxwood.client import calls
 from boxwood.client._async import files
@@ -14,7 +14,7 @@ from boxwood.client._async.following import follow
 from boxwood.client._async.run import AsyncRun
 from boxwood.client._async.session import AsyncSession
 from boxwood.client._async.transport import AsyncTransport
-from boxwood.client.errors import NotFound
+from boxwood.client.errors import BoxwoodError, NotFound
 from boxwood.client.events import Follower, RunEvent
 from boxwood.client.fields import VMFields
 from boxwood.client.models import (
@@ -27,6 +27,9 @@ from boxwood.client.models import (
     SessionRecord,
     VMRecord,
 )
+
+if TYPE_CHECKING:
+    from boxwood.client._async.pty import AsyncPty
 
 
 class AsyncVM(VMFields):
@@ -191,6 +194,34 @@ class AsyncVM(VMFields):
         """A new session, with a shell of its own."""
         record = await self._transport.call(calls.create_session(self.id, env, cwd), SessionRecord)
         return AsyncSession(self, record)
+
+    async def shell(
+        self,
+        command: str | Sequence[str] | None = None,
+        *,
+        columns: int = 80,
+        rows: int = 24,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        term: str | None = None,
+    ) -> AsyncPty:
+        """A terminal with a login shell, or with `command`, in a session of its own: both end when it is closed.
+        `Session.pty` gives one that outlives that.
+
+        :param command: text for the shell, or a program and its arguments.
+        :param columns: its size, as `rows`; each from 1 to 1000.
+        :param env: of the session; `cwd`: absolute, else /root.
+        :param term: what kind of terminal its programs see; None: xterm-256color.
+        """
+        session = await self.session(env=env, cwd=cwd)
+        try:
+            return await session._look(
+                command, columns=columns, rows=rows, persist=False, idle_timeout=None, term=term, ours=True
+            )  # fmt: skip
+        except BaseException:
+            with suppress(BoxwoodError):
+                await session.delete()
+            raise
 
     async def sessions(self) -> list[AsyncSession]:
         """All sessions of this VM."""

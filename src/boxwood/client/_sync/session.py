@@ -14,6 +14,7 @@ from boxwood.client.fields import SessionFields
 from boxwood.client.models import Anything, SessionRecord
 
 if TYPE_CHECKING:
+    from boxwood.client._sync.pty import Pty
     from boxwood.client._sync.run import Run
     from boxwood.client._sync.vm import VM
 
@@ -40,6 +41,51 @@ class Session(SessionFields):
             command, timeout=timeout, stdin=stdin, background=background, session=self.id, check=check,
             idempotency_key=idempotency_key,
         )  # fmt: skip
+
+    def pty(
+        self,
+        command: str | Sequence[str] | None = None,
+        *,
+        columns: int = 80,
+        rows: int = 24,
+        persist: bool = True,
+        idle_timeout: float | None = None,
+        term: str | None = None,
+    ) -> Pty:
+        """Looks at this session's terminal, made if there is none; in its directory, with its environment, beside its
+        shell. One that is there already shows what it has shown last, whatever else is given here but the size.
+
+        :param command: what runs on it: text for the shell, or a program and its arguments; None: a login shell.
+        :param persist: it goes on when nobody looks, until it is killed or its session deleted.
+        :param idle_timeout: seconds without input and output until it is killed; None: never.
+        :param term: what kind of terminal its programs see, for a session that does not say so itself; None:
+            xterm-256color.
+        :raises ResourceBusy: somebody looks at it.
+        :raises RateLimited: there are too many.
+        """
+        return self._look(
+            command, columns=columns, rows=rows, persist=persist, idle_timeout=idle_timeout, term=term
+        )  # fmt: skip
+
+    def _look(
+        self,
+        command: str | Sequence[str] | None,
+        *,
+        columns: int,
+        rows: int,
+        persist: bool,
+        idle_timeout: float | None,
+        term: str | None,
+        ours: bool = False,
+    ) -> Pty:
+        """`ours`: the session goes with the look."""
+        from boxwood.client._sync.pty import Pty
+
+        path = calls.pty_path(
+            self.vm.id, self.id, columns=columns, rows=rows, command=command, persist=persist,
+            idle_timeout=idle_timeout, term=term,
+        )  # fmt: skip
+        return Pty(self.vm._transport.open_socket(path), self.id, self.delete if ours else None)
 
     def refresh(self) -> Session:
         """Asks the server again. Returns this session."""

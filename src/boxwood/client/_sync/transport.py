@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -16,6 +16,9 @@ from boxwood.client.calls import Call
 from boxwood.client.discovery import Target
 from boxwood.client.errors import BadRequest, BoxwoodError, ServerError
 from boxwood.client.events import EVENTS, Parser, Said
+
+if TYPE_CHECKING:
+    from boxwood.client._sync.socket import Socket
 
 T = TypeVar("T")
 SILENCE = 35.0  # seconds without even a comment, of which a server sends one every ten: it is gone
@@ -95,6 +98,12 @@ class Transport:
         if status != 200:
             raise ServerError("bad_answer", f"HTTP {status} for the file", status)
         return body
+
+    def open_socket(self, path: str) -> Socket:
+        """A WebSocket. :raises BoxwoodError: the server said no."""
+        from boxwood.client._sync.socket import Socket
+
+        return Socket.open("ws" + self._url.removeprefix("http") + path, self._headers)
 
     def close(self) -> None:
         self._carrier.close()

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from boxwood.client import calls
 from boxwood.client._sync import files
@@ -15,7 +15,7 @@ from boxwood.client._sync.following import follow
 from boxwood.client._sync.run import Run
 from boxwood.client._sync.session import Session
 from boxwood.client._sync.transport import Transport
-from boxwood.client.errors import NotFound
+from boxwood.client.errors import BoxwoodError, NotFound
 from boxwood.client.events import Follower, RunEvent
 from boxwood.client.fields import VMFields
 from boxwood.client.models import (
@@ -28,6 +28,9 @@ from boxwood.client.models import (
     SessionRecord,
     VMRecord,
 )
+
+if TYPE_CHECKING:
+    from boxwood.client._sync.pty import Pty
 
 
 class VM(VMFields):
@@ -192,6 +195,34 @@ class VM(VMFields):
         """A new session, with a shell of its own."""
         record = self._transport.call(calls.create_session(self.id, env, cwd), SessionRecord)
         return Session(self, record)
+
+    def shell(
+        self,
+        command: str | Sequence[str] | None = None,
+        *,
+        columns: int = 80,
+        rows: int = 24,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        term: str | None = None,
+    ) -> Pty:
+        """A terminal with a login shell, or with `command`, in a session of its own: both end when it is closed.
+        `Session.pty` gives one that outlives that.
+
+        :param command: text for the shell, or a program and its arguments.
+        :param columns: its size, as `rows`; each from 1 to 1000.
+        :param env: of the session; `cwd`: absolute, else /root.
+        :param term: what kind of terminal its programs see; None: xterm-256color.
+        """
+        session = self.session(env=env, cwd=cwd)
+        try:
+            return session._look(
+                command, columns=columns, rows=rows, persist=False, idle_timeout=None, term=term, ours=True
+            )  # fmt: skip
+        except BaseException:
+            with suppress(BoxwoodError):
+                session.delete()
+            raise
 
     def sessions(self) -> list[Session]:
         """All sessions of this VM."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from boxwood.dialects.arl_gateway import execute, files, managed, pools, rewind, service, sessions, telling
+from boxwood.dialects.arl_gateway import execute, files, managed, pools, rewind, service, sessions, shell, telling
 from boxwood.dialects.arl_gateway.envelope import BODY_LIMIT, refusal
 from boxwood.dialects.arl_gateway.gateway import start
 from boxwood.server.dialect import Dialect
@@ -40,6 +40,7 @@ OPERATIONS = (
     _operation("arlHistory", "GET", f"{_ONE}/history", telling.history, "All steps."),
     _operation("arlTrajectory", "GET", f"{_ONE}/trajectory", telling.trajectory, "All steps, a line for each."),
     _operation("arlLogs", "GET", f"{_ONE}/logs", telling.logs, "What has happened."),
+    _operation("arlShell", "GET", f"{_ONE}/shell", shell.shell, "A shell in a session: a WebSocket.", websocket=True),
     _operation("arlSuspend", "POST", f"{_ONE}/suspend", sessions.suspend, "End what runs; the files stay."),
     _operation("arlResume", "POST", f"{_ONE}/resume", sessions.resume, "Let it run again."),
     _operation("arlNetwork", "PATCH", f"{_ONE}/network-policy", sessions.network_policy, "The internet, or nothing."),
@@ -61,7 +62,6 @@ OPERATIONS = (
 
 _refused = partial(_operation, handler=service.not_supported, refused=True)
 _NOT_SUPPORTED = (
-    _refused("arlShell", "GET", f"{_ONE}/shell", summary="shells over WebSocket are"),
     _refused("arlTunnel", "GET", f"{_ONE}/tunnel/{{port}}", summary="tunnels are"),
     _refused("arlStdin", "POST", f"{_ONE}/stdin", summary="input for running steps is"),
     _refused("arlContainer", "POST", f"{_ONE}/containers/{{name}}/execute", summary="private containers are"),

@@ -16,6 +16,7 @@ from boxwood.engine.agent.dialects import saved_state
 from boxwood.engine.agent.intake import Intake
 from boxwood.engine.agent.loop import Loop
 from boxwood.engine.agent.oneshot import OneShot
+from boxwood.engine.agent.ptys import Ptys
 from boxwood.engine.agent.run import MARKER_BYTES, Command, Run, Send
 from boxwood.engine.agent.session import Session
 from boxwood.engine.agent.shell import SHELLS, find_shell
@@ -61,6 +62,8 @@ class Desk:
             "run.forget": self._forget,
             "settle": self._settle,
         }
+        self._ptys = Ptys(self._common, send, self._session)
+        self._ops |= self._ptys.ops
 
     def make_ready(self, enter: Callable[[], None]) -> None:
         """Before there is a VM: all that its first session will need."""
@@ -91,12 +94,16 @@ class Desk:
 
     def hello(self) -> dict[str, Any]:
         runs = [run.header() for run in self._runs.values()]
-        return {"ev": "hello", "runs": runs, "sessions": list(self._sessions), "programs": True, "stdin": True}
+        return {
+            "ev": "hello", "runs": runs, "sessions": list(self._sessions), "programs": True, "stdin": True,
+            "ptys": self._ptys.header(),
+        }  # fmt: skip
 
     def relink(self) -> None:
         """There is a new link: greet, and say what the last one may not have carried."""
         for run in self._runs.values():
             run.detach()
+        self._ptys.relink()
         self._settling.clear()
         self._send(self.hello())
         for session in self._sessions.values():
@@ -143,7 +150,13 @@ class Desk:
             reply()
             self._on_quiet()
 
-        session.close(closed)
+        def close_shell() -> None:
+            try:
+                session.close(closed)
+            except OSError as error:  # somebody else has asked for it meanwhile
+                _refuse(reply, error)
+
+        self._ptys.close(sid, close_shell)
 
     def _session(self, header: dict[str, Any]) -> Session:
         session = self._sessions.get(_ident(header, "sid"))
@@ -313,7 +326,7 @@ class Desk:
     def _count_processes(self) -> int:
         """All but ourselves, what we do, and idle shells."""
         trees = [s.tree for s in self._sessions.values()] + [o.tree for o in self._oneshots.values()]
-        return sum(len(tree.members({})) for tree in trees)
+        return sum(len(tree.members({})) for tree in trees) + self._ptys.processes()
 
 
 def _refuse(reply: Reply, error: OSError) -> None:

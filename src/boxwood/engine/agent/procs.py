@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, NoReturn
@@ -118,16 +119,18 @@ def spawn(
     place: int,
     account: Account | None = None,
     gate: Gate | None = None,
+    leads: bool = False,
 ) -> int:
     """Start a program as a subreaper in a process group of its own, in the directory open at `place`. Returns its pid.
 
     If it cannot be executed the reason is written to its stderr and it ends with 126 or 127, as in a shell.
+    `leads`: its group is a session too, whose terminal is its stdin.
     """
     pid = os.fork()
     if pid == 0:
         if gate is not None:
             exe = _waited(gate)
-        _become(exe, argv, env, streams, place, account)
+        _become(exe, argv, env, streams, place, account, leads)
     return pid
 
 
@@ -150,11 +153,15 @@ def _become(
     streams: Streams,
     place: int,
     account: Account | None,
+    leads: bool,
 ) -> NoReturn:
     code = 127
     try:
         reset_signals()
-        os.setpgid(0, 0)
+        if leads:
+            os.setsid()
+        else:
+            os.setpgid(0, 0)
         set_subreaper()
         os.fchdir(place)
         given = [fd for fd in streams if fd is not None]
@@ -162,6 +169,8 @@ def _become(
         for number, fd in enumerate(aside):
             os.dup2(fd, number)
         os.closerange(len(given), 1 << 20)
+        if leads:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         if account is not None:
             os.setgroups(account.groups)
             os.setresgid(account.gid, account.gid, account.gid)

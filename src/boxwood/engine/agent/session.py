@@ -109,6 +109,10 @@ class Session:
     def _settled(self) -> bool:
         return self._phase == "ready" and self._awaited is None and not self._learner.busy
 
+    @property
+    def closing(self) -> bool:
+        return self._closed is not None
+
     def environment(self) -> dict[bytes, bytes]:
         """What the session exports, as of the last saved state."""
         if self.state is None:

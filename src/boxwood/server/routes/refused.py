@@ -56,12 +56,6 @@ OPERATIONS = (
         f"getVmPolicies GET {_VM}/policies\nputVmPolicies PUT {_VM}/policies",
     ),
     *_feature(
-        "terminals", "persistent_pty",
-        f"patchSession PATCH {_VM}/sessions/{{sid}}\n"
-        f"attachSessionPty GET {_VM}/sessions/{{sid}}/pty\n"
-        f"mintSessionPtyTicket POST {_VM}/sessions/{{sid}}/pty-ticket",
-    ),
-    *_feature(
         "filesystems", "shared_filesystem",
         f"createMount POST {_VM}/mounts\nlistMounts GET {_VM}/mounts\n"
         f"deleteMount DELETE {_VM}/mounts/{{mount_id}}\n"
