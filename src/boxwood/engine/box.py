@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import resource
 import signal
 import socket
 import struct
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from boxwood.engine import kernel as k
 from boxwood.engine.network.wire import Plug, Wire
 from boxwood.engine.overlay import Places, attach_views, mount_root
-from boxwood.engine.uidrange import Range
+from boxwood.engine.ranges import BoxRange
 
 # What root may do inside; nothing of it counts in the host's user namespace.
 CAPABILITIES = k.capability_mask(
@@ -45,6 +46,7 @@ HIDDEN_SYS = (
 STAGED = ("proc", "dev", "run", "sys")
 SHM_MIB, RUN_MIB = 64, 64  # bounds of the two tmpfs; their pages count as the box's memory
 TMP_MIB = 64  # … and of one more where the root is read-only
+_TTY = 5  # the group of that name, on every Linux
 MOST_TERMINALS = 256  # the kernel's bound, some 3000, is for all boxes together
 # oom_score_adj: boxes before what else lives on the host; in a box its payload before its agent.
 AGENT_OOM, PAYLOAD_OOM = b"100", b"400"
@@ -57,12 +59,13 @@ _SIOCSIFFLAGS, _IFF_UP_RUNNING = 0x8914, 0x41
 class Ground:
     """What every box has: known before its VM is."""
 
-    range: Range
+    range: BoxRange
     cgroups: tuple[str, ...]  # files to write "0" to
     stage: str  # an empty directory of the host, absolute: only a place in the box's own mount namespace
     seccomp: bytes
     places: Places | None = None  # set where the kernel wants layers by path
     wire: Wire | None = None  # plugged in ahead of demand
+    processes: int = 0  # how many each user of it may have, where no cgroup bounds them
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,7 @@ def prepare(ground: Ground, step: Step) -> Plug:
 
 
 @contextmanager
-def as_owner(range_: Range) -> Iterator[None]:
+def as_owner(range_: BoxRange) -> Iterator[None]:
     """What is made meanwhile belongs to the box's root."""
     k.setfsids(range_.base)
     try:
@@ -162,10 +165,14 @@ def enter(ground: Ground, pings: int = -1) -> None:
     last = k.last_capability()
     k.setns(ground.range.userns, k.NEWUSER)  # all capabilities in there, none out here: no mount works from now on
     if pings >= 0:
-        os.write(pings, b"0 65535")  # in here, and still as who may set it: groups of the box, which has no others
-    os.setgroups([])
+        groups = f"0 {ground.range.count - 1}"  # of the box, which has no others
+        os.write(pings, groups.encode())  # in here, and still as who may set it
+    if ground.range.count > 1:  # where there is but one group, nobody may change his
+        os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
+    if ground.processes:  # in here, where nobody else's count
+        _bound_processes(ground.processes)
     k.limit_bounding_set(CAPABILITIES, last)  # while CAP_SETPCAP is effective
     k.no_new_privileges()
     k.load_seccomp(ground.seccomp)
@@ -173,17 +180,25 @@ def enter(ground: Ground, pings: int = -1) -> None:
     os.umask(0o022)
 
 
-def _mount_kernel_filesystems(range_: Range) -> None:
+def _bound_processes(most: int) -> None:
+    """For this process and all that come of it. To raise it again takes a capability of the host's."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    if hard != resource.RLIM_INFINITY:
+        most = min(most, hard)
+    resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+
+
+def _mount_kernel_filesystems(range_: BoxRange) -> None:
     """Relative to the working directory, the stage."""
     base = range_.base
     k.mount("proc", "proc", "proc", k.MS_NOSUID | k.MS_NODEV | k.MS_NOEXEC)
-    tree = k.open_tree("", range_.dev)
+    tree = range_.devices()
     k.move_mount(tree, "dev")
     os.close(tree)
-    k.mount(
-        "devpts", "dev/pts", "devpts", k.MS_NOSUID | k.MS_NOEXEC,
-        f"newinstance,max={MOST_TERMINALS},ptmxmode=0666,mode=0620,gid={base + 5}",
-    )  # fmt: skip
+    terminals = f"newinstance,max={MOST_TERMINALS},ptmxmode=0666,mode=0620"
+    if range_.count > _TTY:
+        terminals += f",gid={base + _TTY}"
+    k.mount("devpts", "dev/pts", "devpts", k.MS_NOSUID | k.MS_NOEXEC, terminals)
     owner = f"uid={base},gid={base}"
     flags = k.MS_NOSUID | k.MS_NODEV
     k.mount("shm", "dev/shm", "tmpfs", flags | k.MS_NOEXEC, f"mode=1777,size={SHM_MIB}m,nr_inodes=65536,{owner}")

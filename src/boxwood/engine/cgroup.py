@@ -23,7 +23,7 @@ from boxwood.engine.ulid import checked, is_ulid
 CPU_PERIOD_US = 100_000  # the kernel's default
 MIN_CPU_QUOTA_US = 1_000  # the kernel's minimum
 MOUNTS = Path("/proc/self/mounts")
-_CONTROLLERS = frozenset({"memory", "cpu", "pids"})
+CONTROLLERS = frozenset({"memory", "cpu", "pids"})
 
 
 class LimitUnavailable(RuntimeError):
@@ -43,18 +43,21 @@ class Usage:
 class Cgroups(ABC):
     """The cgroups of one instance. `controllers`: which of memory, cpu, pids and freezer this host has.
 
-    `door`: the file of a group to which a process writes "0" to join.
+    `door`: the file of a group to which a process writes "0" to join. `pids_elsewhere`: whoever makes a box sees to the
+    bound of its processes, once. `how`: how the host gives more than this.
     """
 
     controllers: frozenset[str]
     door = "cgroup.procs"
+    pids_elsewhere = False
+    how = ""
 
     @staticmethod
     def find(instance: str, mounts: Path = MOUNTS) -> Cgroups:
         """What this host has, and the group of the instance (a ULID) in it. EngineUnavailable if nothing."""
         checked(instance)
-        unified, separate = _hierarchies(mounts)
-        if unified is not None and (not separate or _words(f"{unified}/cgroup.controllers") >= _CONTROLLERS):
+        unified, separate = hierarchies(mounts)
+        if unified is not None and (not separate or _words(f"{unified}/cgroup.controllers") >= CONTROLLERS):
             return Unified(instance, unified)
         if separate:
             return Separate(instance, separate)
@@ -86,6 +89,8 @@ class Cgroups(ABC):
     def change(self, box: str, limits: Limits, before: Limits) -> None:
         """Other limits for a box that lives: all of them or none. LimitUnavailable (also: it uses more memory already,
         which is not taken from it), OSError."""
+        if self.pids_elsewhere and limits.pids != before.pids:
+            raise LimitUnavailable(f"the bound of processes of a box that lives cannot be changed{self.how}")
         if limits.memory_mib and not self._has_room(checked(box), limits.memory_mib << 20):
             raise LimitUnavailable(f"its processes use more than {limits.memory_mib} MiB of memory")
         try:
@@ -103,9 +108,9 @@ class Cgroups(ABC):
 
     def _check(self, limits: Limits) -> None:
         for controller, wanted in (("memory", limits.memory_mib), ("cpu", limits.vcpu), ("pids", limits.pids)):
-            if wanted and controller not in self.controllers:
+            if wanted and controller not in self.controllers and not (controller == "pids" and self.pids_elsewhere):
                 raise LimitUnavailable(
-                    f"this host cannot limit {controller}: its cgroups have no {controller} controller"
+                    f"this host cannot limit {controller}: its cgroups have no {controller} controller{self.how}"
                 )
 
     def freeze(self, box: str, timeout: float = 0.5) -> None:
@@ -183,7 +188,7 @@ class Unified(Cgroups):
     def __init__(self, instance: str, root: str) -> None:
         self._root = root
         self._parent = f"{root}/boxwood-{instance}"
-        offered = _words(f"{root}/cgroup.controllers") & _CONTROLLERS
+        offered = _words(f"{root}/cgroup.controllers") & CONTROLLERS
         _delegate(root, offered)
         _make_directory(self._parent)
         _delegate(self._parent, offered)
@@ -218,7 +223,7 @@ class Unified(Cgroups):
             _write_if_there(f"{at}/memory.swap.max", "0")
         if limits.vcpu:
             _write(f"{at}/cpu.max", f"{_quota(limits.vcpu)} {CPU_PERIOD_US}")
-        if limits.pids:
+        if limits.pids and not self.pids_elsewhere:
             _write(f"{at}/pids.max", str(limits.pids))
 
     def _lift(self, box: str, limits: Limits, before: Limits) -> None:
@@ -228,7 +233,7 @@ class Unified(Cgroups):
             _write_if_there(f"{at}/memory.swap.max", "max")
         if before.vcpu and not limits.vcpu:
             _write(f"{at}/cpu.max", f"max {CPU_PERIOD_US}")
-        if before.pids and not limits.pids:
+        if before.pids and not limits.pids and not self.pids_elsewhere:
             _write(f"{at}/pids.max", "max")
 
     def _set_frozen(self, box: str, frozen: bool) -> None:
@@ -252,7 +257,7 @@ class Separate(Cgroups):
     door = "tasks"
 
     def __init__(self, instance: str, mounted: dict[str, str]) -> None:
-        self.controllers = frozenset(mounted) & (_CONTROLLERS | {"freezer"})
+        self.controllers = frozenset(mounted) & (CONTROLLERS | {"freezer"})
         self._at = {name: f"{root}/boxwood-{instance}" for name, root in mounted.items() if name in self.controllers}
         self._hierarchies = tuple(dict.fromkeys(self._at.values()))  # controllers may share one
         for parent in self._hierarchies:
@@ -285,7 +290,7 @@ class Separate(Cgroups):
                 _write(f"{at}/memory.memsw.limit_in_bytes", size)
         if limits.vcpu:
             _write(f"{self._at['cpu']}/{box}/cpu.cfs_quota_us", str(_quota(limits.vcpu)))
-        if limits.pids:
+        if limits.pids and not self.pids_elsewhere:
             _write(f"{self._at['pids']}/{box}/pids.max", str(limits.pids))
 
     def _lift(self, box: str, limits: Limits, before: Limits) -> None:
@@ -296,7 +301,7 @@ class Separate(Cgroups):
             _write(f"{at}/memory.limit_in_bytes", "-1")
         if before.vcpu and not limits.vcpu:
             _write(f"{self._at['cpu']}/{box}/cpu.cfs_quota_us", "-1")
-        if before.pids and not limits.pids:
+        if before.pids and not limits.pids and not self.pids_elsewhere:
             _write(f"{self._at['pids']}/{box}/pids.max", "max")
 
     def _set_frozen(self, box: str, frozen: bool) -> None:
@@ -311,7 +316,7 @@ class Separate(Cgroups):
 
     def _freezer(self, box: str) -> str:
         if "freezer" not in self._at:
-            raise LimitUnavailable("this host cannot freeze boxes: its cgroups have no freezer controller")
+            raise LimitUnavailable(f"this host cannot freeze boxes: its cgroups have no freezer controller{self.how}")
         return f"{self._at['freezer']}/{checked(box)}"
 
     def _kill(self, box: str) -> None:
@@ -321,7 +326,7 @@ class Separate(Cgroups):
             _write_if_there(f"{self._freezer(box)}/freezer.state", "THAWED")  # a frozen process does not die
 
 
-def _hierarchies(mounts: Path) -> tuple[str | None, dict[str, str]]:
+def hierarchies(mounts: Path) -> tuple[str | None, dict[str, str]]:
     """Where version 2 is mounted, and where each controller of version 1 is."""
     unified: str | None = None
     separate: dict[str, str] = {}
@@ -332,7 +337,7 @@ def _hierarchies(mounts: Path) -> tuple[str | None, dict[str, str]]:
             unified = place
         elif kind == "cgroup":
             for name in options.split(","):
-                if name in _CONTROLLERS | {"freezer", "cpuacct"}:
+                if name in CONTROLLERS | {"freezer", "cpuacct"}:
                     separate.setdefault(name, place)
     return unified, separate
 

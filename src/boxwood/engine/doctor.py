@@ -43,6 +43,7 @@ NAMESPACES = {
     "cgroup": (k.NEWCGROUP, "cgroup"),
 }
 _BASE = FIRST - SIZE  # a range that no box has
+_OWN_PLACES = ("~/.local/share/boxwood", "~/.local/share/boxwood/images")  # of who is not root
 _SECONDS = 60
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
@@ -76,7 +77,13 @@ def checks(data: Path, images: Path) -> list[Check]:
         str(images),
     ]
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS, check=False, env={}
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS,
+        check=False,
+        env={"PATH": os.environ.get("PATH", os.defpath)},
     )
     try:
         return [Check(**found) for found in json.loads(done.stdout)["checks"]]
@@ -92,11 +99,20 @@ def missing(found: Sequence[Check]) -> list[Check]:
 
 def try_all(data: Path, images: Path) -> list[Check]:
     """The trials themselves; forks, so not in a process with threads."""
+    if os.geteuid() != 0:
+        return [*_try_without_root(data, images), *_states()]
     found = [_root(), _kernel()]
     if not all(check.active for check in found):
         return found + _states()
     found += [*_namespaces(), *_overlay(data, images), _seccomp(), *_cgroups(), _network()]
     return found + _states()
+
+
+def _try_without_root(data: Path, images: Path) -> list[Check]:
+    from boxwood.engine import trials  # which stands on this module
+
+    kernel = _kernel()
+    return [kernel, *trials.try_all(data, images)] if kernel.active else [kernel]
 
 
 def _states() -> list[Check]:
@@ -108,9 +124,9 @@ def _states() -> list[Check]:
 def _network() -> Check:
     """A table of nftables and a wire, in a network namespace of their own, made by the code that makes those of boxes.
     What is not there costs VMs their network, and nothing else."""
-    failure = _failure(_try_network)
+    failure = failure_of(_try_network)
     fix = "install nftables; the kernel needs nf_tables, nf_conntrack and veth"
-    return _tried(NETWORK, failure, "the internet, and nothing else", fix, required=False)
+    return tried(NETWORK, failure, "the internet, and nothing else", fix, required=False)
 
 
 def _try_network() -> None:
@@ -125,8 +141,6 @@ def _try_network() -> None:
 
 def _root() -> Check:
     check = Check("root", True, "runs as root")
-    if os.geteuid() != 0:
-        return replace(check, active=False, why=f"runs as uid {os.geteuid()}", fix="run as root: `sudo boxwood up`")
     if not k.capabilities() & k.capability_mask("sys_admin"):
         fix = "run it outside of the container, or give the container CAP_SYS_ADMIN (`docker run --privileged`)"
         return replace(check, active=False, why="root without CAP_SYS_ADMIN", fix=fix)
@@ -149,26 +163,26 @@ def _kernel() -> Check:
 def _namespaces() -> list[Check]:
     found = []
     for name, (flag, file) in NAMESPACES.items():
-        failure = _failure(lambda flag=flag: k.unshare(flag))  # type: ignore[misc]
+        failure = failure_of(lambda flag=flag: k.unshare(flag))  # type: ignore[misc]
         fix = f"the kernel lacks it or a policy forbids it: is /proc/self/ns/{file} there?"
-        found.append(_tried(f"{name} namespace", failure, "each box has its own", fix))
+        found.append(tried(f"{name} namespace", failure, "each box has its own", fix))
     return found
 
 
 def _overlay(data: Path, images: Path) -> list[Check]:
     """A user namespace, idmapped layers, and an overlay of them, made by the code that makes those of boxes."""
-    with _Scratch(data) as layers, _Scratch(images) as golden:
-        image, layer = _new_id(), _new_id()
+    with Scratch(data) as layers, Scratch(images) as golden:
+        image, layer = new_id(), new_id()
         for at, ident in ((golden, image), (layers, layer)):
             (at / ident / "upper").mkdir(parents=True)
         (golden / image / "upper/low").write_text("low")
         os.mknod(golden / image / "upper/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
         os.chmod(golden / image / "upper/null", 0o666)
         steps = _Steps(layers, golden, (("data", layer), ("image", image)))
-        user = _failure(steps.namespace)
-        mapped = user or _failure(steps.range)
-        mounted = mapped or _failure(steps.mount)
-        dead = mounted or _failure(steps.device)
+        user = failure_of(steps.namespace)
+        mapped = user or failure_of(steps.range)
+        mounted = mapped or failure_of(steps.mount)
+        dead = mounted or failure_of(steps.device)
     disk = f"the file system of {data} or {images}"
     fixes = {
         "user": "allow user namespaces: sysctl user.max_user_namespaces",
@@ -176,14 +190,14 @@ def _overlay(data: Path, images: Path) -> list[Check]:
         "overlay": f"load the module (`modprobe overlay`); {disk} must be fit for an upper directory",
     }
     return [
-        _tried("user namespace", user, "root in a box is nobody outside", fixes["user"]),
-        _tried("idmapped mounts", mapped, "layers on disk are owned as inside", fixes["idmap"]),
-        _tried("overlay", mounted, "a VM is a stack of layers, whatever it holds", fixes["overlay"]),
-        _tried("nodev, nosuid", dead, "device nodes and setuid files of layers mean nothing outside of a box"),
+        tried("user namespace", user, "root in a box is nobody outside", fixes["user"]),
+        tried("idmapped mounts", mapped, "layers on disk are owned as inside", fixes["idmap"]),
+        tried("overlay", mounted, "a VM is a stack of layers, whatever it holds", fixes["overlay"]),
+        tried("nodev, nosuid", dead, "device nodes and setuid files of layers mean nothing outside of a box"),
     ]
 
 
-def _tried(name: str, failure: str, good_for: str, fix: str = "", *, required: bool = True) -> Check:
+def tried(name: str, failure: str, good_for: str, fix: str = "", *, required: bool = True) -> Check:
     return Check(name, not failure, failure or good_for, fix if failure else "", required)
 
 
@@ -204,7 +218,7 @@ class _Steps:
 
     def mount(self) -> int:
         """The overlay works, is written to as an unprivileged uid, and what is written is canonical on disk."""
-        range_, top = self.range(), _new_id()
+        range_, top = self.range(), new_id()
         layers = os.open(self.layers, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         prepare_top(layers, top)
         k.unshare(k.NEWNS)
@@ -250,7 +264,7 @@ def _seccomp() -> Check:
             return
         raise Wrong("a refused system call went through")
 
-    if failure := _failure(load):
+    if failure := failure_of(load):
         return replace(check, active=False, why=failure, fix="a kernel with CONFIG_SECCOMP_FILTER is needed")
     return check
 
@@ -261,15 +275,15 @@ def _cgroups() -> list[Check]:
     fix = "mount cgroup version 2, or boot with cgroup_enable=memory; in a container: --privileged --cgroupns=host"
     found = []
     for name, wanted in limits.items():
-        failure = _failure(lambda wanted=wanted: _in_group(wanted))  # type: ignore[misc]
-        found.append(_tried(f"cgroup {name}", failure, "boxes have limits that hold", fix))
-    failure = _failure(lambda: _in_group(Limits(pids=0), freeze=True))
-    found.append(_tried("cgroup freezer", failure, "a VM with running processes can be forked", fix, required=False))
+        failure = failure_of(lambda wanted=wanted: _in_group(wanted))  # type: ignore[misc]
+        found.append(tried(f"cgroup {name}", failure, "boxes have limits that hold", fix))
+    failure = failure_of(lambda: _in_group(Limits(pids=0), freeze=True))
+    found.append(tried("cgroup freezer", failure, "a VM with running processes can be forked", fix, required=False))
     return found
 
 
 def _in_group(limits: Limits, *, freeze: bool = False) -> None:
-    groups, box = Cgroups.find(_new_id()), _new_id()
+    groups, box = Cgroups.find(new_id()), new_id()
     try:
         directories = groups.make(box, limits)
         pid = os.fork()
@@ -293,7 +307,7 @@ def _in_group(limits: Limits, *, freeze: bool = False) -> None:
 # --- how things are tried
 
 
-class _Scratch:
+class Scratch:
     """A temporary directory on the file system of a directory that may not be there yet."""
 
     def __init__(self, wanted: Path) -> None:
@@ -307,7 +321,7 @@ class _Scratch:
         shutil.rmtree(self._made)
 
 
-def _failure(work: Callable[[], object]) -> str:
+def failure_of(work: Callable[[], object]) -> str:
     """Empty, or why `work` failed, in a forked child."""
     reading, writing = os.pipe()
     pid = os.fork()
@@ -328,7 +342,7 @@ def _failure(work: Callable[[], object]) -> str:
     return "" if said == b"\0" else said.decode(errors="replace") or "its process was killed"
 
 
-def _new_id() -> str:
+def new_id() -> str:
     return "0" + "".join(secrets.choice(_ALPHABET) for _ in range(25))
 
 
@@ -341,10 +355,9 @@ def _line(check: Check) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="boxwood doctor", description="What this host gives to boxes.")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("BOXWOOD_DATA", "/var/lib/boxwood")))
-    parser.add_argument(
-        "--images", type=Path, default=Path(os.environ.get("BOXWOOD_IMAGES", "/var/cache/boxwood/images"))
-    )
+    data, images = ("/var/lib/boxwood", "/var/cache/boxwood/images") if os.geteuid() == 0 else _OWN_PLACES
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("BOXWOOD_DATA") or data).expanduser())
+    parser.add_argument("--images", type=Path, default=Path(os.environ.get("BOXWOOD_IMAGES") or images).expanduser())
     options = parser.parse_args()
     found = try_all(options.data, options.images)
     if options.json:

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from boxwood.engine import doctor
+from boxwood.engine import doctor, modes, trials
 from boxwood.engine.api import (
     Box,
     BoxGone,
@@ -28,6 +28,7 @@ from boxwood.engine.api import (
 )
 from boxwood.engine.daemon import Outside, Zygote
 from boxwood.engine.hostbox import HostBox
+from boxwood.engine.idmap import IdMap
 from boxwood.engine.network.desk import Visitor
 from boxwood.engine.ready import ReadyBoxes
 from boxwood.engine.seccomp import program
@@ -79,6 +80,7 @@ class HostEngine:
                 "; ".join(f"{m.name}: {m.why} ({m.fix})" if m.fix else f"{m.name}: {m.why}" for m in missing)
             )
         self._seccomp = await asyncio.to_thread(program)
+        self._zygote.ids = await asyncio.to_thread(self._claim)
         async with self._connecting:
             await self._zygote.connect(self._seccomp)
         self._router.open()
@@ -122,8 +124,15 @@ class HostEngine:
         for directory in (self._data, self._images):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             directory.chmod(0o700)  # layers hold real setuid files
-        for name in ("layers", "mnt", "log"):
+        for name in ("layers", "mnt", "log", "dev"):
             (self._data / name).mkdir(mode=0o700, exist_ok=True)
+
+    def _claim(self) -> IdMap | None:
+        """The ids of boxes, if we are not root; the directories are from now on for a server with these."""
+        ids = None if os.geteuid() == 0 else trials.ids_of(self._checks)
+        modes.claim(self._data, ids)
+        modes.claim(self._images, ids, layers=False)
+        return ids
 
     async def _connect(self) -> None:
         async with self._connecting:

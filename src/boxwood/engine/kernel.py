@@ -123,6 +123,17 @@ def idmapped(path: str, userns: int, at: int = _AT_FDCWD, attributes: int = 0) -
     return tree
 
 
+def cloned(path: str, at: int = _AT_FDCWD, attributes: int = 0) -> int:
+    """A detached clone of the tree at `path`, as it is: a descriptor."""
+    tree = open_tree(path, at)
+    try:
+        mount_setattr(tree, attributes)
+    except OSError:
+        os.close(tree)
+        raise
+    return tree
+
+
 class Filesystem:
     """A filesystem being configured: fsopen, fsconfig, fsmount."""
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from boxwood.engine import kernel as k
-from boxwood.engine.uidrange import Range
+from boxwood.engine.ranges import BoxRange
 
 MOST_LAYERS = 400  # the kernel stops at 500
 
@@ -64,18 +64,18 @@ def by_descriptor() -> bool:
     return version is not None and (int(version[1]), int(version[2])) >= (6, 15)
 
 
-def attach_views(range_: Range, places: Places) -> None:
+def attach_views(range_: BoxRange, places: Places) -> None:
     """The range's views of the layers once more, made by path and attached to `layers` and `images` of the working
     directory: kernels from 5.19 on want an overlay's layers there."""
     for path, name in ((places.layers, "layers"), (places.images, "images")):
         os.mkdir(name)
-        tree = k.idmapped(path, range_.userns, attributes=k.ATTR_NODEV | k.ATTR_NOSUID)
+        tree = range_.view(path)
         k.move_mount(tree, name)
         os.close(tree)
 
 
 def mount_root(
-    layers: Sequence[tuple[str, str]], top: str, range_: Range, *, by_path: bool, read_only: bool = False
+    layers: Sequence[tuple[str, str]], top: str, range_: BoxRange, *, by_path: bool, read_only: bool = False
 ) -> int:
     """An overlay at `root` of the working directory, as a descriptor of its root directory.
 
@@ -110,7 +110,7 @@ def mount_root(
             os.close(fd)
 
 
-def _mount_by_path(layers: Sequence[tuple[str, str]], top: str, range_: Range, read_only: bool) -> int:
+def _mount_by_path(layers: Sequence[tuple[str, str]], top: str, range_: BoxRange, read_only: bool) -> int:
     names = [f"{'images' if place == 'image' else 'layers'}/{ident}/upper" for place, ident in layers]
     options = f"lowerdir={':'.join(names)},upperdir=layers/{top}/upper,workdir=layers/{top}/work"
     if len(options) > _LONGEST_OPTIONS:

@@ -208,6 +208,8 @@ def _take(name: str, from_fd: int, to_fd: int, tally: Tally) -> None:
             return
         copied = 0
         try:
+            if os.geteuid():  # a link to what belongs to others cannot be changed in a VM, nor given to its root
+                raise PermissionError(errno.EPERM, "not root")
             os.link(name, name, src_dir_fd=from_fd, dst_dir_fd=to_fd, follow_symlinks=False)
         except OSError as error:
             if error.errno not in _NO_LINK:
