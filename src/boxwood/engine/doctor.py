@@ -43,6 +43,7 @@ NAMESPACES = {
     "cgroup": (k.NEWCGROUP, "cgroup"),
 }
 _BASE = FIRST - SIZE  # a range that no box has
+_ROOTS_PLACES = ("/var/lib/boxwood", "/var/cache/boxwood/images")
 _OWN_PLACES = ("~/.local/share/boxwood", "~/.local/share/boxwood/images")  # of who is not root
 _SECONDS = 60
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -355,11 +356,15 @@ def _line(check: Check) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="boxwood doctor", description="What this host gives to boxes.")
     parser.add_argument("--json", action="store_true")
-    data, images = ("/var/lib/boxwood", "/var/cache/boxwood/images") if os.geteuid() == 0 else _OWN_PLACES
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("BOXWOOD_DATA") or data).expanduser())
-    parser.add_argument("--images", type=Path, default=Path(os.environ.get("BOXWOOD_IMAGES") or images).expanduser())
+    parser.add_argument("--data", type=Path, help="default: where this user's server has its data")
+    parser.add_argument("--images", type=Path, help="default: where this user's server has its images")
     options = parser.parse_args()
-    found = try_all(options.data, options.images)
+    data, images = _ROOTS_PLACES if os.geteuid() == 0 else _OWN_PLACES
+    places = (
+        options.data or Path(os.environ.get("BOXWOOD_DATA") or data).expanduser(),
+        options.images or Path(os.environ.get("BOXWOOD_IMAGES") or images).expanduser(),
+    )
+    found = try_all(*places)
     if options.json:
         text = json.dumps({"ok": not missing(found), "checks": [asdict(check) for check in found]})
     else:

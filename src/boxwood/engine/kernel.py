@@ -245,8 +245,8 @@ def set_death_signal(signum: int) -> None:
     prctl(_PR_SET_PDEATHSIG, signum)
 
 
-def set_subreaper() -> None:
-    prctl(_PR_SET_CHILD_SUBREAPER, 1)
+def set_subreaper(on: bool = True) -> None:
+    prctl(_PR_SET_CHILD_SUBREAPER, int(on))
 
 
 def set_name(name: str) -> None:

@@ -5,6 +5,7 @@ Made when nobody has asked for anything for a moment, since whoever waits for a 
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -49,8 +50,8 @@ class Live:
 
 
 class Spares:
-    """`on_made`: is told of each; `discard_cgroup`: of one that was not. `idle`: they can be made when nobody else
-    wants the processor, since we may take that back."""
+    """`on_made`: is told of each; `discard_cgroup`: of one that was not. `may_return`: to the process namespace and
+    the scheduling that we come from, which takes root."""
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class Spares:
         on_made: Callable[[Live], None],
         discard_cgroup: Callable[[str], None],
         *,
-        idle: bool,
+        may_return: bool,
     ) -> None:
         self._stage = stage
         self._places = places
@@ -69,7 +70,7 @@ class Spares:
         self._uplink = uplink
         self._on_made = on_made
         self._discard_cgroup = discard_cgroup
-        self._may_idle = idle
+        self._may_return = may_return
         self._bound = Limits().pids  # of processes, where no cgroup holds it: those who ask all want the same
         self._pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._all: list[Live] = []
@@ -132,7 +133,10 @@ class Spares:
             cgroups = [f"{directory}/{self._cgroups.door}" for directory in self._cgroups.make(group, limits)]
             processes = limits.pids if self._cgroups.pids_elsewhere else 0
             ground = box.Ground(range_, tuple(cgroups), self._stage, self._seccomp, self._places, wire, processes)
-            pid = self._fork_in_new_namespace(ground, theirs, idle and self._may_idle)
+            if self._may_return:
+                pid = self._fork_in_new_namespace(ground, theirs, idle)
+            else:
+                pid = _fork_through_another(ground, theirs)
             pidfd = pidfd_of(pid)
         except BaseException:
             ours.close()
@@ -164,6 +168,40 @@ class Spares:
         finally:
             k.setns(self._pid_namespace, k.NEWPID)
         return pid
+
+
+def _fork_through_another(ground: box.Ground, hook: socket.socket) -> int:
+    """A process in a new process namespace by way of one that is left in it; it becomes our child when that has ended,
+    and begins only then, since the end of its first parent is no reason for it to die."""
+    told, tell = os.pipe()
+    waiting, go = os.pipe()
+    k.set_subreaper(True)
+    try:
+        between = os.fork()
+        if between == 0:
+            try:
+                k.unshare(k.NEWPID)
+                if pid := os.fork():
+                    os.write(tell, b"%d" % pid)
+                else:
+                    os.close(go)
+                    if os.read(waiting, 1):
+                        birth.live_as_box(ground, hook)
+            finally:
+                os._exit(72)
+        os.close(tell)
+        tell = -1
+        said = os.read(told, 16)
+        os.waitpid(between, 0)
+        if not said:
+            raise OSError(errno.EAGAIN, "a process namespace could not be made")
+        os.write(go, b"x")
+        return int(said)
+    finally:
+        k.set_subreaper(False)
+        for fd in (told, tell, waiting, go):
+            if fd >= 0:
+                os.close(fd)
 
 
 def pidfd_of(pid: int) -> int:

@@ -73,7 +73,7 @@ class Zygote:
         self._unmounter = Unmounter()
         self._spares = Spares(
             str(data / "mnt"), places, self._ranges, self._uplink, self._take_in, self._remove_cgroup,
-            idle=ids is None,
+            may_return=ids is None,
         )  # fmt: skip
         self._jobs: dict[int, int] = {}  # pidfd -> pid
         self._busy_cgroups: set[str] = set()
@@ -497,6 +497,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if options.rootless is not None:
         idmap.enter(options.rootless)
+        k.unshare(k.NEWUTS)  # to come back to
     listener = _listen(options.data)
     paths = options.overlay == "paths" or (options.overlay == "auto" and not by_descriptor())
     places = Places(str(options.data / "layers"), str(options.images)) if paths else None
