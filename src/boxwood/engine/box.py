@@ -163,10 +163,12 @@ def enter(ground: Ground, pings: int = -1) -> None:
     """From the host's root to the box's: user namespace, ids, bounding set, no_new_privs, seccomp, capabilities.
     `pings`: the setting of who may ping, still to be made."""
     last = k.last_capability()
+    groups = f"0 {ground.range.count - 1}".encode()  # of the box, which has no others
+    if pings >= 0 and ground.range.is_shared:
+        os.write(pings, groups)  # they have the same numbers out here, where we may
     k.setns(ground.range.userns, k.NEWUSER)  # all capabilities in there, none out here: no mount works from now on
-    if pings >= 0:
-        groups = f"0 {ground.range.count - 1}"  # of the box, which has no others
-        os.write(pings, groups.encode())  # in here, and still as who may set it
+    if pings >= 0 and not ground.range.is_shared:
+        os.write(pings, groups)  # in here, and still as the host's root
     if ground.range.count > 1:  # where there is but one group, nobody may change his
         os.setgroups([])
     os.setresgid(0, 0, 0)

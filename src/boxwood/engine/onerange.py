@@ -25,6 +25,7 @@ class SharedRange:
 
     base = 0
     number = 0
+    is_shared = True
 
     def __init__(self, ids: IdMap, layers: int, images: int, device_place: str) -> None:
         self.count = ids.count

@@ -143,11 +143,11 @@ class _Steps:
 
     def _ground(self) -> box.Ground:
         places = None if by_descriptor() else Places(str(self._layers), str(self._images))
-        return box.Ground(self._range(), (), str(self._layers / "stage"), b"", places)
+        return box.Ground(self._range(), (), str(self._layers / "stage"), seccomp.program(), places)
 
     def prepare(self) -> None:
         idmap.enter(self._ids)
-        self._alone(self._ground(), lambda: None)
+        self._alone(self._ground())
 
     def overlay(self) -> None:
         idmap.enter(self._ids)
@@ -165,14 +165,15 @@ class _Steps:
         if sorted(os.listdir("root")) != ["new"]:
             raise Wrong("what was deleted is still there")
 
-    def _alone(self, ground: box.Ground, then: Callable[[], object]) -> None:
+    def _alone(self, ground: box.Ground) -> None:
         """As the first process of a process namespace."""
         step = box.Step()
 
         def work() -> None:
             try:
-                box.prepare(ground, step)
-                then()
+                plug = box.prepare(ground, step)
+                step.name = "privileges"
+                box.enter(ground, plug.pings)
             except OSError as error:
                 raise Wrong(f"{step.name}: {error}") from None
 

@@ -42,6 +42,7 @@ class Range:
 
     def __init__(self, base: int, layers_fd: int, images_fd: int) -> None:
         self.base = base
+        self.is_shared = False
         self.count = SIZE
         self.number = (base - FIRST) // SIZE
         self.userns = _user_namespace(base)
