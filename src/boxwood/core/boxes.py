@@ -20,6 +20,7 @@ from boxwood.core import clock
 from boxwood.core.admission import Admission
 from boxwood.core.config import Config
 from boxwood.core.errors import CapacityUnavailable, Conflict, CoreError, Internal, InvalidState, NotFound, Unavailable
+from boxwood.core.held import Held
 from boxwood.core.tasks import Tasks
 from boxwood.engine.api import (
     Box,
@@ -119,6 +120,7 @@ class Boxes:
         self._slots: weakref.WeakValueDictionary[str, Slot] = weakref.WeakValueDictionary()
         self._live: dict[str, Slot] = {}  # those with a box
         self._closing = False
+        self.held = Held(config)
         self.session_states: dict[str, str] = {}  # of those that are not idle
         self._kept: dict[str, Callable[[], None]] = {}  # who have their boxes whether they are used or not
         self.put_down_hook: Callable[[], None] = lambda: None  # a box is gone: its layers may be collected
@@ -335,7 +337,7 @@ class Boxes:
         config = self._config
         return Limits(
             vcpu=config.vcpu if row.vcpu is None else row.vcpu,
-            memory_mib=config.memory_mib if row.memory_mib is None else row.memory_mib,
+            memory_mib=self.held.memory_mib() if row.memory_mib is None else row.memory_mib,
             pids=config.pids,
         )
 

@@ -112,6 +112,7 @@ class Core:
         self.engine.account(self.networks.ended)
         live = await self.engine.start()
         try:
+            await self._boxes.held.learn(self.engine)
             await self._lanes.recover(await self._boxes.adopt(live))
             await self.layers.sweep()
             await self._retention.sweep()

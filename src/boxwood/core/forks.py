@@ -113,6 +113,7 @@ class Forks:
         CapacityUnavailable.
         """
         request = checked(request)
+        self._boxes.held.check(request.resources)
         with self._idempotency.claim(f"fork:{caller.org_id}", idempotency_key, request) as claim:
             if claim is not None and claim.made is not None:
                 return self._made_before(caller, claim.made)

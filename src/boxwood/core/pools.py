@@ -122,6 +122,7 @@ class Pools:
                 labels=request.labels,
             )
         )
+        self._boxes.held.check(request.resources)
         if (caller.org_id, request.namespace, request.name) in self._names:
             raise _taken(request.namespace, request.name)
         source = self._forks.source(caller, fork)

@@ -206,6 +206,7 @@ class VMs:
             values["name"] = None if name is None else words.name(name)
         if not isinstance(resources, Unset):
             check_resources(resources)
+            self._boxes.held.check(resources)
             given = {"vcpu": resources.vcpu, "memory_mib": resources.memory_mib, "disk_mib": resources.disk_mib}
             values |= {key: value for key, value in given.items() if value is not None}
         if not isinstance(immutable, Unset):

@@ -34,6 +34,7 @@ from boxwood.engine.uidrange import FIRST, SIZE, Range
 
 OLDEST_KERNEL = (5, 19)
 NETWORK = "network of VMs"
+FREEZER = "cgroup freezer"
 NAMESPACES = {
     "mount": (k.NEWNS, "mnt"),
     "pid": (k.NEWPID, "pid"),
@@ -279,7 +280,7 @@ def _cgroups() -> list[Check]:
         failure = failure_of(lambda wanted=wanted: _in_group(wanted))  # type: ignore[misc]
         found.append(tried(f"cgroup {name}", failure, "boxes have limits that hold", fix))
     failure = failure_of(lambda: _in_group(Limits(pids=0), freeze=True))
-    found.append(tried("cgroup freezer", failure, "a VM with running processes can be forked", fix, required=False))
+    found.append(tried(FREEZER, failure, "a VM with running processes can be forked", fix, required=False))
     return found
 
 

@@ -23,6 +23,7 @@ from boxwood.engine.api import (
     EngineError,
     EngineUnavailable,
     Limits,
+    NotHere,
     Stack,
     Usage,
 )
@@ -322,6 +323,9 @@ class HostEngine:
 
     async def copy_top(self, box: Box, source: str, target: str) -> CopyReport:
         assert isinstance(box, HostBox)
+        freezer = next((check for check in self._checks if check.name == doctor.FREEZER), None)
+        if freezer is not None and not freezer.active:
+            raise NotHere(freezer.why)
         began = time.perf_counter()
         job = {"kind": "copy", "source": checked(source), "target": checked(target)}
         # Stand still once before: a write(2) that is under way has its old time until it ends, so what it overwrites

@@ -7,9 +7,8 @@ from typing import Protocol
 
 class BoxRange(Protocol):
     """The user namespace of a box to be, and what is mounted for it. `base`: whom its root is to the zygote; `number`:
-    which no other live one has; `count`: how many users and groups it has; `is_shared`:
-    they are the zygote's. Descriptors: `userns`, and `layers` and
-    `images`, the directories of layers as the box is to see them."""
+    which no other live one has; `count`: how many users and groups it has; `is_shared`: they are the zygote's.
+    Descriptors: `userns`, and `layers` and `images`, the directories of layers as the box is to see them."""
 
     base: int
     number: int

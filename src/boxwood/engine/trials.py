@@ -15,7 +15,7 @@ from pathlib import Path
 from boxwood.engine import box, delegated, idmap, seccomp
 from boxwood.engine import kernel as k
 from boxwood.engine.api import EngineUnavailable, Limits
-from boxwood.engine.doctor import NAMESPACES, NETWORK, Check, Scratch, Wrong, failure_of, new_id, tried
+from boxwood.engine.doctor import FREEZER, NAMESPACES, NETWORK, Check, Scratch, Wrong, failure_of, new_id, tried
 from boxwood.engine.idmap import IdMap, NoSubordinateIds
 from boxwood.engine.onerange import SharedRanges
 from boxwood.engine.overlay import Places, attach_views, by_descriptor, mount_root, prepare_top
@@ -239,7 +239,7 @@ def _cgroups() -> list[Check]:
         found.append(tried(f"cgroup {name}", failure, "boxes have limits that hold", delegated.HOW, required=False))
     failure = failure_of(lambda: _in_group(Limits(pids=0), freeze=True))
     good_for = "a VM with running processes can be forked"
-    return [*found, tried("cgroup freezer", failure, good_for, delegated.HOW, required=False)]
+    return [*found, tried(FREEZER, failure, good_for, delegated.HOW, required=False)]
 
 
 def _in_group(limits: Limits, *, freeze: bool = False) -> None:
