@@ -67,6 +67,29 @@ def make_images() -> None:
         assert made.returncode == 0, (out + err)[-2000:]
 
 
+FIRST_SUBORDINATE = 7_000_000
+_PRIVATE_ETC = """
+mount -t overlay etc -o "lowerdir=/etc,upperdir=$1/upper,workdir=$1/work" /etc
+shift
+exec setpriv --reuid "$1" --regid "$1" --clear-groups "${@:2}"
+"""
+
+
+def with_subordinate_ids(place: Path) -> Callable[[list[str]], list[str]]:
+    """Commands run as the user, who has a name and subordinate ids, in a mount namespace with an /etc that says so."""
+    upper = place / "upper"
+    for made in (upper, place / "work"):
+        made.mkdir(parents=True)
+        made.chmod(0o755)
+    place.chmod(0o755)
+    entry = f"boxwood-tests:{FIRST_SUBORDINATE}:65536\n"
+    for name in ("subuid", "subgid"):
+        (upper / name).write_text(entry)
+    user = f"boxwood-tests:x:{UID}:{UID}::/:/bin/sh\n"
+    (upper / "passwd").write_text(Path("/etc/passwd").read_text() + user)
+    return lambda command: ["unshare", "-m", "bash", "-ec", _PRIVATE_ETC, "bash", str(place), str(UID), *command]
+
+
 class RootlessServer(servers.Server):
     """Of the user's. `within`: what a command is put behind, such as a mount namespace with other files."""
 
@@ -80,7 +103,7 @@ class RootlessServer(servers.Server):
     ) -> None:
         super().__init__(home / name, **settings)
         self._home = home
-        self._within = within
+        self.within = within
 
     def _make_directory(self) -> None:
         self.data.mkdir(mode=0o700, exist_ok=True)
@@ -89,7 +112,7 @@ class RootlessServer(servers.Server):
     def _spawn(self, command: list[str], **more: Any) -> subprocess.Popen[bytes]:
         settings = {name: value for name, value in more.pop("env").items() if name.startswith("BOXWOOD_")}
         environ = {**settings, "BOXWOOD_IMAGES": str(IMAGES)}
-        if self._within is None:
+        if self.within is None:
             return popen(command, self._home, env=environ, **more)
         whole = {**environment(self._home), **environ}
-        return subprocess.Popen(self._within(command), env=whole, cwd=REPOSITORY, **more)
+        return subprocess.Popen(self.within(command), env=whole, cwd=REPOSITORY, **more)

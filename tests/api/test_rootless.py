@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,16 +16,15 @@ import rootless
 import servers
 from api.test_real import (  # noqa: F401
     run,
+    sync_status,
     test_a_program_without_a_shell,
     test_a_session_is_told_as_its_run_has_left_it,
     test_files_on_a_vm_that_never_ran,
     test_first_generation,
-    test_own_members_of_a_run,
     test_run_files_fork,
     test_signal_timeout_cancel,
     test_upload_and_download_by_url,
     text,
-    vm,
 )
 from servers import Server
 
@@ -34,6 +34,13 @@ pytestmark = pytest.mark.timeout(900)  # the very first makes the user's images
 @pytest.fixture
 def boxwood_server(rootless_server: Server) -> Server:
     return rootless_server
+
+
+@pytest.fixture
+def vm(rootless_server: Server) -> Iterator[str]:
+    made = fork(rootless_server)["vm_id"]
+    yield made
+    assert rootless_server.request("DELETE", f"/v1/vms/{made}")[0] in (200, 404)
 
 
 @pytest.fixture
@@ -50,6 +57,47 @@ def fork(server: Server, status: int = 200, **members: object) -> dict:
     return made
 
 
+@pytest.fixture
+def with_ids(rootless_home: Path) -> Iterator[rootless.RootlessServer]:
+    if shutil.which("newuidmap") is None:
+        pytest.skip("newuidmap is not installed: apt install uidmap")
+    name = f"ids-{os.urandom(4).hex()}"
+    within = rootless.with_subordinate_ids(rootless_home / f"{name}-etc")
+    server = rootless.RootlessServer(rootless_home, name=name, within=within).start()
+    yield server
+    server.within = within
+    server.down()
+
+
+def test_subordinate_ids(with_ids: rootless.RootlessServer) -> None:
+    """Users other than root, in a box and on disk; without them the directory is refused, not spoiled."""
+    server = with_ids
+    made = fork(server)["vm_id"]
+    command = (
+        "touch /f; chown 33:34 /f; stat -c %u:%g /f; su nobody -s /bin/sh -c 'id -u'; tail -n +2 /proc/self/uid_map"
+    )
+    done = text(run(server, made, command)).split()
+    assert done[:2] == ["33:34", "65534"] and done[2:] == ["1", "1", "65535"]
+    assert text(run(server, made, "id -un", user="nobody")) == "nobody\n"
+    (file,) = server.data.glob("layers/*/upper/f")
+    found = file.stat()
+    assert (found.st_uid, found.st_gid) == (rootless.FIRST_SUBORDINATE + 32, rootless.FIRST_SUBORDINATE + 33)
+    child = fork(server, source_vm_id=made, source_vm_name=None)["vm_id"]
+    assert text(run(server, child, "stat -c %u:%g /f")) == "33:34\n"
+    assert server.request("DELETE", f"/v1/vms/{made}")[0] == 200
+    server.down()
+    server.within = None
+    with pytest.raises(AssertionError, match="give another data directory"):
+        server.start()
+
+
+def test_one_user_is_said_to_be_all(rootless_server: Server, vm: str) -> None:
+    done = run(rootless_server, vm, "chown 33 /etc/hostname; id -un", user="root")
+    assert done["stdout"] == "root\n" and "Invalid argument" in done["stderr"]
+    refused = run(rootless_server, vm, "true", user="nobody")
+    assert refused["exit_code"] != 0 and "Operation not permitted" in refused["stderr"]
+
+
 def test_nobody_here_is_root(rootless_server: Server, vm: str) -> None:
     """Seen from outside: server, zygote and boxes have the user's ids, also for root inside."""
     assert text(run(rootless_server, vm, "id -u; id -g")) == "0\n0\n"
@@ -63,7 +111,7 @@ def test_nobody_here_is_root(rootless_server: Server, vm: str) -> None:
 def test_what_it_cannot_hold_it_refuses(rootless_server: Server) -> None:
     """This host has delegated no cgroups to the user."""
     for size, value in (("memory_mib", 512), ("vcpu", 1)):
-        refused = fork(rootless_server, 501, resources={size: value})
+        refused = fork(rootless_server, 422, resources={size: value})
         assert size in refused["error"]["message"] and "Delegate=yes" in refused["error"]["message"]
 
 
@@ -82,10 +130,11 @@ def test_processes_are_bounded_all_the_same(rootless_home: Path) -> None:
 
 
 def test_a_busy_vm_is_not_forked_since_nothing_can_stand_still(rootless_server: Server, vm: str) -> None:
-    started = rootless_server.request("POST", f"/v1/vms/{vm}/runs", {"command": "sleep 300", "background": True})
-    assert started[0] in (200, 201, 202), started
+    busy = {"command": "echo x > /f; sleep 300", "time_to_background": 0}
+    assert rootless_server.request("POST", f"/v1/vms/{vm}/runs", busy)[0] == 202
+    servers.until(lambda: sync_status(rootless_server, vm, "/f") == 200)
     status, refused = rootless_server.request("POST", "/v1/fork", {"source_vm_id": vm})
-    assert status == 501 and "stand still" in refused["error"]["message"], refused
+    assert status == 422 and "stand still" in refused["error"]["message"], refused
 
 
 def test_the_network_is_ones_own(rootless_server: Server, vm: str) -> None:
@@ -96,7 +145,7 @@ def test_the_network_is_ones_own(rootless_server: Server, vm: str) -> None:
 
 def test_boxes_live_on_and_are_adopted(own: rootless.RootlessServer) -> None:
     made = fork(own)["vm_id"]
-    assert text(run(own, made, "cd /srv; echo kept > file; echo $$; (sleep 600 & echo $! > pid) >/dev/null 2>&1; pwd"))
+    assert text(run(own, made, "cd /srv; echo kept > file; pwd"))
     before = sorted(own.box_pids())
     own.kill9()
     own.start()
