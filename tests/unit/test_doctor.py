@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from boxwood.engine import doctor, seccomp
+from boxwood.engine import doctor, idmap, seccomp
 from boxwood.engine import kernel as k
 from boxwood.engine.api import EngineUnavailable
 from boxwood.engine.doctor import Check
@@ -23,12 +23,17 @@ def test_missing_is_what_boxes_cannot_do_without() -> None:
     assert doctor.missing([there, wanted, Check("c", False, "no", required=False)]) == [wanted]
 
 
-def test_without_root_it_says_so_and_tries_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_root_what_takes_none_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(ids: object) -> None:
+        raise PermissionError("user namespaces are refused")
+
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    found = doctor.try_all(tmp_path, tmp_path)
-    assert [check.name for check in doctor.missing(found)] == ["root"]
-    assert "1000" in found[0].why and "sudo" in found[0].fix
-    assert {check.name for check in found} > STATED
+    monkeypatch.setattr(idmap, "enter", refused)
+    found = {check.name: check for check in doctor.try_all(tmp_path, tmp_path)}
+    assert [check.name for check in doctor.missing(list(found.values()))] == ["user namespace"]
+    assert "refused" in found["user namespace"].why and found["user namespace"].fix
+    assert "1000" in found["root"].why and "sudo" in found["root"].fix
+    assert set(found) > STATED
     assert list(tmp_path.iterdir()) == []
 
 
