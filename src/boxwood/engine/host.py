@@ -318,6 +318,8 @@ class HostEngine:
                     return next(entries, None) is None
             except FileNotFoundError:
                 return True
+            except PermissionError:  # without root, of a VM that has changed the mode or the owner of its /
+                return False
 
         return look()  # one directory, opened and read: some 20 µs
 
