@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -195,3 +196,23 @@ def test_the_doctor_tries_it_without_root(rootless_home: Path) -> None:
     assert all(checks[name]["active"] for name in active)
     for name in ("subordinate ids", "network of VMs", "cgroup memory", "uid ranges"):
         assert not checks[name]["active"] and not checks[name]["required"] and checks[name]["fix"], name
+
+
+def test_boxes_die_with_their_zygote(own: rootless.RootlessServer) -> None:
+    made = fork(own)["vm_id"]
+    run(own, made, "echo kept > /root/file")
+    zygote, boxes = own.zygote_pid, own.box_pids()
+    assert boxes
+    os.kill(zygote, signal.SIGKILL)
+    servers.wait_gone(zygote, *boxes)
+    assert text(run(own, made, "cat /root/file")) == "kept\n"
+    assert own.zygote_pid != zygote
+
+
+def test_a_root_directory_that_its_owner_may_not_read(rootless_server: Server, vm: str) -> None:
+    assert text(run(rootless_server, vm, "echo x > /root/file; chmod 000 /; echo done")) == "done\n"
+    child = fork(rootless_server, source_vm_id=vm, source_vm_name=None)["vm_id"]
+    try:
+        assert text(run(rootless_server, child, "cat /root/file")) == "x\n"
+    finally:
+        rootless_server.request("DELETE", f"/v1/vms/{child}")
