@@ -30,8 +30,8 @@ def steps(box: Boxwood, vm: VM) -> dict[str, Callable[[], float]]:
     """What is measured beside the peers, in the same rounds. `vm`: one with a live shell."""
     return {
         "fork": lambda: _fork(box),
-        "fork + first command": lambda: _fork_and_run(box, ":"),
-        "fork + first /bin/true": lambda: _fork_and_run(box, "/bin/true"),
+        "fork + first command": lambda: fork_and_run(box, ":"),
+        "fork + first /bin/true": lambda: fork_and_run(box, "/bin/true"),
         "run of a builtin": lambda: timed(lambda: vm.run(":")),
         "run of /bin/true": lambda: timed(lambda: vm.run("/bin/true")),
         "exec of /bin/true": lambda: timed(lambda: vm.exec(["/bin/true"])),
@@ -45,8 +45,8 @@ def networks(box: Boxwood) -> dict[str, Callable[[], float]]:
     """In the same rounds; both kinds of boxes are booted ahead, as they are for whoever forks both."""
     internet, none = NETWORKS
     return {
-        internet: lambda: _fork_and_run(box, ":", network="internet"),
-        none: lambda: _fork_and_run(box, ":", network="none"),
+        internet: lambda: fork_and_run(box, ":", network="internet"),
+        none: lambda: fork_and_run(box, ":", network="none"),
     }
 
 
@@ -58,7 +58,7 @@ def _fork(box: Boxwood, source: VM | str = "ubuntu") -> float:
     return took
 
 
-def _fork_and_run(box: Boxwood, command: str, source: VM | str = "ubuntu", network: str | None = None) -> float:
+def fork_and_run(box: Boxwood, command: str, source: VM | str = "ubuntu", network: str | None = None) -> float:
     began = time.perf_counter()
     vm = box.fork(source, network=network)
     run = vm.run(command)
@@ -191,7 +191,7 @@ def chain(box: Boxwood, length: int, samples: int) -> list[Series]:
 def _touched(box: Boxwood, vm: VM) -> float:
     """With something new in the top, so that every fork seals."""
     vm.run("echo >> /root/chain/0-")
-    return _fork_and_run(box, ":", vm)
+    return fork_and_run(box, ":", vm)
 
 
 def busy(box: Boxwood, n: int) -> list[Series]:

@@ -2,8 +2,9 @@
 
     bench/run.py [--quick] [--only SECTION ...] [--no-docs]
 
-Sections: one, docker, clients, pools, network, many, streams, growth, memory, floor. Writes bench/results/latest.json
-and the tables of README.md and docs/benchmarks.md (a full run only). Exit code 1: an aim was missed.
+Sections: one, docker, clients, pools, network, rootless, many, streams, growth, memory, floor. Writes
+bench/results/latest.json and the tables of README.md and docs/benchmarks.md (a full run only). Exit code 1: an aim was
+missed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import inside
 import machine
 import memory
 import network
+import noroot
 import ours
 import peers
 import published
@@ -35,13 +37,15 @@ from report import HOME, Aim, Report
 from server import Server
 
 CACHE = HOME / ".cache/bench"
-SECTIONS = ("one", "docker", "clients", "pools", "network", "many", "streams", "growth", "memory", "floor")
+SECTIONS = (
+    "one", "docker", "clients", "pools", "network", "rootless", "many", "streams", "growth", "memory", "floor",
+)  # fmt: skip
 
 
 def main() -> int:
     options = _options()
     if os.geteuid() != 0:
-        print("bench: needs root, as Boxwood does in this release", file=sys.stderr)
+        print("bench: needs root: it measures Boxwood with and without", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is taken down all the same
     wanted = options.only or SECTIONS
@@ -141,6 +145,17 @@ def outside(report: Report, server: Server, scratch: Path, quick: bool) -> None:
         report.aims.append(Aim("what the network adds to a fork + first command", with_.p50 - without.p50, 3, " ms"))
 
 
+def without_root(report: Report, server: Server, scratch: Path, quick: bool) -> None:
+    try:
+        with noroot.server() as other, server.client() as box, other.client() as theirs:
+            with _shell(box) as vm, _shell(theirs) as another:
+                measured = rounds(4 if quick else 20, noroot.steps(box, vm, theirs, another))
+    except peers.Unavailable as error:
+        report.remarks.append(f"without root: {error}")
+        return
+    report.add(reports.ROOTLESS, measured.values())
+
+
 def many(report: Report, server: Server, scratch: Path, quick: bool) -> None:
     for command in (":", "/bin/true"):
         series, rate = ours.concurrent(server.client, command, 10 if quick else 60)
@@ -186,6 +201,7 @@ MEASURES: dict[str, Callable[[Report, Server, Path, bool], None]] = {
     "clients": clients,
     "pools": pools,
     "network": outside,
+    "rootless": without_root,
     "many": many,
     "streams": followed,
     "growth": growth,

@@ -16,21 +16,26 @@ START_SECONDS = 120.0  # the first one on a machine makes the host image
 
 
 class Server:
-    def __init__(self, data: Path) -> None:
+    """`uid`: whose it is, if not root's; the directory above `data` is his."""
+
+    def __init__(self, data: Path, uid: int = 0) -> None:
         self.data = data
+        self._uid = uid
         self._process: subprocess.Popen[bytes] | None = None
         self.url = ""
 
-    def start(self, **settings: object) -> None:
+    def start(self, *, start_seconds: float = START_SECONDS, **settings: object) -> None:
         """`settings`: those of core/config.py."""
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.chown(self.data, self._uid, self._uid)
         given = {f"BOXWOOD_{name.upper()}": str(value) for name, value in settings.items()}
         command = [sys.executable, "-m", "boxwood.server", "--data", str(self.data), "--port", "0"]
         with (self.data.parent / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                command, env={**os.environ, **given}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-        deadline = time.monotonic() + START_SECONDS
+                command, env={**os.environ, **given}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                user=self._uid or None, group=self._uid or None, extra_groups=[] if self._uid else None,
+            )  # fmt: skip
+        deadline = time.monotonic() + start_seconds
         while not self._ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"bench: the server did not start:\n{(self.data.parent / 'server.log').read_text()}")

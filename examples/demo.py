@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -156,8 +156,6 @@ def _server() -> Iterator[Boxwood]:
 
 @contextmanager
 def _own_server() -> Iterator[Boxwood]:
-    if os.geteuid() != 0:
-        raise SystemExit("This release of Boxwood makes VMs as root only: sudo make demo")
     boxwood = str(Path(sys.executable).with_name("boxwood"))
     home = Path(tempfile.mkdtemp(prefix="boxwood-demo-"))
     data = home / "data"
@@ -178,7 +176,18 @@ def _own_server() -> Iterator[Boxwood]:
     except subprocess.CalledProcessError as error:
         raise SystemExit(error.returncode) from None
     finally:
-        shutil.rmtree(home, ignore_errors=True)
+        _remove(home)
+
+
+def _remove(home: Path) -> None:
+    """Overlays leave directories that not even their owner may read, unless he is root."""
+    for place, directories, _ in os.walk(home):
+        for name in directories:
+            path = Path(place, name)
+            if not path.is_symlink():
+                with suppress(OSError):
+                    path.chmod(0o700)
+    shutil.rmtree(home, ignore_errors=True)
 
 
 def _free_port() -> int:

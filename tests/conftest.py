@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import guard
+import rootless
 import servers
 
 TESTS = Path(__file__).parent
@@ -28,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(TESTS) and item.path.relative_to(TESTS).parts[0] in NEEDS_ROOT:
             item.add_marker(pytest.mark.root)
-        if os.geteuid() and item.get_closest_marker("root"):
+        if os.geteuid() and item.get_closest_marker("root") and not os.environ.get(rootless.ENVIRONMENT):
             item.add_marker(pytest.mark.skip(reason="needs root"))
 
 
@@ -41,6 +42,22 @@ def anyio_backend() -> str:
 def boxwood_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
     """One server for all tests that do it no harm."""
     server = servers.Server(tmp_path_factory.mktemp("server") / "data").start()
+    yield server
+    server.down()
+
+
+@pytest.fixture(scope="session")
+def rootless_home() -> Iterator[Path]:
+    """A directory of the unprivileged user's, whose images are there."""
+    rootless.make_images()
+    with rootless.home() as place:
+        yield place
+
+
+@pytest.fixture(scope="session")
+def rootless_server(rootless_home: Path) -> Iterator[servers.Server]:
+    """Like `boxwood_server`, of an unprivileged user."""
+    server = rootless.RootlessServer(rootless_home).start()
     yield server
     server.down()
 

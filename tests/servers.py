@@ -64,15 +64,21 @@ class Server:
 
     def start(self) -> Server:
         assert self._process is None, "the server runs already"
-        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_directory()
         command = [sys.executable, "-m", "boxwood.server", "--data", str(self.data), "--port", str(self.port)]
         environment = {**_clean(os.environ), **self._settings}
         with (self.data.parent / f"{self.data.name}.log").open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = self._spawn(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         self._wait_ready()
         return self
+
+    def _make_directory(self) -> None:
+        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _spawn(self, command: list[str], **more: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, **more)
 
     def kill9(self) -> None:
         """The server dies as if the power had gone; the zygote and its boxes live on."""

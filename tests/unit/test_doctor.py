@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from boxwood.engine import doctor, levels, seccomp
+from boxwood.engine import doctor, idmap, levels, seccomp
 from boxwood.engine import kernel as k
 from boxwood.engine.api import EngineUnavailable
 from boxwood.engine.doctor import Check
@@ -63,11 +63,17 @@ async def test_nothing_is_started_below_the_level_that_is_required(
         assert str(told.value) == "this host does not reach the level full: disk limit: no quotas (make some)"
 
 
-def test_without_root_it_says_so_and_tries_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_root_what_takes_none_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(ids: object) -> None:
+        raise PermissionError("user namespaces are refused")
+
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    found = doctor.try_all(tmp_path, tmp_path)
-    assert [check.name for check in doctor.missing(found)] == ["root"]
-    assert "1000" in found[0].why and "sudo" in found[0].fix
+    monkeypatch.setattr(idmap, "enter", refused)
+    found = {check.name: check for check in doctor.try_all(tmp_path, tmp_path)}
+    assert [check.name for check in doctor.missing(list(found.values()))] == ["user namespace"]
+    assert "refused" in found["user namespace"].why and found["user namespace"].fix
+    assert "1000" in found["root"].why and "sudo" in found["root"].fix
+    assert not found[doctor.DISK].active if doctor.DISK in found else True
     assert list(tmp_path.iterdir()) == []
 
 

@@ -22,6 +22,7 @@ from boxwood.core.ceilings import Ceilings
 from boxwood.core.config import Config
 from boxwood.core.disks import Disks
 from boxwood.core.errors import CapacityUnavailable, Conflict, CoreError, Internal, InvalidState, NotFound, Unavailable
+from boxwood.core.held import Held
 from boxwood.core.tasks import Tasks
 from boxwood.engine.api import (
     Box,
@@ -124,6 +125,7 @@ class Boxes:
         self._slots: weakref.WeakValueDictionary[str, Slot] = weakref.WeakValueDictionary()
         self._live: dict[str, Slot] = {}  # those with a box
         self._closing = False
+        self.held = Held(config)
         self.session_states: dict[str, str] = {}  # of those that are not idle
         self._kept: dict[str, Callable[[], None]] = {}  # who have their boxes whether they are used or not
         self.put_down_hook: Callable[[], None] = lambda: None  # a box is gone: its layers may be collected
@@ -225,7 +227,7 @@ class Boxes:
         if slot.box is None:
             return True
         try:
-            limits = self._ceilings.limits(row, await self._disks.left(row))
+            limits = self.held.of(row, self._ceilings.limits(row, await self._disks.left(row)))
             await self._engine.change(slot.box, _hostname(row), limits)
         except EngineError as error:
             log.warning("VM %s: its box could not be changed: %s", slot.vm_id, error)
@@ -317,7 +319,7 @@ class Boxes:
         try:
             stack, networked = Stack(layers, row.top, images), self.network(row) != "none"
             spec = BoxSpec(
-                vm_id, stack, _hostname(row), self._ceilings.limits(row, disk), networked,
+                vm_id, stack, _hostname(row), self.held.of(row, self._ceilings.limits(row, disk)), networked,
                 ahead=bool(row.hidden and row.pool_id), read_only=bool(row.read_only),
             )  # fmt: skip
             box = await self._engine.boot(spec)

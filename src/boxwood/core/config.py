@@ -94,6 +94,8 @@ class Config:
         place = Path(data or environ.get("BOXWOOD_DATA") or default_data()).expanduser().absolute()
         values: dict[str, Any] = {"data": place}
         origins: dict[str, str] = {}
+        if os.geteuid() != 0:
+            values["images"] = default_images()
         known = {one.name: one for one in fields(cls) if one.name != "data"}
         file = place / "config.toml"
         for name, value in _read_file(file).items():
@@ -186,6 +188,11 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 def default_data() -> Path:
     """The data directory of whoever runs this: the machine's for root, else the user's own."""
     return Path("/var/lib/boxwood") if os.geteuid() == 0 else Path("~/.local/share/boxwood").expanduser()
+
+
+def default_images() -> Path:
+    """Where images are that all data directories of whoever runs this share."""
+    return Path("/var/cache/boxwood/images") if os.geteuid() == 0 else default_data() / "images"
 
 
 def _read_file(path: Path) -> dict[str, Any]:

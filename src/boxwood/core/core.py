@@ -47,8 +47,8 @@ class DataInUse(Exception):
 
 
 class Core:
-    """`keys`, `vms`, `pools`, `runs`, `sessions`, `ptys`, `files`, `networks`, `goldens`, `records`, `changes`, `activity`:
-    see their classes."""
+    """`keys`, `vms`, `pools`, `runs`, `sessions`, `ptys`, `files`, `networks`, `goldens`, `records`, `changes`,
+    `activity`: see their classes."""
 
     def __init__(self, config: Config, engine: Engine, database: Database, keys: Keys, signer: Signer) -> None:
         spool = config.data / "spool"
@@ -128,6 +128,7 @@ class Core:
         self.engine.account(self.networks.ended)
         live = await self.engine.start()
         try:
+            await self._boxes.held.learn(self.engine)
             adopted = await self._boxes.adopt(live)
             await self._lanes.recover(adopted)
             self.ptys.recover(adopted)

@@ -115,6 +115,7 @@ class Forks:
         """
         request = replace(request, ttl=lifetimes.of_new(caller, request.ttl), ttl_most=caller.ttl_most)
         request = checked(request, self.ceilings)
+        self._boxes.held.check(request.resources)
         with self._idempotency.claim(f"fork:{caller.org_id}", idempotency_key, request) as claim:
             if claim is not None and claim.made is not None:
                 return self._made_before(caller, claim.made)

@@ -124,6 +124,7 @@ class Pools:
             ),
             self._forks.ceilings,
         )
+        self._boxes.held.check(request.resources)
         if (caller.org_id, request.namespace, request.name) in self._names:
             raise _taken(request.namespace, request.name)
         source = self._forks.source(caller, fork)

@@ -13,8 +13,9 @@ from boxwood.core.errors import (
     NotFound,
     Resource,
     Unavailable,
+    Unsupported,
 )
-from boxwood.engine.api import BoxGone, EngineError, EngineUnavailable, GuestError
+from boxwood.engine.api import BoxGone, EngineError, EngineUnavailable, GuestError, NotHere
 from boxwood.store.database import StoreError
 
 _MISSING = {errno.ENOENT, errno.ENOTDIR}
@@ -35,6 +36,8 @@ def of_engine(error: EngineError, resource: Resource = "file") -> CoreError:
         return BadRequest(text)
     if isinstance(error, BoxGone):
         return Internal(f"the VM's box died: {error}", recovery={"work": "unknown"})
+    if isinstance(error, NotHere):
+        return Unsupported(str(error))
     if isinstance(error, EngineUnavailable):
         return Unavailable(str(error))
     return Internal(str(error), recovery={"work": "unknown"})

@@ -213,6 +213,7 @@ class VMs:
             values["name"] = None if name is None else words.name(name)
         if not isinstance(resources, Unset):
             self.forks.ceilings.check(resources)
+            self._boxes.held.check(resources)
             self._disks.check(resources)
             values |= {key: value for key, value in asdict(resources).items() if value is not None}
         if not isinstance(immutable, Unset):

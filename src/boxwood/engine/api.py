@@ -7,6 +7,7 @@ Errors::
 
     EngineError                 something about the host failed; the text says what and how to put it right
     ├── EngineUnavailable       this host cannot run boxes (no root, no kernel feature); nothing was started
+    ├── NotHere                 this host has nothing to do that with; the text says what it takes
     ├── BoxGone                 the box died, or was put down because its agent broke the protocol or a deadline
     └── GuestError              the box is fine and said no: errno and text (FileNotFound, IsADirectory, …)
 """
@@ -30,6 +31,10 @@ class EngineError(Exception):
 
 class EngineUnavailable(EngineError):
     """This host cannot run boxes at all; the text names what is missing and how to get it."""
+
+
+class NotHere(EngineError):
+    """This host has nothing to do it with; the text says what it takes."""
 
 
 class BoxGone(EngineError):

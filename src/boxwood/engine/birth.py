@@ -33,7 +33,7 @@ def live_as_box(ground: box.Ground, hook: socket.socket) -> NoReturn:
         reset_signals()
         resource.setrlimit(resource.RLIMIT_CORE, (_NO_CORE, _NO_CORE))
         range_ = ground.range
-        close_all_but(range_.userns, range_.layers, range_.images, range_.dev, hook.fileno())
+        close_all_but(*range_.descriptors(), hook.fileno())
         _disguise(b"agent")
         gc.enable()  # what was there before is frozen: a collection touches only what is new
         plug = box.prepare(ground, step)

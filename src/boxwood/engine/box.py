@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import resource
 import signal
 import socket
 import struct
@@ -23,7 +24,8 @@ from boxwood.engine import kernel as k
 from boxwood.engine.disk import image, projects
 from boxwood.engine.network.wire import Plug, Wire
 from boxwood.engine.overlay import Places, attach_views, mount_root, prepare_top
-from boxwood.engine.uidrange import Range, device_directory
+from boxwood.engine.ranges import BoxRange
+from boxwood.engine.uidrange import device_directory
 
 # What root may do inside; nothing of it counts in the host's user namespace.
 CAPABILITIES = k.capability_mask(
@@ -47,6 +49,7 @@ HIDDEN_SYS = (
 STAGED = ("proc", "dev", "run", "sys")
 SHM_MIB, RUN_MIB = 64, 64  # bounds of the two tmpfs; their pages count as the box's memory
 TMP_MIB = 64  # … and of one more where the root is read-only
+_TTY = 5  # the group of that name, on every Linux
 MOST_TERMINALS = 256  # the kernel's bound, some 3000, is for all boxes together
 # oom_score_adj: boxes before what else lives on the host; in a box its payload before its agent.
 AGENT_OOM, PAYLOAD_OOM = b"100", b"400"
@@ -59,12 +62,13 @@ _SIOCSIFFLAGS, _IFF_UP_RUNNING = 0x8914, 0x41
 class Ground:
     """What every box has: known before its VM is."""
 
-    range: Range
+    range: BoxRange
     cgroups: tuple[str, ...]  # files to write "0" to
     stage: str  # an empty directory of the host, absolute: only a place in the box's own mount namespace
     seccomp: bytes
     places: Places | None = None  # set where the kernel wants layers by path
     wire: Wire | None = None  # plugged in ahead of demand
+    processes: int = 0  # how many each user of it may have, where no cgroup bounds them
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +125,7 @@ def prepare(ground: Ground, step: Step) -> Plug:
 
 
 @contextmanager
-def as_owner(range_: Range) -> Iterator[None]:
+def as_owner(range_: BoxRange) -> Iterator[None]:
     """What is made meanwhile belongs to the box's root."""
     k.setfsids(range_.base)
     try:
@@ -189,12 +193,18 @@ def enter(ground: Ground, pings: int = -1) -> None:
     """From the host's root to the box's: user namespace, ids, bounding set, no_new_privs, seccomp, capabilities.
     `pings`: the setting of who may ping, still to be made."""
     last = k.last_capability()
+    groups = f"0 {ground.range.count - 1}".encode()  # of the box, which has no others
+    if pings >= 0 and ground.range.is_shared:
+        os.write(pings, groups)  # they have the same numbers out here, where we may
     k.setns(ground.range.userns, k.NEWUSER)  # all capabilities in there, none out here: no mount works from now on
-    if pings >= 0:
-        os.write(pings, b"0 65535")  # in here, and still as who may set it: groups of the box, which has no others
-    os.setgroups([])
+    if pings >= 0 and not ground.range.is_shared:
+        os.write(pings, groups)  # in here, and still as the host's root
+    if ground.range.count > 1:  # where there is but one group, nobody may change his
+        os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
+    if ground.processes:  # in here, where nobody else's count
+        _bound_processes(ground.processes)
     k.limit_bounding_set(CAPABILITIES, last)  # while CAP_SETPCAP is effective
     k.no_new_privileges()
     k.load_seccomp(ground.seccomp)
@@ -202,14 +212,22 @@ def enter(ground: Ground, pings: int = -1) -> None:
     os.umask(0o022)
 
 
-def _mount_kernel_filesystems(range_: Range, *, by_path: bool) -> None:
+def _bound_processes(most: int) -> None:
+    """For this process and all that come of it. To raise it again takes a capability of the host's."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    if hard != resource.RLIM_INFINITY:
+        most = min(most, hard)
+    resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+
+
+def _mount_kernel_filesystems(range_: BoxRange, *, by_path: bool) -> None:
     """Relative to the working directory, the stage. `by_path`: of a kernel that clones no detached mount."""
     base = range_.base
     k.mount("proc", "proc", "proc", k.MS_NOSUID | k.MS_NODEV | k.MS_NOEXEC)
-    tree = device_directory(base) if by_path else k.open_tree("", range_.dev)
+    tree = device_directory(base) if by_path and not range_.is_shared else range_.devices()
     k.move_mount(tree, "dev")
     os.close(tree)
-    _mount_terminals(base + 5)
+    _mount_terminals(base + _TTY if range_.count > _TTY else None)
     owner = f"uid={base},gid={base}"
     flags = k.MS_NOSUID | k.MS_NODEV
     k.mount("shm", "dev/shm", "tmpfs", flags | k.MS_NOEXEC, f"mode=1777,size={SHM_MIB}m,nr_inodes=65536,{owner}")
@@ -222,15 +240,19 @@ def _mount_kernel_filesystems(range_: Range, *, by_path: bool) -> None:
     k.mount("sysfs", "sys", "sysfs", flags | k.MS_NOEXEC | k.MS_RDONLY)
 
 
-def _mount_terminals(group: int) -> None:
-    """Terminals belong to the group `tty`. Kernels that take no number above 2^31 give them their openers' groups."""
+def _mount_terminals(group: int | None) -> None:
+    """Terminals belong to the group `tty`, where there is one. Kernels that take no number above 2^31 give them their
+    openers' groups."""
     flags, options = k.MS_NOSUID | k.MS_NOEXEC, f"newinstance,max={MOST_TERMINALS},ptmxmode=0666,mode=0620"
-    try:
-        k.mount("devpts", "dev/pts", "devpts", flags, f"{options},gid={group}")
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        k.mount("devpts", "dev/pts", "devpts", flags, options)
+    if group is not None:
+        try:
+            k.mount("devpts", "dev/pts", "devpts", flags, f"{options},gid={group}")
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        else:
+            return
+    k.mount("devpts", "dev/pts", "devpts", flags, options)
 
 
 def _let_write_only_to_memory(root: int, base: int) -> None:

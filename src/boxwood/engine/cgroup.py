@@ -23,7 +23,7 @@ from boxwood.engine.ulid import checked, is_ulid
 CPU_PERIOD_US = 100_000  # the kernel's default
 MIN_CPU_QUOTA_US = 1_000  # the kernel's minimum
 MOUNTS = Path("/proc/self/mounts")
-_CONTROLLERS = frozenset({"memory", "cpu", "pids"})
+CONTROLLERS = frozenset({"memory", "cpu", "pids"})
 IO_WEIGHT = 100  # the kernel's default, and so what everything else on the host has
 _WEIGHT_FILES = ("io.weight", "io.bfq.weight", "blkio.bfq.weight", "blkio.weight")
 
@@ -47,22 +47,25 @@ class Cgroups(ABC):
 
     `door`: the file of a group to which a process writes "0" to join. `io_weight`: the share of the disk's time that
     each box has, beside 100 of everything else; None: this host's cgroups share out none. `unified`: where version 2
-    is mounted, if it is what is used.
+    is mounted, if it is what is used. `pids_elsewhere`: whoever makes a box sees to the bound of its processes, once.
+    `how`: how the host gives more than this.
     """
 
     controllers: frozenset[str]
     door = "cgroup.procs"
     io_weight: int | None = None
     unified: str | None = None
+    pids_elsewhere = False
+    how = ""
 
     @staticmethod
     def find(instance: str, mounts: Path = MOUNTS, io_weight: int = 0) -> Cgroups:
         """What this host has, and the group of the instance (a ULID) in it. `io_weight` 0: the disk's time is not
         shared out. EngineUnavailable if nothing."""
         checked(instance)
-        unified, separate = _hierarchies(mounts)
+        unified, separate = hierarchies(mounts)
         usable = separate.keys() - {"blkio"}
-        if unified is not None and (not usable or _words(f"{unified}/cgroup.controllers") >= _CONTROLLERS):
+        if unified is not None and (not usable or _words(f"{unified}/cgroup.controllers") >= CONTROLLERS):
             return Unified(instance, unified, io_weight)
         if usable:
             return Separate(instance, separate, io_weight)
@@ -96,6 +99,8 @@ class Cgroups(ABC):
     def change(self, box: str, limits: Limits, before: Limits) -> None:
         """Other limits for a box that lives: all of them or none. LimitUnavailable (also: it uses more memory already,
         which is not taken from it), OSError."""
+        if self.pids_elsewhere and limits.pids != before.pids:
+            raise LimitUnavailable(f"the bound of processes of a box that lives cannot be changed{self.how}")
         if limits.memory_mib and not self._has_room(checked(box), limits.memory_mib << 20):
             raise LimitUnavailable(f"its processes use more than {limits.memory_mib} MiB of memory")
         try:
@@ -113,9 +118,9 @@ class Cgroups(ABC):
 
     def _check(self, limits: Limits) -> None:
         for controller, wanted in (("memory", limits.memory_mib), ("cpu", limits.vcpu), ("pids", limits.pids)):
-            if wanted and controller not in self.controllers:
+            if wanted and controller not in self.controllers and not (controller == "pids" and self.pids_elsewhere):
                 raise LimitUnavailable(
-                    f"this host cannot limit {controller}: its cgroups have no {controller} controller"
+                    f"this host cannot limit {controller}: its cgroups have no {controller} controller{self.how}"
                 )
 
     def freeze(self, box: str, timeout: float = 0.5) -> None:
@@ -199,7 +204,7 @@ class Unified(Cgroups):
     def __init__(self, instance: str, root: str, io_weight: int = 0) -> None:
         self._root = self.unified = root
         self._parent = f"{root}/boxwood-{instance}"
-        offered = _words(f"{root}/cgroup.controllers") & (_CONTROLLERS | ({"io"} if io_weight else frozenset()))
+        offered = _words(f"{root}/cgroup.controllers") & (CONTROLLERS | ({"io"} if io_weight else frozenset()))
         self.io_weight = io_weight if "io" in offered else None
         _delegate(root, offered)
         _make_directory(self._parent)
@@ -235,7 +240,7 @@ class Unified(Cgroups):
             _write_if_there(f"{at}/memory.swap.max", "0")
         if limits.vcpu:
             _write(f"{at}/cpu.max", f"{_quota(limits.vcpu)} {CPU_PERIOD_US}")
-        if limits.pids:
+        if limits.pids and not self.pids_elsewhere:
             _write(f"{at}/pids.max", str(limits.pids))
 
     def _lift(self, box: str, limits: Limits, before: Limits) -> None:
@@ -245,7 +250,7 @@ class Unified(Cgroups):
             _write_if_there(f"{at}/memory.swap.max", "max")
         if before.vcpu and not limits.vcpu:
             _write(f"{at}/cpu.max", f"max {CPU_PERIOD_US}")
-        if before.pids and not limits.pids:
+        if before.pids and not limits.pids and not self.pids_elsewhere:
             _write(f"{at}/pids.max", "max")
 
     def _set_frozen(self, box: str, frozen: bool) -> None:
@@ -269,7 +274,7 @@ class Separate(Cgroups):
     door = "tasks"
 
     def __init__(self, instance: str, mounted: dict[str, str], io_weight: int = 0) -> None:
-        self.controllers = frozenset(mounted) & (_CONTROLLERS | {"freezer"})
+        self.controllers = frozenset(mounted) & (CONTROLLERS | {"freezer"})
         self._at = {name: f"{root}/boxwood-{instance}" for name, root in mounted.items() if name in self.controllers}
         parents = dict.fromkeys(self._at.values())  # controllers may share one
         if "blkio" in mounted:
@@ -316,7 +321,7 @@ class Separate(Cgroups):
                 _write(f"{at}/memory.memsw.limit_in_bytes", size)
         if limits.vcpu:
             _write(f"{self._at['cpu']}/{box}/cpu.cfs_quota_us", str(_quota(limits.vcpu)))
-        if limits.pids:
+        if limits.pids and not self.pids_elsewhere:
             _write(f"{self._at['pids']}/{box}/pids.max", str(limits.pids))
 
     def _lift(self, box: str, limits: Limits, before: Limits) -> None:
@@ -327,7 +332,7 @@ class Separate(Cgroups):
             _write(f"{at}/memory.limit_in_bytes", "-1")
         if before.vcpu and not limits.vcpu:
             _write(f"{self._at['cpu']}/{box}/cpu.cfs_quota_us", "-1")
-        if before.pids and not limits.pids:
+        if before.pids and not limits.pids and not self.pids_elsewhere:
             _write(f"{self._at['pids']}/{box}/pids.max", "max")
 
     def _set_frozen(self, box: str, frozen: bool) -> None:
@@ -342,7 +347,7 @@ class Separate(Cgroups):
 
     def _freezer(self, box: str) -> str:
         if "freezer" not in self._at:
-            raise LimitUnavailable("this host cannot freeze boxes: its cgroups have no freezer controller")
+            raise LimitUnavailable(f"this host cannot freeze boxes: its cgroups have no freezer controller{self.how}")
         return f"{self._at['freezer']}/{checked(box)}"
 
     def _kill(self, box: str) -> None:
@@ -352,7 +357,7 @@ class Separate(Cgroups):
             _write_if_there(f"{self._freezer(box)}/freezer.state", "THAWED")  # a frozen process does not die
 
 
-def _hierarchies(mounts: Path) -> tuple[str | None, dict[str, str]]:
+def hierarchies(mounts: Path) -> tuple[str | None, dict[str, str]]:
     """Where version 2 is mounted, and where each controller of version 1 is."""
     unified: str | None = None
     separate: dict[str, str] = {}
@@ -363,7 +368,7 @@ def _hierarchies(mounts: Path) -> tuple[str | None, dict[str, str]]:
             unified = place
         elif kind == "cgroup":
             for name in options.split(","):
-                if name in _CONTROLLERS | {"freezer", "cpuacct", "blkio"}:
+                if name in CONTROLLERS | {"freezer", "cpuacct", "blkio"}:
                     separate.setdefault(name, place)
     return unified, separate
 

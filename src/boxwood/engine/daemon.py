@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from boxwood.engine.api import EngineError
+from boxwood.engine.idmap import IdMap
 
 _PACKET = 1 << 18
 _START_SECONDS = 30.0
@@ -33,7 +34,8 @@ class Outside:
 
 
 class Zygote:
-    """A connection to a zygote. `on_death(box id, wait status)`; `on_lost(reason)` when the zygote itself is gone."""
+    """A connection to a zygote. `on_death(box id, wait status)`; `on_lost(reason)` when the zygote itself is gone.
+    `ids`: of the namespace that one which is started enters, where we are not root."""
 
     def __init__(
         self,
@@ -42,12 +44,14 @@ class Zygote:
         on_death: Callable[[str, int], None],
         on_lost: Callable[[str], None],
         outside: Outside,
+        ids: IdMap | None = None,
     ) -> None:
         self._data = data
         self._images = images
         self._on_death = on_death
         self._on_lost = on_lost
         self._outside = outside
+        self.ids = ids
         self._sock: socket.socket | None = None
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -196,6 +200,8 @@ class Zygote:
         ready, theirs = os.pipe()
         command = [sys.executable, "-I", "-m", "boxwood.engine.zygote"]
         options = ["--data", str(self._data), "--images", str(self._images), "--ready", "3"]
+        if self.ids is not None:
+            options += ["--rootless", self.ids.to_json()]
         log = os.open(self._data / "log" / "zygote.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         actions = [
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

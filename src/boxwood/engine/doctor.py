@@ -38,6 +38,7 @@ OLDEST_KERNEL = (5, 19)
 NETWORK = "network of VMs"
 DISK = "disk limit"
 DISK_SHARES = "disk shares"
+FREEZER = "cgroup freezer"
 NAMESPACES = {
     "mount": (k.NEWNS, "mnt"),
     "pid": (k.NEWPID, "pid"),
@@ -47,6 +48,8 @@ NAMESPACES = {
     "cgroup": (k.NEWCGROUP, "cgroup"),
 }
 _BASE = FIRST - SIZE  # a range that no box has
+_ROOTS_PLACES = ("/var/lib/boxwood", "/var/cache/boxwood/images")
+_OWN_PLACES = ("~/.local/share/boxwood", "~/.local/share/boxwood/images")  # of who is not root
 _SECONDS = 60
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
@@ -80,7 +83,13 @@ def checks(data: Path, images: Path) -> list[Check]:
         str(images),
     ]
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS, check=False, env={}
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS,
+        check=False,
+        env={"PATH": os.environ.get("PATH", os.defpath)},
     )
     try:
         known = {member.name for member in fields(Check)}
@@ -110,6 +119,8 @@ def told(lacking: Sequence[Check]) -> str:
 
 def try_all(data: Path, images: Path) -> list[Check]:
     """The trials themselves; forks, so not in a process with threads."""
+    if os.geteuid() != 0:
+        return _try_without_root(data, images)
     found = [_root(), _kernel()]
     if not all(check.active for check in found):
         return found
@@ -122,22 +133,22 @@ def _disk(data: Path) -> Check:
     layers = data / "layers"
     quotas, why_not, _ = quota.told(layers)
     if quotas:
-        with _Scratch(layers) as scratch:
-            failure = _failure(lambda: _try_quota(scratch))
-        return _tried(DISK, failure, f"each VM with disk_mib is limited by {why_not}", quota.POOL, required=False)
-    with _Scratch(data) as scratch:
-        failure = _failure(lambda: _try_disk(scratch))
+        with Scratch(layers) as scratch:
+            failure = failure_of(lambda: _try_quota(scratch))
+        return tried(DISK, failure, f"each VM with disk_mib is limited by {why_not}", quota.POOL, required=False)
+    with Scratch(data) as scratch:
+        failure = failure_of(lambda: _try_disk(scratch))
     good_for = (
         "each VM with disk_mib writes into a file system of its own, an ext4 image on a loop device "
         f"(no project quotas, which would be quicker: {why_not})"
     )
     fix = "mkfs.ext4 (apt install e2fsprogs), loop devices (`modprobe loop`; in a container: --privileged), ext4"
-    return _tried(DISK, failure, good_for, fix, required=False)
+    return tried(DISK, failure, good_for, fix, required=False)
 
 
 def _try_disk(scratch: Path) -> None:
     """What is written stops at the limit."""
-    top, limit = _new_id(), 1 << 20
+    top, limit = new_id(), 1 << 20
     files.make(scratch, scratch / "disks", top, limit)
     attached = image.Disks(os.open(scratch, os.O_RDONLY | os.O_DIRECTORY)).attach(top, read_only=False)
     if attached is None:
@@ -149,7 +160,7 @@ def _try_disk(scratch: Path) -> None:
 
 
 def _try_quota(scratch: Path) -> None:
-    layers, top, limit = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY), _new_id(), 1 << 20
+    layers, top, limit = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY), new_id(), 1 << 20
     project = Projects(layers).prepare(top, Limits(disk=limit))
     prepare_top(layers, top)
     os.chmod(scratch, 0o711)
@@ -180,12 +191,19 @@ def _fill(name: str, at: int, limit: int) -> None:
     raise Wrong("more could be written than the limit allows")
 
 
+def _try_without_root(data: Path, images: Path) -> list[Check]:
+    from boxwood.engine import trials  # which stands on this module
+
+    kernel = _kernel()
+    return [kernel, *trials.try_all(data, images)] if kernel.active else [kernel]
+
+
 def _network() -> Check:
     """A table of nftables and a wire, in a network namespace of their own, made by the code that makes those of boxes.
     What is not there costs VMs their network, and nothing else."""
-    failure = _failure(_try_network)
+    failure = failure_of(_try_network)
     fix = "install nftables; the kernel needs nf_tables, nf_conntrack and veth"
-    return _tried(NETWORK, failure, "the internet, and nothing else", fix, required=False)
+    return tried(NETWORK, failure, "the internet, and nothing else", fix, required=False)
 
 
 def _try_network() -> None:
@@ -200,8 +218,6 @@ def _try_network() -> None:
 
 def _root() -> Check:
     check = Check("root", True, "runs as root")
-    if os.geteuid() != 0:
-        return replace(check, active=False, why=f"runs as uid {os.geteuid()}", fix="run as root: `sudo boxwood up`")
     if not k.capabilities() & k.capability_mask("sys_admin"):
         fix = "run it outside of the container, or give the container CAP_SYS_ADMIN (`docker run --privileged`)"
         return replace(check, active=False, why="root without CAP_SYS_ADMIN", fix=fix)
@@ -224,26 +240,26 @@ def _kernel() -> Check:
 def _namespaces() -> list[Check]:
     found = []
     for name, (flag, file) in NAMESPACES.items():
-        failure = _failure(lambda flag=flag: k.unshare(flag))  # type: ignore[misc]
+        failure = failure_of(lambda flag=flag: k.unshare(flag))  # type: ignore[misc]
         fix = f"the kernel lacks it or a policy forbids it: is /proc/self/ns/{file} there?"
-        found.append(_tried(f"{name} namespace", failure, "each box has its own", fix))
+        found.append(tried(f"{name} namespace", failure, "each box has its own", fix))
     return found
 
 
 def _overlay(data: Path, images: Path) -> list[Check]:
     """A user namespace, idmapped layers, and an overlay of them, made by the code that makes those of boxes."""
-    with _Scratch(data) as layers, _Scratch(images) as golden:
-        image, layer = _new_id(), _new_id()
+    with Scratch(data) as layers, Scratch(images) as golden:
+        image, layer = new_id(), new_id()
         for at, ident in ((golden, image), (layers, layer)):
             (at / ident / "upper").mkdir(parents=True)
         (golden / image / "upper/low").write_text("low")
         os.mknod(golden / image / "upper/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
         os.chmod(golden / image / "upper/null", 0o666)
         steps = _Steps(layers, golden, (("data", layer), ("image", image)))
-        user = _failure(steps.namespace)
-        mapped = user or _failure(steps.range)
-        mounted = mapped or _failure(steps.mount)
-        dead = mounted or _failure(steps.device)
+        user = failure_of(steps.namespace)
+        mapped = user or failure_of(steps.range)
+        mounted = mapped or failure_of(steps.mount)
+        dead = mounted or failure_of(steps.device)
     disk = f"the file system of {data} or {images}"
     fixes = {
         "user": "allow user namespaces: sysctl user.max_user_namespaces",
@@ -251,14 +267,14 @@ def _overlay(data: Path, images: Path) -> list[Check]:
         "overlay": f"load the module (`modprobe overlay`); {disk} must be fit for an upper directory",
     }
     return [
-        _tried("user namespace", user, "root in a box is nobody outside", fixes["user"]),
-        _tried("idmapped mounts", mapped, "layers on disk are owned as inside", fixes["idmap"]),
-        _tried("overlay", mounted, "a VM is a stack of layers, whatever it holds", fixes["overlay"]),
-        _tried("nodev, nosuid", dead, "device nodes and setuid files of layers mean nothing outside of a box"),
+        tried("user namespace", user, "root in a box is nobody outside", fixes["user"]),
+        tried("idmapped mounts", mapped, "layers on disk are owned as inside", fixes["idmap"]),
+        tried("overlay", mounted, "a VM is a stack of layers, whatever it holds", fixes["overlay"]),
+        tried("nodev, nosuid", dead, "device nodes and setuid files of layers mean nothing outside of a box"),
     ]
 
 
-def _tried(name: str, failure: str, good_for: str, fix: str = "", *, required: bool = True) -> Check:
+def tried(name: str, failure: str, good_for: str, fix: str = "", *, required: bool = True) -> Check:
     return Check(name, not failure, failure or good_for, fix if failure else "", required)
 
 
@@ -279,7 +295,7 @@ class _Steps:
 
     def mount(self) -> int:
         """The overlay works, is written to as an unprivileged uid, and what is written is canonical on disk."""
-        range_, top = self.range(), _new_id()
+        range_, top = self.range(), new_id()
         layers = os.open(self.layers, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         prepare_top(layers, top)
         k.unshare(k.NEWNS)
@@ -325,7 +341,7 @@ def _seccomp() -> Check:
             return
         raise Wrong("a refused system call went through")
 
-    if failure := _failure(load):
+    if failure := failure_of(load):
         return replace(check, active=False, why=failure, fix="a kernel with CONFIG_SECCOMP_FILTER is needed")
     return check
 
@@ -336,10 +352,10 @@ def _cgroups() -> list[Check]:
     fix = "mount cgroup version 2, or boot with cgroup_enable=memory; in a container: --privileged --cgroupns=host"
     found = []
     for name, wanted in limits.items():
-        failure = _failure(lambda wanted=wanted: _in_group(wanted))  # type: ignore[misc]
-        found.append(_tried(f"cgroup {name}", failure, "boxes have limits that hold", fix))
-    failure = _failure(lambda: _in_group(Limits(pids=0), freeze=True))
-    found.append(_tried("cgroup freezer", failure, "a VM with running processes can be forked", fix, required=False))
+        failure = failure_of(lambda wanted=wanted: _in_group(wanted))  # type: ignore[misc]
+        found.append(tried(f"cgroup {name}", failure, "boxes have limits that hold", fix))
+    failure = failure_of(lambda: _in_group(Limits(pids=0), freeze=True))
+    found.append(tried(FREEZER, failure, "a VM with running processes can be forked", fix, required=False))
     return found
 
 
@@ -349,7 +365,7 @@ def _disk_shares(data: Path) -> Check:
     near = _near(data)
 
     def weights() -> None:
-        groups = Cgroups.find(_new_id(), io_weight=IO_WEIGHT)
+        groups = Cgroups.find(new_id(), io_weight=IO_WEIGHT)
         try:
             if groups.io_weight is None:
                 kernel = "a kernel with CONFIG_BFQ_GROUP_IOSCHED or CONFIG_BLK_CGROUP_IOCOST, and the io controller"
@@ -360,12 +376,12 @@ def _disk_shares(data: Path) -> Check:
         if why:
             raise Wrong(f"{why}\n{fix}")
 
-    failure, _, fix = _failure(weights).partition("\n")
-    return _tried(DISK_SHARES, failure, "boxes that want the disk at once get equal shares", fix, required=False)
+    failure, _, fix = failure_of(weights).partition("\n")
+    return tried(DISK_SHARES, failure, "boxes that want the disk at once get equal shares", fix, required=False)
 
 
 def _in_group(limits: Limits, *, freeze: bool = False) -> None:
-    groups, box = Cgroups.find(_new_id()), _new_id()
+    groups, box = Cgroups.find(new_id()), new_id()
     try:
         directories = groups.make(box, limits)
         pid = os.fork()
@@ -389,7 +405,7 @@ def _in_group(limits: Limits, *, freeze: bool = False) -> None:
 # --- how things are tried
 
 
-class _Scratch:
+class Scratch:
     """A temporary directory on the file system of a directory that may not be there yet."""
 
     def __init__(self, wanted: Path) -> None:
@@ -408,7 +424,7 @@ def _near(wanted: Path) -> Path:
     return next(place for place in (wanted, *wanted.absolute().parents) if place.is_dir())
 
 
-def _failure(work: Callable[[], object]) -> str:
+def failure_of(work: Callable[[], object]) -> str:
     """Empty, or why `work` failed, in a forked child."""
     reading, writing = os.pipe()
     pid = os.fork()
@@ -429,7 +445,7 @@ def _failure(work: Callable[[], object]) -> str:
     return "" if said == b"\0" else said.decode(errors="replace") or "its process was killed"
 
 
-def _new_id() -> str:
+def new_id() -> str:
     return "0" + "".join(secrets.choice(_ALPHABET) for _ in range(25))
 
 
@@ -461,12 +477,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="boxwood doctor", description="What this host gives to boxes.")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--require", choices=tuple(levels.LEVELS), help="fail unless this level is met")
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("BOXWOOD_DATA", "/var/lib/boxwood")))
-    parser.add_argument(
-        "--images", type=Path, default=Path(os.environ.get("BOXWOOD_IMAGES", "/var/cache/boxwood/images"))
-    )
+    parser.add_argument("--data", type=Path, help="default: where this user's server has its data")
+    parser.add_argument("--images", type=Path, help="default: where this user's server has its images")
     options = parser.parse_args()
-    found = try_all(options.data, options.images)
+    data, images = _ROOTS_PLACES if os.geteuid() == 0 else _OWN_PLACES
+    places = (
+        options.data or Path(os.environ.get("BOXWOOD_DATA") or data).expanduser(),
+        options.images or Path(os.environ.get("BOXWOOD_IMAGES") or images).expanduser(),
+    )
+    found = try_all(*places)
     sys.stdout.write((json.dumps(_report(found)) if options.json else _text(found)) + "\n")
     return 1 if missing(found) or (options.require and unmet(options.require, found)) else 0
 

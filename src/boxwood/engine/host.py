@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from boxwood.engine import doctor, levels, quota, storage
+from boxwood.engine import doctor, levels, modes, quota, storage, trials
 from boxwood.engine.api import (
     Box,
     BoxGone,
@@ -25,12 +25,14 @@ from boxwood.engine.api import (
     EngineUnavailable,
     Feature,
     Limits,
+    NotHere,
     Stack,
     Usage,
 )
 from boxwood.engine.daemon import Outside, Zygote
 from boxwood.engine.disk import IMAGE, files, projects
 from boxwood.engine.hostbox import HostBox
+from boxwood.engine.idmap import IdMap
 from boxwood.engine.network.desk import Visitor
 from boxwood.engine.ready import ReadyBoxes
 from boxwood.engine.seccomp import program
@@ -82,7 +84,7 @@ class HostEngine:
         self._ready = ReadyBoxes(self._boot, self._discard, self._ahead)
         self._prepare_directories()
         await asyncio.to_thread(storage.attach, self._data)
-        self._quotas, *_ = quota.told(self._data / "layers")
+        self._quotas = not os.geteuid() and quota.told(self._data / "layers")[0]
         self._checks = await asyncio.to_thread(doctor.checks, self._data, self._images)
         if missing := doctor.missing(self._checks):
             raise EngineUnavailable(doctor.told(missing))
@@ -91,6 +93,7 @@ class HostEngine:
         shared_out = any(check.active for check in self._checks if check.name == doctor.DISK_SHARES)
         self._zygote.io_weight = self._io_weight if shared_out else 0  # a group more for each box, for nothing
         self._seccomp = await asyncio.to_thread(program)
+        self._zygote.ids = await asyncio.to_thread(self._claim)
         async with self._connecting:
             await self._zygote.connect(self._seccomp)
         self._router.open()
@@ -134,8 +137,15 @@ class HostEngine:
         for directory in (self._data, self._images):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             directory.chmod(0o700)  # layers hold real setuid files
-        for name in ("layers", "mnt", "log"):
+        for name in ("layers", "mnt", "log", "dev"):
             (self._data / name).mkdir(mode=0o700, exist_ok=True)
+
+    def _claim(self) -> IdMap | None:
+        """The ids of boxes, if we are not root; the directories are from now on for a server with these."""
+        ids = None if os.geteuid() == 0 else trials.ids_of(self._checks)
+        modes.claim(self._data, ids)
+        modes.claim(self._images, ids, layers=False)
+        return ids
 
     async def _connect(self) -> None:
         async with self._connecting:
@@ -344,6 +354,8 @@ class HostEngine:
                     return next(entries, None) is None
             except FileNotFoundError:
                 return True
+            except PermissionError:  # without root, of a VM that has changed the mode or the owner of its /
+                return False
 
         return look()  # one directory, opened and read: some 20 µs
 
@@ -375,6 +387,9 @@ class HostEngine:
 
     async def copy_top(self, box: Box, source: str, target: str) -> CopyReport:
         assert isinstance(box, HostBox)
+        freezer = next((check for check in self._checks if check.name == doctor.FREEZER), None)
+        if freezer is not None and not freezer.active:
+            raise NotHere(freezer.why)
         began = time.perf_counter()
         job = {"kind": "copy", "source": checked(source), "target": checked(target)}
         # Stand still once before: a write(2) that is under way has its old time until it ends, so what it overwrites

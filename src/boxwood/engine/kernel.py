@@ -128,6 +128,17 @@ def idmapped(path: str, userns: int, at: int = _AT_FDCWD, attributes: int = 0) -
     return tree
 
 
+def cloned(path: str, at: int = _AT_FDCWD, attributes: int = 0) -> int:
+    """A detached clone of the tree at `path`, as it is: a descriptor."""
+    tree = open_tree(path, at)
+    try:
+        mount_setattr(tree, attributes)
+    except OSError:
+        os.close(tree)
+        raise
+    return tree
+
+
 class Filesystem:
     """A filesystem being configured: fsopen, fsconfig, fsmount."""
 
@@ -244,8 +255,8 @@ def set_death_signal(signum: int) -> None:
     prctl(_PR_SET_PDEATHSIG, signum)
 
 
-def set_subreaper() -> None:
-    prctl(_PR_SET_CHILD_SUBREAPER, 1)
+def set_subreaper(on: bool = True) -> None:
+    prctl(_PR_SET_CHILD_SUBREAPER, int(on))
 
 
 def set_name(name: str) -> None:

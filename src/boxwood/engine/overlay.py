@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from boxwood.engine import kernel as k
-from boxwood.engine.uidrange import Range
+from boxwood.engine.ranges import BoxRange
 
 MOST_LAYERS = 400  # the kernel stops at 500
 
@@ -66,12 +66,12 @@ def by_descriptor() -> bool:
     return version is not None and (int(version[1]), int(version[2])) >= (6, 15)
 
 
-def attach_views(range_: Range, places: Places) -> None:
+def attach_views(range_: BoxRange, places: Places) -> None:
     """The range's views of the layers once more, made by path and attached to `layers` and `images` of the working
     directory: kernels from 5.19 on want an overlay's layers there."""
     for path, name in ((places.layers, "layers"), (places.images, "images")):
         os.mkdir(name)
-        tree = k.idmapped(path, range_.userns, attributes=k.ATTR_NODEV | k.ATTR_NOSUID)
+        tree = range_.view(path)
         k.move_mount(tree, name)
         os.close(tree)
 
@@ -79,7 +79,7 @@ def attach_views(range_: Range, places: Places) -> None:
 def mount_root(
     layers: Sequence[tuple[str, str]],
     top: str,
-    range_: Range,
+    range_: BoxRange,
     *,
     by_path: bool,
     read_only: bool = False,
@@ -127,7 +127,7 @@ def _part(ident: str, name: str, at: int, disks: Mapping[str, int]) -> int:
 
 
 def _mount_by_path(
-    layers: Sequence[tuple[str, str]], top: str, range_: Range, read_only: bool, disks: Mapping[str, int]
+    layers: Sequence[tuple[str, str]], top: str, range_: BoxRange, read_only: bool, disks: Mapping[str, int]
 ) -> int:
     where = {
         ident: f"{'images' if place == 'image' else 'layers'}/{ident}" for place, ident in [("data", top), *layers]

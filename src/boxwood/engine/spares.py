@@ -5,6 +5,7 @@ Made when nobody has asked for anything for a moment, since whoever waits for a 
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -20,7 +21,7 @@ from boxwood.engine.cgroup import Cgroups
 from boxwood.engine.network.uplink import Uplink
 from boxwood.engine.network.wire import Wire
 from boxwood.engine.overlay import Places
-from boxwood.engine.uidrange import Range, Ranges
+from boxwood.engine.ranges import BoxRange, RangeMaker
 from boxwood.engine.ulid import new_ulid
 
 _AHEAD = 4
@@ -35,7 +36,7 @@ class Live:
     pid: int
     pidfd: int
     hook: socket.socket
-    range: Range
+    range: BoxRange
     group: str  # the name of its cgroups
     box: str = ""
     vm: str = ""  # empty also of a box that was booted ahead of its VM
@@ -51,16 +52,19 @@ class Live:
 
 
 class Spares:
-    """`on_made`: is told of each; `discard_cgroup`: of one that was not."""
+    """`on_made`: is told of each; `discard_cgroup`: of one that was not. `may_return`: to the process namespace and
+    the scheduling that we come from, which takes root."""
 
     def __init__(
         self,
         stage: str,
         places: Places | None,
-        ranges: Ranges,
+        ranges: RangeMaker,
         uplink: Uplink,
         on_made: Callable[[Live], None],
         discard_cgroup: Callable[[str], None],
+        *,
+        may_return: bool,
     ) -> None:
         self._stage = stage
         self._places = places
@@ -68,6 +72,8 @@ class Spares:
         self._uplink = uplink
         self._on_made = on_made
         self._discard_cgroup = discard_cgroup
+        self._may_return = may_return
+        self._bound = Limits().pids  # of processes, where no cgroup holds it: those who ask all want the same
         self._pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._all: list[Live] = []
         self._pause_until = 0.0
@@ -103,9 +109,16 @@ class Spares:
                 traceback.print_exc()
                 self._pause_until = time.monotonic() + _PAUSE
 
-    def next(self) -> Live:
-        """The one that has had most time; it stays one of these until it is taken out. OSError, RuntimeError."""
-        return self._all[0] if self._all else self._prepare()
+    def next(self, pids: int) -> Live:
+        """The one that has had most time; it stays one of these until it is taken out. `pids`: the bound of its
+        processes. OSError, RuntimeError."""
+        assert self._cgroups is not None
+        if self._cgroups.pids_elsewhere and pids != self._bound:
+            self._bound = pids
+            for live in self._all:
+                live.hook.close()  # it is never needed, and ends
+        fit = (live for live in self._all if not self._cgroups.pids_elsewhere or live.limits.pids == pids)
+        return next(fit, None) or self._prepare()
 
     def remove(self, live: Live) -> None:
         self._all.remove(live)
@@ -114,13 +127,18 @@ class Spares:
         """A process with everything a box needs but its VM. `idle`: made when nobody else wants the processor."""
         assert self._cgroups is not None
         range_, group = self._ranges.take(), new_ulid()
+        limits = Limits(pids=self._bound)
         wire = self._uplink.wire(range_) if self.wired else None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.shutdown(socket.SHUT_RD)
         try:
-            cgroups = [f"{directory}/{self._cgroups.door}" for directory in self._cgroups.make(group, Limits())]
-            ground = box.Ground(range_, tuple(cgroups), self._stage, self._seccomp, self._places, wire)
-            pid = self._fork_in_new_namespace(ground, theirs, idle)
+            cgroups = [f"{directory}/{self._cgroups.door}" for directory in self._cgroups.make(group, limits)]
+            processes = limits.pids if self._cgroups.pids_elsewhere else 0
+            ground = box.Ground(range_, tuple(cgroups), self._stage, self._seccomp, self._places, wire, processes)
+            if self._may_return:
+                pid = self._fork_in_new_namespace(ground, theirs, idle)
+            else:
+                pid = _fork_through_another(ground, theirs)
             pidfd = pidfd_of(pid)
         except BaseException:
             ours.close()
@@ -132,7 +150,8 @@ class Spares:
             raise
         finally:
             theirs.close()
-        live = Live(pid, pidfd, ours, range_, group, wire=wire, address=wire.address if wire else "")
+        address = wire.address if wire else ""
+        live = Live(pid, pidfd, ours, range_, group, wire=wire, address=address, limits=limits)
         self._all.append(live)
         self._on_made(live)
         return live
@@ -151,6 +170,40 @@ class Spares:
         finally:
             k.setns(self._pid_namespace, k.NEWPID)
         return pid
+
+
+def _fork_through_another(ground: box.Ground, hook: socket.socket) -> int:
+    """A process in a new process namespace by way of one that is left in it; it becomes our child when that has ended,
+    and begins only then, since the end of its first parent is no reason for it to die."""
+    told, tell = os.pipe()
+    waiting, go = os.pipe()
+    k.set_subreaper(True)
+    try:
+        between = os.fork()
+        if between == 0:
+            try:
+                k.unshare(k.NEWPID)
+                if pid := os.fork():
+                    os.write(tell, b"%d" % pid)
+                else:
+                    os.close(go)
+                    if os.read(waiting, 1):
+                        birth.live_as_box(ground, hook)
+            finally:
+                os._exit(72)
+        os.close(tell)
+        tell = -1
+        said = os.read(told, 16)
+        os.waitpid(between, 0)
+        if not said:
+            raise OSError(errno.EAGAIN, "a process namespace could not be made")
+        os.write(go, b"x")
+        return int(said)
+    finally:
+        k.set_subreaper(False)
+        for fd in (told, tell, waiting, go):
+            if fd >= 0:
+                os.close(fd)
 
 
 def pidfd_of(pid: int) -> int:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from boxwood.engine import kernel as k
+from boxwood.engine.ranges import BoxRange
 
 SIZE = 65536
 FIRST = 0x80000000  # above everything that useradd, subuid and systemd hand out
@@ -41,15 +42,26 @@ class Range:
 
     def __init__(self, base: int, layers_fd: int, images_fd: int) -> None:
         self.base = base
+        self.is_shared = False
+        self.count = SIZE
         self.number = (base - FIRST) // SIZE
         self.userns = user_namespace(base)
         self.layers = k.idmapped("", self.userns, layers_fd, k.ATTR_NODEV | k.ATTR_NOSUID)
         self.images = k.idmapped("", self.userns, images_fd, k.ATTR_NODEV | k.ATTR_NOSUID | k.ATTR_RDONLY)
         self.dev = device_directory(base)
 
+    def descriptors(self) -> tuple[int, ...]:
+        return self.userns, self.layers, self.images, self.dev
+
     def close(self) -> None:
-        for fd in (self.userns, self.layers, self.images, self.dev):
+        for fd in self.descriptors():
             os.close(fd)
+
+    def devices(self) -> int:
+        return k.open_tree("", self.dev)
+
+    def view(self, path: str) -> int:
+        return k.idmapped(path, self.userns, attributes=k.ATTR_NODEV | k.ATTR_NOSUID)
 
 
 class Ranges:
@@ -58,7 +70,7 @@ class Ranges:
     def __init__(self, locks: Path, layers_fd: int, images_fd: int) -> None:
         self._locks = locks
         self._dirs = layers_fd, images_fd
-        self._free: list[Range] = []
+        self._free: list[BoxRange] = []
         self._bases: Iterator[int] = iter(())
         self._held: dict[int, int] = {}  # numbers of chunks -> descriptors of their lock files
 
@@ -69,12 +81,12 @@ class Ranges:
         """Make one range more."""
         self._free.append(Range(self._next_base(), *self._dirs))
 
-    def take(self) -> Range:
+    def take(self) -> BoxRange:
         if not self._free:
             self.prepare()
         return self._free.pop()
 
-    def give_back(self, used: Range) -> None:
+    def give_back(self, used: BoxRange) -> None:
         self._free.append(used)
 
     @property

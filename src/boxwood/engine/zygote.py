@@ -27,16 +27,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from boxwood.engine import birth, openfiles
+from boxwood.engine import birth, delegated, idmap, openfiles
 from boxwood.engine import kernel as k
 from boxwood.engine.api import Limits
 from boxwood.engine.cgroup import Cgroups
 from boxwood.engine.disk import image
 from boxwood.engine.disk.projects import Projects
+from boxwood.engine.idmap import IdMap
 from boxwood.engine.layers import jail
 from boxwood.engine.network.uplink import Uplink
+from boxwood.engine.onerange import SharedRanges
 from boxwood.engine.overlay import MOST_LAYERS, Places, by_descriptor, prepare_top
 from boxwood.engine.peer import Lost, Peer
+from boxwood.engine.ranges import RangeMaker
 from boxwood.engine.spares import Live, Spares, pidfd_of
 from boxwood.engine.uidrange import Ranges
 from boxwood.engine.ulid import checked
@@ -53,20 +56,30 @@ class Refused(Exception):
 
 
 class Zygote:
-    def __init__(self, data: Path, images: Path, locks: Path, places: Places | None) -> None:
+    """`ids`: it has entered a namespace of these, since it runs without root; None: it is the host's root."""
+
+    def __init__(self, data: Path, images: Path, locks: Path, places: Places | None, ids: IdMap | None = None) -> None:
         directory = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         self._data = data
         self._layers = os.open(data / "layers", directory)
         self._images = os.open(images, directory)
-        self._projects = Projects(self._layers)
+        self._rootless = ids is not None
+        self._projects = Projects(self._layers, ours=not self._rootless)
         self._disks = image.Disks(self._layers)
-        self._ranges = Ranges(locks, self._layers, self._images)
+        self._ranges: RangeMaker = (
+            Ranges(locks, self._layers, self._images)
+            if ids is None
+            else SharedRanges(ids, self._layers, self._images, data / "dev")
+        )
         self._uts_namespace = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
         self._selector = selectors.DefaultSelector()
         self._uplink = Uplink(data, locks, self._selector, self._ranges.give_back)
         self._boxes: dict[str, Live] = {}
         self._unmounter = Unmounter()
-        self._spares = Spares(str(data / "mnt"), places, self._ranges, self._uplink, self._take_in, self._remove_cgroup)
+        self._spares = Spares(
+            str(data / "mnt"), places, self._ranges, self._uplink, self._take_in, self._remove_cgroup,
+            may_return=ids is None,
+        )  # fmt: skip
         self._jobs: dict[int, tuple[int, list[int]]] = {}  # pidfd -> pid, projects that are free after it
         self._busy_cgroups: set[str] = set()
         self._cgroups: Cgroups | None = None
@@ -205,18 +218,27 @@ class Zygote:
         seccomp = os.pread(fds[0], 1 << 20, 0)
         instance = request["instance"]
         if self._cgroups is None:
-            self._cgroups = Cgroups.find(checked(instance), io_weight=int(request.get("io_weight", 0)))
+            self._cgroups = (
+                delegated.find(checked(instance))
+                if self._rootless
+                else Cgroups.find(checked(instance), io_weight=int(request.get("io_weight", 0)))
+            )
             self._cgroups.sweep()
         allow = [str(entry) for entry in request["allow"]]
-        self._spares.configure(seccomp, self._cgroups, wired=bool(request["network"]))
+        self._spares.configure(seccomp, self._cgroups, wired=self._wants_wire(request))
         self._uplink.configure(self._ranges.chunk, allow, str(request["resolv"]), at_once=self._spares.wired)
         return {"ok": True, "pid": os.getpid()}
 
     def _network(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """Can boxes have one, and if not, why; what is in the way of those that have."""
+        if self._rootless:
+            return {"active": False, "why": "it takes root to give boxes a wire"}
         if not self._uplink.is_wanted:
             return {"active": True, "why": "its router is started when a VM first wants it"}
         return {"active": self._uplink.up or self._uplink.starting, "why": self._uplink.problem}
+
+    def _wants_wire(self, request: dict[str, Any]) -> bool:
+        return bool(request["network"]) and not self._rootless
 
     def _boot(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         if self._cgroups is None:
@@ -228,10 +250,10 @@ class Zygote:
         if len(layers) > MOST_LAYERS:
             raise Refused(f"{len(layers)} layers: at most {MOST_LAYERS} can be mounted")
         hostname, read_only, limits = _hostname(request), bool(request["read_only"]), Limits(**request["limits"])
-        self._spares.wired = bool(request["network"])
+        self._spares.wired = self._wants_wire(request)
         if self._spares.wired:
             self._uplink.wait()
-        live = self._spares.next()
+        live = self._spares.next(limits.pids)
         wire = (live.wire or self._uplink.wire(live.range)) if self._spares.wired else None
         data = [ident for place, ident in layers if place == "data"]
         disks = self._disks.attach_all(data, top, read_only=read_only)
@@ -282,7 +304,7 @@ class Zygote:
         if limits.disk != live.limits.disk:
             raise Refused("this box was booted with another limit of its disk")
         if limits != live.limits:
-            self._limit(live, limits)
+            self._change_limits(live, limits)
         if hostname != live.hostname:
             self._set_hostname(live, hostname)
         live.vm, live.top = vm, top
@@ -554,6 +576,7 @@ def main() -> None:
     parser.add_argument("--locks", type=Path, default=Path("/run/boxwood"))
     parser.add_argument("--overlay", choices=("auto", "descriptors", "paths"), default="auto")
     parser.add_argument("--ready", type=int, required=True, help="descriptor to write to when requests are taken")
+    parser.add_argument("--rootless", type=IdMap.from_json, help="the ids of boxes, where we are not root")
     options = parser.parse_args()
     birth.close_all_but(options.ready)
     os.umask(0o077)
@@ -562,10 +585,13 @@ def main() -> None:
         signal.signal(signum, signal.SIG_IGN)  # a terminal's keys are for the server; `end` is how this one ends
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if options.rootless is not None:
+        idmap.enter(options.rootless)
+        k.unshare(k.NEWUTS)  # to come back to
     listener = _listen(options.data)
     paths = options.overlay == "paths" or (options.overlay == "auto" and not by_descriptor())
     places = Places(str(options.data / "layers"), str(options.images)) if paths else None
-    zygote = Zygote(options.data, options.images, options.locks, places)
+    zygote = Zygote(options.data, options.images, options.locks, places, options.rootless)
     state = {"pid": os.getpid(), "started": _started_at(os.getpid())}
     (options.data / "zygote.json").write_text(json.dumps(state))
     k.prefer_short_turns()

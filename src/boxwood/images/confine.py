@@ -22,6 +22,7 @@ def confine(target: str, helper: int | None = None) -> None:
     before, and ends well if both did. Whatever is to be imported or opened by path must have been before. The target is
     mounted nosuid, nodev, noexec.
     """
+    _enter_own_namespace()
     kernel.unshare(kernel.NEWNS | kernel.NEWNET | kernel.NEWIPC | kernel.NEWUTS | kernel.NEWCGROUP | kernel.NEWPID)
     if pid := os.fork():
         _follow(pid, helper)
@@ -46,12 +47,28 @@ def confine(target: str, helper: int | None = None) -> None:
 def become_nobody() -> None:
     """For a decompressor that is a program of its own: no network, no privileges, no files but its descriptors."""
     kernel.set_death_signal(signal.SIGKILL)
+    root = os.geteuid() == 0
+    _enter_own_namespace()
     kernel.unshare(kernel.NEWNS | kernel.NEWNET | kernel.NEWIPC | kernel.NEWUTS)
     limit(files=16)
-    os.setgroups([])
-    os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-    os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    if root:
+        os.setgroups([])
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    else:  # there is nobody else to become
+        kernel.set_capabilities(0)
     kernel.no_new_privileges()
+
+
+def _enter_own_namespace() -> None:
+    """Who is not root gets the right to the rest in a user namespace, in which he is who he is."""
+    if (uid := os.geteuid()) == 0:
+        return
+    gid = os.getegid()
+    kernel.unshare(kernel.NEWUSER)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
 
 
 def limit(*, files: int) -> None:

@@ -90,6 +90,9 @@ def _lay_out(source: Path, target: Path, leave_out: LeaveOut, tally: Tally) -> I
             fd = os.open(os.path.join(source, path), _DIRECTORY)
         except FileNotFoundError:
             continue  # went away since
+        except PermissionError:  # we are not root, and others may not read it either
+            tally.left_out += 1
+            continue
         with contextlib.ExitStack() as stack:
             stack.callback(os.close, fd)
             status = os.fstat(fd)
@@ -208,11 +211,16 @@ def _take(name: str, from_fd: int, to_fd: int, tally: Tally) -> None:
             return
         copied = 0
         try:
+            if os.geteuid():  # a link to what belongs to others cannot be changed in a VM, nor given to its root
+                raise PermissionError(errno.EPERM, "not root")
             os.link(name, name, src_dir_fd=from_fd, dst_dir_fd=to_fd, follow_symlinks=False)
         except OSError as error:
             if error.errno not in _NO_LINK:
                 raise
             copied = copy_file(name, from_fd, name, to_fd)
+    except PermissionError:  # we are not root, and may perhaps run it, but not read it
+        tally.left_out += 1
+        return
     except FileNotFoundError:
         return  # a package is being installed or removed: the fingerprint will tell
     tally.add(1, status.st_size, copied, 0)

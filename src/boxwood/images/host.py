@@ -211,7 +211,7 @@ def _waiting(shelf: Shelf, progress: Progress) -> Iterator[None]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m boxwood.images.host", description="Make the image of this host.")
-    parser.add_argument("--images", type=Path, default=default_directory())
+    parser.add_argument("--images", type=Path)
     parser.add_argument("--host", type=Path, default=Path("/"))
     parser.add_argument(
         "--shared", action="store_true", help="client settings come in by stdin, as `ensure` gathers them"
@@ -227,7 +227,7 @@ def main() -> int:
 
     try:
         shared = ClientConfig.from_json(sys.stdin.read()) if options.shared else None
-        image = _ensure_here(options.images, tell, options.host, shared)
+        image = _ensure_here(options.images or default_directory(), tell, options.host, shared)
     except (OSError, ImageError) as error:
         say({"error": f"the image of this host could not be made: {error}"})
         return 1

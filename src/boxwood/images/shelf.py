@@ -19,6 +19,7 @@ from typing import Any
 from boxwood.engine.ulid import is_ulid
 
 DEFAULT = Path("/var/cache/boxwood/images")
+_OWN = Path("~/.local/share/boxwood/images")
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _FORMAT = 1  # of index.json
 
@@ -37,8 +38,8 @@ def usable(directory: Path) -> Iterator[None]:
 
 
 def default_directory() -> Path:
-    """`$BOXWOOD_IMAGES`, else /var/cache/boxwood/images."""
-    return Path(os.environ.get("BOXWOOD_IMAGES") or DEFAULT)
+    """`$BOXWOOD_IMAGES`, else /var/cache/boxwood/images, or the user's own for who is not root."""
+    return Path(os.environ.get("BOXWOOD_IMAGES") or (DEFAULT if os.geteuid() == 0 else _OWN)).expanduser()
 
 
 def new_id() -> str:

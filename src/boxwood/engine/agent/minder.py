@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import NamedTuple, NoReturn
 
 from boxwood.engine.agent.loop import IN, Loop, Timer
-from boxwood.engine.agent.procs import Account, Streams, reset_signals
+from boxwood.engine.agent.procs import Account, Streams, reset_signals, set_groups
 from boxwood.engine.kernel import set_dumpable, set_subreaper
 
 _MOST_IDLE = 4
@@ -290,7 +290,7 @@ def _as(account: Account | None) -> Iterator[None]:
         return
     groups, uid, gid = os.getgroups(), os.geteuid(), os.getegid()
     try:
-        os.setgroups(account.groups)
+        set_groups(account)
         os.setresgid(account.gid, account.gid, gid)
         os.setresuid(account.uid, account.uid, uid)
         set_dumpable(0)  # every change of credentials resets it

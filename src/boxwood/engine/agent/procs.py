@@ -172,7 +172,7 @@ def _become(
         if leads:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         if account is not None:
-            os.setgroups(account.groups)
+            set_groups(account)
             os.setresgid(account.gid, account.gid, account.gid)
             os.setresuid(account.uid, account.uid, account.uid)
         os.execve(exe, list(argv), env)
@@ -181,6 +181,15 @@ def _become(
         os.write(2, b"boxwood: %s: %s\n" % (exe, os.strerror(error.errno or 0).encode()))
     finally:
         os._exit(code)
+
+
+def set_groups(account: Account) -> None:
+    """Where a box has but one user and one group, nobody may set any; root has what it has then. OSError."""
+    try:
+        os.setgroups(account.groups)
+    except PermissionError:
+        if account.uid or account.gid:
+            raise
 
 
 def reset_signals() -> None:

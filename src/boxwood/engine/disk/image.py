@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from boxwood.engine import kernel as k
 from boxwood.engine.disk import BLOCK, IMAGE, MIB, loop
-from boxwood.engine.uidrange import Range
+from boxwood.engine.ranges import BoxRange
 
 SYSFS = "/sys/fs/ext4"
 _MARGIN = 4 * MIB  # of a file system, that no limit gives away: an overlay of a full top must be mountable
@@ -166,7 +166,7 @@ def _mount(source: str, *, read_only: bool = False, attributes: int = 0) -> int:
 
 
 @contextmanager
-def mounted(disks: Sequence[Attached], range_: Range) -> Iterator[Mapping[str, int]]:
+def mounted(disks: Sequence[Attached], range_: BoxRange) -> Iterator[Mapping[str, int]]:
     """All of them, seen through the range's map: descriptors of their roots, by layer. What was made meanwhile of them
     keeps them; the descriptors are closed."""
     held: dict[str, int] = {}

@@ -22,15 +22,14 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Projects:
-    """Those of one zygote."""
+    """Those of one zygote. `ours`: it may use them, which takes the host's root."""
 
-    def __init__(self, layers_fd: int) -> None:
+    def __init__(self, layers_fd: int, *, ours: bool = True) -> None:
         self._layers = layers_fd
         self._quota: quota.Quota | None = None
-        try:
-            self._quota = quota.Quota(layers_fd)
-        except quota.NoQuota:
-            pass  # the doctor tells why
+        if ours:
+            with suppress(quota.NoQuota):  # the doctor tells why
+                self._quota = quota.Quota(layers_fd)
 
     def prepare(self, top: str, limits: Limits) -> int:
         """Before anything else is made of a top that does not lie in a file: its project, its limit set. TooMuch: it

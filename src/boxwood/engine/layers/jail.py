@@ -301,14 +301,20 @@ def _confined(trees: Mapping[str, int], work: Work) -> Answer:
 
 
 def _fork_alone() -> int:
-    """fork() into a pid namespace of its own: root in there has nobody to send signals to."""
-    ours = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-    k.unshare(k.NEWPID)  # for the children of this process
-    pid = os.fork()
-    if pid:
-        k.setns(ours, k.NEWPID)
-    os.close(ours)
-    return pid
+    """fork() into a pid namespace of its own: root in there has nobody to send signals to. By way of a process that
+    waits for it, since the way back out of such a namespace is open to the host's root alone."""
+    if pid := os.fork():
+        return pid
+    try:
+        k.set_death_signal(signal.SIGKILL)
+        k.unshare(k.NEWPID)  # for the children of this process
+        if pid := os.fork():
+            _keep_only()
+            os._exit(128 - code if (code := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])) < 0 else code)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    return 0
 
 
 def _confine(trees: Mapping[str, int], keep: int) -> dict[str, int]:

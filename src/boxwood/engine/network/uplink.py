@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from boxwood.engine.network.wire import Wire, address_of
-from boxwood.engine.uidrange import Range
+from boxwood.engine.ranges import BoxRange
 
 _START_SECONDS = 20.0  # less than a server waits for an answer
 _END_SECONDS = 20.0
@@ -30,7 +30,7 @@ class Uplink:
     """`free`: takes a range back whose address nobody knows any more."""
 
     def __init__(
-        self, data: Path, locks: Path, selector: selectors.BaseSelector, free: Callable[[Range], None]
+        self, data: Path, locks: Path, selector: selectors.BaseSelector, free: Callable[[BoxRange], None]
     ) -> None:
         self._data = data
         self._locks = locks
@@ -47,7 +47,9 @@ class Uplink:
         self.is_wanted = False
         self._is_fresh = True  # no router of ours has worked yet
         self._failures = 0  # in a row
-        self._ending: dict[str, tuple[Range, str]] = {}  # with VMs, by addresses that the router has yet to give back
+        self._ending: dict[
+            str, tuple[BoxRange, str]
+        ] = {}  # with VMs, by addresses that the router has yet to give back
         self._tenants: dict[str, str] = {}  # VMs by addresses
         self.problem = "it has not been started"
 
@@ -166,7 +168,7 @@ class Uplink:
 
     # --- boxes
 
-    def wire(self, range_: Range) -> Wire | None:
+    def wire(self, range_: BoxRange) -> Wire | None:
         """For a box in this range, if there can be one now."""
         return Wire(address_of(range_.number), self._number, self._mtu) if self._mtu else None
 
@@ -174,7 +176,7 @@ class Uplink:
         self._tenants[address] = vm
         self._say({"vm": vm, "address": address})
 
-    def ended(self, range_: Range, address: str) -> None:
+    def ended(self, range_: BoxRange, address: str) -> None:
         """The box is no more. Its range comes back when its address is clean."""
         vm = self._tenants.pop(address, "")
         self._ending[address] = range_, vm

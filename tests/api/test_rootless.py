@@ -1,0 +1,218 @@
+"""What works as root works for a user who has none: the same tests on his server, and what is different there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rootless
+import servers
+from api.test_real import (  # noqa: F401
+    run,
+    sync_status,
+    test_a_program_without_a_shell,
+    test_a_session_is_told_as_its_run_has_left_it,
+    test_files_on_a_vm_that_never_ran,
+    test_first_generation,
+    test_run_files_fork,
+    test_signal_timeout_cancel,
+    test_upload_and_download_by_url,
+    text,
+)
+from servers import Server
+
+pytestmark = pytest.mark.timeout(900)  # the very first makes the user's images
+
+
+@pytest.fixture
+def boxwood_server(rootless_server: Server) -> Server:
+    return rootless_server
+
+
+@pytest.fixture
+def vm(rootless_server: Server) -> Iterator[str]:
+    made = fork(rootless_server)["vm_id"]
+    yield made
+    assert rootless_server.request("DELETE", f"/v1/vms/{made}")[0] in (200, 404)
+
+
+@pytest.fixture
+def own(rootless_home: Path) -> Iterator[rootless.RootlessServer]:
+    """A server of a test's own, for it to ill-treat."""
+    server = rootless.RootlessServer(rootless_home, name=f"own-{os.urandom(4).hex()}").start()
+    yield server
+    server.down()
+
+
+def fork(server: Server, status: int = 200, **members: object) -> dict:
+    got, made = server.request("POST", "/v1/fork", {"source_vm_name": "arkuntu", **members})
+    assert got == status, made
+    return made
+
+
+@pytest.fixture
+def with_ids(rootless_home: Path) -> Iterator[rootless.RootlessServer]:
+    if shutil.which("newuidmap") is None:
+        pytest.skip("newuidmap is not installed: apt install uidmap")
+    name = f"ids-{os.urandom(4).hex()}"
+    within = rootless.with_subordinate_ids(rootless_home / f"{name}-etc")
+    server = rootless.RootlessServer(rootless_home, name=name, within=within).start()
+    yield server
+    server.within = within
+    server.down()
+
+
+def test_subordinate_ids(with_ids: rootless.RootlessServer) -> None:
+    """Users other than root, in a box and on disk; without them the directory is refused, not spoiled."""
+    server = with_ids
+    made = fork(server)["vm_id"]
+    command = (
+        "touch /f; chown 33:34 /f; stat -c %u:%g /f; su nobody -s /bin/sh -c 'id -u'; tail -n +2 /proc/self/uid_map"
+    )
+    done = text(run(server, made, command)).split()
+    assert done[:2] == ["33:34", "65534"] and done[2:] == ["1", "1", "65535"]
+    assert text(run(server, made, "id -un", user="nobody")) == "nobody\n"
+    (file,) = server.data.glob("layers/*/upper/f")
+    found = file.stat()
+    assert (found.st_uid, found.st_gid) == (rootless.FIRST_SUBORDINATE + 32, rootless.FIRST_SUBORDINATE + 33)
+    child = fork(server, source_vm_id=made, source_vm_name=None)["vm_id"]
+    assert text(run(server, child, "stat -c %u:%g /f")) == "33:34\n"
+    assert server.request("DELETE", f"/v1/vms/{made}")[0] == 200
+    server.down()
+    server.within = None
+    with pytest.raises(AssertionError, match="give another data directory"):
+        server.start()
+
+
+def test_one_user_is_said_to_be_all(rootless_server: Server, vm: str) -> None:
+    done = run(rootless_server, vm, "chown 33 /etc/hostname; id -un", user="root")
+    assert done["stdout"] == "root\n" and "Invalid argument" in done["stderr"]
+    refused = run(rootless_server, vm, "true", user="nobody")
+    assert refused["exit_code"] != 0 and "Operation not permitted" in refused["stderr"]
+
+
+def test_nobody_here_is_root(rootless_server: Server, vm: str) -> None:
+    """Seen from outside: server, zygote and boxes have the user's ids, also for root inside."""
+    assert text(run(rootless_server, vm, "id -u; id -g")) == "0\n0\n"
+    pids = [rootless_server.pid, rootless_server.zygote_pid, *servers.guard.descendants(rootless_server.zygote_pid)]
+    assert len(pids) > 3
+    for pid in pids:
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        assert {int(one) for name in ("Uid", "Gid") for one in status[name].split()} == {rootless.UID}, status["Name"]
+
+
+def test_what_it_cannot_hold_it_refuses(rootless_server: Server) -> None:
+    """This host has delegated no cgroups to the user."""
+    for size, value in (("memory_mib", 512), ("vcpu", 1)):
+        refused = fork(rootless_server, 422, resources={size: value})
+        assert size in refused["error"]["message"] and "Delegate=yes" in refused["error"]["message"]
+
+
+def test_processes_are_bounded_all_the_same(rootless_home: Path) -> None:
+    server = rootless.RootlessServer(rootless_home, name="bounded", pids=40).start()
+    try:
+        made, other = fork(server)["vm_id"], fork(server)["vm_id"]
+        many = "for i in $(seq 60); do sleep 30 & done 2>&1; jobs -p | wc -l"
+        done = run(server, made, f"{many}; kill $(jobs -p)", timeout=60)
+        assert "Resource temporarily unavailable" in done["stdout"] + done["stderr"] or done["exit_code"] != 0
+        assert text(run(server, other, "echo unharmed")) == "unharmed\n"
+        raised = run(server, made, "ulimit -Hu; ulimit -u 1000 2>&1 || echo no")
+        assert text(raised).startswith("40\n") and "no" in text(raised)
+    finally:
+        server.down()
+
+
+def test_a_busy_vm_is_not_forked_since_nothing_can_stand_still(rootless_server: Server, vm: str) -> None:
+    busy = {"command": "echo x > /f; sleep 300", "time_to_background": 0}
+    assert rootless_server.request("POST", f"/v1/vms/{vm}/runs", busy)[0] == 202
+    servers.until(lambda: sync_status(rootless_server, vm, "/f") == 200)
+    status, refused = rootless_server.request("POST", "/v1/fork", {"source_vm_id": vm})
+    assert status == 422 and "stand still" in refused["error"]["message"], refused
+
+
+def test_the_network_is_ones_own(rootless_server: Server, vm: str) -> None:
+    assert text(
+        run(rootless_server, vm, "ls /sys/class/net 2>/dev/null; cut -d: -f1 /proc/net/dev | tail -n +3")
+    ).split() == ["lo"]
+
+
+def test_boxes_live_on_and_are_adopted(own: rootless.RootlessServer) -> None:
+    made = fork(own)["vm_id"]
+    assert text(run(own, made, "cd /srv; echo kept > file; pwd"))
+    before = sorted(own.box_pids())
+    own.kill9()
+    own.start()
+    assert set(before) & set(own.box_pids())
+    assert text(run(own, made, "pwd; cat file")) == "/srv\nkept\n"
+
+
+def test_everything_dies_and_nothing_is_lost(own: rootless.RootlessServer) -> None:
+    made = fork(own)["vm_id"]
+    run(own, made, "rm -rf /usr/share/common-licenses; mkdir /usr/share/common-licenses; echo x > /root/file")
+    own.kill9_all()
+    own.start()
+    assert text(run(own, made, "cat /root/file; ls /usr/share/common-licenses | wc -l")) == "x\n0\n"
+    child = fork(own, source_vm_id=made, source_vm_name=None)["vm_id"]
+    again = fork(own, source_vm_id=child, source_vm_name=None)["vm_id"]
+    assert text(run(own, again, "cat /root/file")) == "x\n"
+
+
+def test_down_leaves_nothing(rootless_home: Path) -> None:
+    server = rootless.RootlessServer(rootless_home, name="down").start()
+    made = fork(server)["vm_id"]
+    run(server, made, "echo x > /root/file")
+    zygote = server.zygote_pid
+    server.down()
+    assert not servers.guard.alive(zygote)
+    assert "boxwood-rootless" not in Path("/proc/self/mounts").read_text()
+
+
+def test_root_does_not_touch_the_directories_of_a_user(own: rootless.RootlessServer) -> None:
+    own.down()
+    done = subprocess.run(
+        [sys.executable, "-m", "boxwood.server", "--data", str(own.data), "--port", "0"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0 and f"without root, of uid {rootless.UID}" in done.stderr
+
+
+def test_the_doctor_tries_it_without_root(rootless_home: Path) -> None:
+    process = rootless.popen(
+        [sys.executable, "-m", "boxwood.engine.doctor", "--json"], rootless_home, stdout=subprocess.PIPE
+    )
+    out, _ = process.communicate(timeout=60)
+    said = json.loads(out)
+    checks = {check["name"]: check for check in said["checks"]}
+    assert process.returncode == 0 and said["ok"]
+    active = {"kernel", "user namespace", "overlay", "kernel file systems", "seccomp", "process limit"}
+    assert all(checks[name]["active"] for name in active)
+    for name in ("subordinate ids", "network of VMs", "cgroup memory", "uid ranges"):
+        assert not checks[name]["active"] and not checks[name]["required"] and checks[name]["fix"], name
+
+
+def test_boxes_die_with_their_zygote(own: rootless.RootlessServer) -> None:
+    made = fork(own)["vm_id"]
+    run(own, made, "echo kept > /root/file")
+    zygote, boxes = own.zygote_pid, own.box_pids()
+    assert boxes
+    os.kill(zygote, signal.SIGKILL)
+    servers.wait_gone(zygote, *boxes)
+    assert text(run(own, made, "cat /root/file")) == "kept\n"
+    assert own.zygote_pid != zygote
+
+
+def test_a_root_directory_that_its_owner_may_not_read(rootless_server: Server, vm: str) -> None:
+    assert text(run(rootless_server, vm, "echo x > /root/file; chmod 000 /; echo done")) == "done\n"
+    child = fork(rootless_server, source_vm_id=vm, source_vm_name=None)["vm_id"]
+    try:
+        assert text(run(rootless_server, child, "cat /root/file")) == "x\n"
+    finally:
+        rootless_server.request("DELETE", f"/v1/vms/{child}")

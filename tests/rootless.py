@@ -1,0 +1,118 @@
+"""Life without root, for tests that run as root: an unprivileged user, servers of his, and tests run as him.
+
+His images are kept between sessions (they are copies, some gigabytes: no hard link to what belongs to root is made
+without root), below a directory of his own; those of packages that the host has no more are removed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import servers
+from boxwood.images import host
+
+UID = 61234
+KEPT = Path("/var/cache/boxwood-rootless-tests")
+IMAGES = KEPT / "images"
+ENVIRONMENT = "BOXWOOD_TEST_ROOTLESS"  # set: tests that make boxes run, whoever runs them
+REPOSITORY = Path(__file__).parent.parent
+IMAGE_SECONDS = 600.0
+
+
+@contextmanager
+def home() -> Iterator[Path]:
+    """A directory of the user's, which he can reach: pytest's own are root's."""
+    made = Path(tempfile.mkdtemp(prefix="boxwood-rootless-"))
+    os.chown(made, UID, UID)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made)
+
+
+def environment(home: Path) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+    return {**kept, "HOME": str(home), "TMPDIR": str(home), "BOXWOOD_IMAGES": str(IMAGES)}
+
+
+def popen(command: list[str], home: Path, **more: Any) -> subprocess.Popen[bytes]:
+    environ = {**environment(home), **more.pop("env", {})}
+    return subprocess.Popen(command, user=UID, group=UID, extra_groups=[], env=environ, cwd=REPOSITORY, **more)
+
+
+def make_images() -> None:
+    """The host golden, made by the user. Some minutes, where it is not there yet."""
+    KEPT.mkdir(mode=0o700, exist_ok=True)
+    os.chown(KEPT, UID, UID)
+    current = host.fingerprint()
+    try:
+        entries = json.loads((IMAGES / "index.json").read_text())["host"]
+    except (OSError, KeyError, ValueError):
+        entries = {}
+    if IMAGES.exists() and current not in entries:
+        shutil.rmtree(IMAGES)
+    with home() as place:
+        command = [sys.executable, "-I", "-X", "utf8", "-m", "boxwood.images.host", "--images", str(IMAGES)]
+        made = popen(command, place, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        out, err = made.communicate(timeout=IMAGE_SECONDS)
+        assert made.returncode == 0, (out + err)[-2000:]
+
+
+FIRST_SUBORDINATE = 7_000_000
+_PRIVATE_ETC = """
+mount -t overlay etc -o "lowerdir=/etc,upperdir=$1/upper,workdir=$1/work" /etc
+shift
+exec setpriv --reuid "$1" --regid "$1" --clear-groups "${@:2}"
+"""
+
+
+def with_subordinate_ids(place: Path) -> Callable[[list[str]], list[str]]:
+    """Commands run as the user, who has a name and subordinate ids, in a mount namespace with an /etc that says so."""
+    upper = place / "upper"
+    for made in (upper, place / "work"):
+        made.mkdir(parents=True)
+        made.chmod(0o755)
+    place.chmod(0o755)
+    entry = f"boxwood-tests:{FIRST_SUBORDINATE}:65536\n"
+    for name in ("subuid", "subgid"):
+        (upper / name).write_text(entry)
+    user = f"boxwood-tests:x:{UID}:{UID}::/:/bin/sh\n"
+    (upper / "passwd").write_text(Path("/etc/passwd").read_text() + user)
+    return lambda command: ["unshare", "-m", "bash", "-ec", _PRIVATE_ETC, "bash", str(place), str(UID), *command]
+
+
+class RootlessServer(servers.Server):
+    """Of the user's. `within`: what a command is put behind, such as a mount namespace with other files."""
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        name: str = "data",
+        within: Callable[[list[str]], list[str]] | None = None,
+        **settings: object,
+    ) -> None:
+        super().__init__(home / name, **settings)
+        self._home = home
+        self.within = within
+
+    def _make_directory(self) -> None:
+        self.data.mkdir(mode=0o700, exist_ok=True)
+        os.chown(self.data, UID, UID)
+
+    def _spawn(self, command: list[str], **more: Any) -> subprocess.Popen[bytes]:
+        settings = {name: value for name, value in more.pop("env").items() if name.startswith("BOXWOOD_")}
+        environ = {**settings, "BOXWOOD_IMAGES": str(IMAGES)}
+        if self.within is None:
+            return popen(command, self._home, env=environ, **more)
+        whole = {**environment(self._home), **environ}
+        return subprocess.Popen(self.within(command), env=whole, cwd=REPOSITORY, **more)
