@@ -22,7 +22,6 @@ import typer
 
 from boxwood.cli.options import connect
 from boxwood.cli.output import note
-from boxwood.client.answers import LOST
 from boxwood.client.errors import BoxwoodError, ConnectionFailed, NotFound, ResourceBusy, Unavailable
 
 if TYPE_CHECKING:
@@ -147,6 +146,8 @@ class _Looking:
             pass
 
     def _show(self) -> None:
+        from boxwood.client.answers import LOST
+
         try:
             while not self.over:
                 try:
