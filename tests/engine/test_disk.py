@@ -251,3 +251,37 @@ async def test_ready_boxes_have_the_limit(data: Path, images: Path, golden: str)
         assert made == [False, True, False]
     finally:
         await engine.shutdown()
+
+
+async def test_who_still_reads_is_in_nobodys_way(engine: HostEngine, small: Runner) -> None:
+    """A download goes on while its VM is parked and used again: it holds the file system, which they share."""
+    await small.run("head -c 3M /dev/urandom > /root/three; sha256sum < /root/three")
+    opened = await small.box.read_file("/root/three")
+    top = small.stack.top
+    await small.box.kill()
+    await small.boot(top=top, limits=limited())
+    assert (await small.run("echo more > /root/more; stat -c %s /root/three")).text == f"{3 * MIB}\n"
+    await small.box.kill()
+    others = [Runner(engine, small.golden) for _ in range(2)]
+    for other in others:
+        await other.boot(layers=(top,), limits=limited())
+        assert (await other.run("cat /root/more; echo x > /root/more; rm /root/three; ls /root")).text == "more\nmore\n"
+    target = new_id()
+    await engine.merge([top], target)
+    assert len(os.pread(opened.fd, 4 * MIB, 0)) == 3 * MIB
+    os.close(opened.fd)
+
+
+async def test_what_was_written_is_there_for_who_comes_next(engine: HostEngine, small: Runner) -> None:
+    """Time and again: park, boot, seal; with data that nobody has written out."""
+    layers: tuple[str, ...] = ()
+    for number in range(6):
+        await small.run(f"head -c 1M /dev/urandom > /root/{number}; sha256sum /root/{number} >> /root/sums")
+        top = small.stack.top
+        await small.box.kill()
+        if number % 2:
+            layers = (top, *layers)
+            await small.boot(layers=layers, limits=limited())
+        else:
+            await small.boot(layers=layers, top=top, limits=limited())
+        assert (await small.run("sha256sum --quiet -c /root/sums && wc -l < /root/sums")).text == f"{number + 1}\n"

@@ -24,7 +24,7 @@ from boxwood.core.model import VM, Caller, ForkRequest, Resources
 from boxwood.core.refusals import of_engine
 from boxwood.core.runs import Runs
 from boxwood.core.tasks import Tasks
-from boxwood.engine.api import Box, BoxGone, CopyReport, Engine, EngineError
+from boxwood.engine.api import Box, BoxGone, Contents, CopyReport, Engine, EngineError
 from boxwood.store import layers as layer_rows
 from boxwood.store import sessions as session_rows
 from boxwood.store import vms as rows
@@ -41,6 +41,7 @@ class _Plan:
     """What a fork does with the source's top: nothing (`seal` and `copy` unset), seal it, or take a copy of it."""
 
     seal: bool = False
+    size: int | None = None  # of what is sealed, in bytes, if that is known
     copy: str | None = None
     report: CopyReport | None = None
 
@@ -189,31 +190,39 @@ class Forks:
             )
         for _ in range(2):
             try:
+                held = await self._held(row)
                 if slot.box is not None:
-                    if await self._is_unchanged(slot, slot.box, row):
+                    if held.empty and await self._is_unchanged(slot, slot.box, row):
                         return _Plan()
                     if not await self._boxes.park_held(slot):
                         return await self._copy(slot.box, row)
-                    return _Plan(seal=True)
-                if not row.written or await self._engine.is_empty(row.top):
+                    return _Plan(seal=True, size=held.bytes or None)
+                if held.empty:
                     return _Plan()
-                return _Plan(seal=True)
+                return _Plan(seal=True, size=held.bytes or None)
             except BoxGone:  # as good as parked, once nothing of it is left
                 await self._boxes.put_down(slot, "the box was lost")
             except EngineError as error:
                 raise of_engine(error, "source") from error
         raise Internal("the source's box died twice while it was forked", recovery={"work": "stopped"})
 
+    async def _held(self, row: VMRow) -> Contents:
+        """What a top holds; how much that is only of one with a limit, of which it is known at once: else 0 bytes."""
+        if not row.written:
+            return Contents(True, 0)
+        if row.disk_mib is None or row.read_only:
+            return Contents(await self._engine.is_empty(row.top), 0)
+        return await self._engine.contents(row.top)
+
     async def is_empty(self, row: VMRow) -> bool:
         """Nothing has been written to the VM's top."""
         return not row.written or await self._engine.is_empty(row.top)
 
     async def _is_unchanged(self, slot: Slot, box: Box, row: VMRow) -> bool:
-        """Nothing has been written since the box was made: it can live on, whatever runs in it."""
-        if not await self._engine.is_empty(row.top):
-            return False
+        """Nothing has been written since the box was made, even when its shells are saved, for the child to have them:
+        it can live on, whatever runs in it."""
         if not slot.runs:
-            await box.settle()  # its shells are saved, for the child to have them
+            await box.settle()
         return await self._engine.is_empty(row.top)
 
     async def _copy(self, box: Box, row: VMRow) -> _Plan:
@@ -237,7 +246,7 @@ class Forks:
                 raise NotFound("source", "the VM to fork is not there any more")
             base, depth = now.base, now.depth
             if plan.seal:
-                base, depth = now.top, layer_rows.insert(connection, now.top, now.base)
+                base, depth = now.top, layer_rows.insert(connection, now.top, now.base, plan.size)
                 rows.retop(connection, now.id, base, new_id())
             elif plan.copy is not None:
                 base, depth = plan.copy, layer_rows.insert(connection, plan.copy, now.base)

@@ -60,8 +60,8 @@ def live_as_box(ground: box.Ground, hook: socket.socket) -> NoReturn:
 def _plan(fields: dict[str, Any], fds: list[int]) -> box.Plan:
     """`fds`: of each of its disks the file and the device, and then, if there are any, image.SYSFS."""
     disks = tuple(
-        image.Attached(layer, fds[2 * at], fds[2 * at + 1], number, read_only)
-        for at, (layer, number, read_only) in enumerate(fields["disks"])
+        image.Attached(layer, fds[2 * at], fds[2 * at + 1], number, read_only, sealed, ours)
+        for at, (layer, number, read_only, sealed, ours) in enumerate(fields["disks"])
     )
     wire = Wire(*fields["wire"]) if fields["wire"] else None
     return box.Plan(

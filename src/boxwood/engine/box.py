@@ -166,8 +166,9 @@ def _mount_stack(ground: Ground, plan: Plan, step: Step) -> int:
     step.name = "disk"
     with image.mounted(plan.disks, ground.range) as disks:
         step.name = "overlay"
-        top = disks.get(plan.top)
+        top, number = disks.get(plan.top), next((disk.number for disk in plan.disks if disk.layer == plan.top), -1)
         if top is not None and not plan.read_only:
+            image.hold_back(plan.sysfs, number, top, image.ALL)  # the last box may not be done with it
             prepare_top(top, ".")
         with projects.lifted(ground.range.layers, plan.project):
             root = mount_root(
@@ -178,7 +179,6 @@ def _mount_stack(ground: Ground, plan: Plan, step: Step) -> int:
         if plan.disk_limit and not plan.project:
             if top is None:
                 raise RuntimeError("its top does not lie in a file of its own")
-            number = next(disk.number for disk in plan.disks if disk.layer == plan.top)
             image.hold_back(plan.sysfs, number, top, plan.disk_limit)
     if plan.sysfs >= 0:
         os.close(plan.sysfs)

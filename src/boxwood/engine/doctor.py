@@ -123,7 +123,7 @@ def _try_disk(scratch: Path) -> None:
     """What is written stops at the limit."""
     top, limit = _new_id(), 1 << 20
     files.make(scratch, scratch / "disks", top, limit)
-    attached = image.attach(os.open(scratch, os.O_RDONLY | os.O_DIRECTORY), top, read_only=False)
+    attached = image.Disks(os.open(scratch, os.O_RDONLY | os.O_DIRECTORY)).attach(top, read_only=False)
     if attached is None:
         raise Wrong("a disk was made and is not there")
     root = image.mount(attached)

@@ -342,6 +342,13 @@ class HostEngine:
         return look()  # one directory, opened and read: some 20 µs
 
     async def contents(self, layer_id: str) -> Contents:
+        box = next((box for box in self._boxes.values() if box.top == layer_id and box.vm_id), None)
+        if box is not None and (self._data / "layers" / checked(layer_id) / IMAGE).exists():
+            try:  # a matter of 0.2 ms, where a job takes some
+                said = await self._zygote.ask("look", {"box": box.box_id})
+                return Contents(bool(said["empty"]), said["bytes"])
+            except EngineError:
+                pass  # it is gone, or about to
         found = await self._job({"kind": "look", "layer": checked(layer_id)})
         return Contents(bool(found["empty"]), found["bytes"])
 

@@ -58,6 +58,7 @@ class Zygote:
         self._layers = os.open(data / "layers", directory)
         self._images = os.open(images, directory)
         self._projects = Projects(self._layers)
+        self._disks = image.Disks(self._layers)
         self._ranges = Ranges(locks, self._layers, self._images)
         self._uts_namespace = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
         self._selector = selectors.DefaultSelector()
@@ -83,6 +84,7 @@ class Zygote:
             "list": self._list,
             "kills": self._kills,
             "job": self._job,
+            "look": self._look,
             "network": self._network,
         }
 
@@ -231,7 +233,7 @@ class Zygote:
         live = self._spares.next()
         wire = (live.wire or self._uplink.wire(live.range)) if self._spares.wired else None
         data = [ident for place, ident in layers if place == "data"]
-        disks = image.attach_all(self._layers, data, top, read_only=read_only)
+        disks = self._disks.attach_all(data, top, read_only=read_only)
         try:
             project = 0
             if not any(disk.layer == top for disk in disks):
@@ -240,7 +242,7 @@ class Zygote:
             plan = {
                 "layers": layers, "top": top, "hostname": hostname, "wire": wire and wire.fields(),
                 "read_only": read_only, "disk_limit": limits.disk, "project": project,
-                "disks": [[disk.layer, disk.number, disk.read_only] for disk in disks],
+                "disks": [[d.layer, d.number, d.read_only, d.sealed, d.ours] for d in disks],
             }  # fmt: skip
             self._cgroups.limit(live.group, limits, live.limits)
             self._spares.remove(live)
@@ -315,7 +317,7 @@ class Zygote:
         if live.project:
             self._projects.change(live.project, limit)
         elif live.loop >= 0 and limit:
-            image.change(live.loop, limit)
+            image.change(self._layers, live.top, live.loop, limit)
         else:
             raise Refused("its disk was made without a limit, or must keep one")
 
@@ -379,10 +381,19 @@ class Zygote:
         assert self._cgroups is not None
         return {"ok": True, "kills": self._cgroups.usage(self._live(request).group).oom_kills}
 
+    def _look(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        """What the top of a live box holds, if it lies in a file."""
+        live = self._live(request)
+        if live.loop < 0:
+            raise Refused("the disk of this box has no limit")
+        size, empty = image.look(self._layers, live.top, live.loop)
+        return {"ok": True, "bytes": size, "empty": empty}
+
     def _job(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         job = request["job"]
         projects = self._projects.of(map(checked, job["layers"])) if job["kind"] == "remove" else []
-        loops = {live.top: live.loop for live in self._boxes.values() if live.loop >= 0}
+        live = {live.top: (live.loop, False) for live in self._boxes.values() if live.loop >= 0}
+        loops = {**self._disks.known, **live}
         pid = os.fork()
         if pid == 0:
             birth.reset_signals()

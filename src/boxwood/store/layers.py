@@ -55,12 +55,12 @@ def insert_image(connection: sqlite3.Connection, layer_id: str) -> None:
     )
 
 
-def insert(connection: sqlite3.Connection, layer_id: str, parent: str) -> int:
-    """A layer of the data directory on its parent; returns its depth."""
+def insert(connection: sqlite3.Connection, layer_id: str, parent: str, size: int | None = None) -> int:
+    """A layer of the data directory on its parent, of so many bytes, if that is known; returns its depth."""
     row = connection.execute(
-        "INSERT INTO layers (id, parent, place, depth) SELECT ?, id, 'data', depth + 1 FROM layers WHERE id = ?"
-        " RETURNING depth",
-        (layer_id, parent),
+        "INSERT INTO layers (id, parent, place, depth, bytes) SELECT ?, id, 'data', depth + 1, ? FROM layers"
+        " WHERE id = ? RETURNING depth",
+        (layer_id, size, parent),
     ).fetchone()
     if row is None:
         raise LookupError(f"layer {parent} is not there")

@@ -87,3 +87,17 @@ def test_images_and_dialects(tmp_path):
     environ = {"BOXWOOD_IMAGE_NAMES": "a:1=b, alpine:3.20=c"}
     config = Config.load(tmp_path, environ=environ)
     assert (config.image_names["a:1"], config.image_names["alpine:3.20"]) == ("b", "c")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("disk_mib", 15), ("disk_mib_most", 1), ("disk_mib", -1), ("disk_mib", 1 << 24)]
+)
+def test_disks_are_of_some_use(tmp_path, name, value):
+    with pytest.raises(ConfigError, match=name):
+        Config(tmp_path, **{name: value})
+
+
+def test_a_default_disk_fits_under_the_ceiling(tmp_path):
+    assert Config(tmp_path, disk_mib=64, disk_mib_most=64).disk_mib == 64
+    with pytest.raises(ConfigError, match="more than disk_mib_most"):
+        Config(tmp_path, disk_mib=65, disk_mib_most=64)

@@ -1,9 +1,10 @@
 """A layer's file system in a file: attached, mounted, bounded. It is mounted where nobody else can see it, and only
 what uses it holds it: when the last box or job is gone, however it went, mount and loop device are gone too.
 
-One file is attached for writing once at a time. The lock on its descriptor stands for that: the loop device has the
-descriptor until all that was written is in the file, so whoever gets the lock sees all of it. A file that is attached
-already is reached a second time through its device, for that is the same file system.
+A file that is attached already is reached through its device, for that is the same file system: a box that has ended
+may not be done with it yet, for it is still writing, or somebody reads a file of it. Who does not know the device of a
+file takes a lock on its descriptor: the loop device has the descriptor until all that was written is in the file, so
+whoever gets the lock sees all of it.
 
 The bound is exact, and can be changed at any time: blocks are held back from everybody (`reserved_clusters`) until only
 so many can be used as the limit says. The number of inodes is fixed when the file is made.
@@ -27,6 +28,8 @@ _MARGIN = 4 * MIB  # of a file system, that no limit gives away: an overlay of a
 # noinit_itable: no thread fills the file with empty inodes; nobarrier: an unmount is not a flush of the host's disk.
 _OPTIONS = (("errors", "remount-ro"), ("noinit_itable", None), ("nobarrier", None))
 _FILE = os.O_NOFOLLOW | os.O_CLOEXEC
+_MOST_KNOWN = 4096
+ALL = 1 << 62  # a limit that is none
 
 
 class TooMuch(OSError):
@@ -35,57 +38,121 @@ class TooMuch(OSError):
 
 @dataclass(slots=True)
 class Attached:
-    """A layer's file, open, and the loop device over it."""
+    """A layer's file, open, and the loop device over it. `read_only`: it is to be mounted so; `sealed`: the device
+    allows nothing else. `ours`: nobody need wait for others, who may have it too."""
 
     layer: str
     file: int
     device: int
     number: int
     read_only: bool
+    sealed: bool
+    ours: bool
 
     def close(self) -> None:
         os.close(self.file)
         os.close(self.device)
 
 
-def attach(layers_fd: int, layer: str, *, read_only: bool) -> Attached | None:
-    """None: the layer does not lie in a file. Waits for nothing."""
+Loops = Mapping[str, tuple[int, bool]]  # layers, the numbers of their loop devices, and whether these are sealed
+
+
+class Disks:
+    """Attaches layers' files, and remembers the devices."""
+
+    def __init__(self, layers_fd: int, known: Loops | None = None) -> None:
+        self._layers = layers_fd
+        self.known: dict[str, tuple[int, bool]] = dict(known or {})
+
+    def attach(self, layer: str, *, read_only: bool) -> Attached | None:
+        """None: the layer does not lie in a file. Waits for nothing."""
+        try:
+            file = os.open(f"{layer}/{IMAGE}", (os.O_RDONLY if read_only else os.O_RDWR) | _FILE, dir_fd=self._layers)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            if (found := self._attached(layer, file, read_only)) is not None:
+                return found
+            device, number = loop.attach(file, read_only=read_only)
+        except BaseException:
+            os.close(file)
+            raise
+        ours = _locked(file, fcntl.LOCK_SH if read_only else fcntl.LOCK_EX)
+        if ours:  # else those who knew the device would not wait for whoever has the file
+            if len(self.known) >= _MOST_KNOWN:
+                self.known.clear()
+            self.known[layer] = number, read_only
+        return Attached(layer, file, device, number, read_only, sealed=read_only, ours=ours)
+
+    def _attached(self, layer: str, file: int, read_only: bool) -> Attached | None:
+        """By the device that the file has already."""
+        number, sealed = self.known.get(layer, (-1, False))
+        if number < 0 or (sealed and not read_only):
+            return None
+        device = _device(number, file)
+        if device is None:
+            del self.known[layer]
+            return None
+        return Attached(layer, file, device, number, read_only, sealed, ours=True)
+
+    def attach_all(self, layers: Sequence[str], top: str, *, read_only: bool) -> list[Attached]:
+        """Of a stack: the top (to be written to, unless `read_only`) and whichever of its layers lie in files."""
+        found: list[Attached] = []
+        try:
+            for layer in (top, *layers):
+                one = self.attach(layer, read_only=read_only or layer != top)
+                found += [one] if one is not None else []
+        except BaseException:
+            for one in found:
+                one.close()
+            raise
+        return found
+
+
+def _device(number: int, file: int) -> int | None:
+    """A descriptor of the loop device of this number, if it is over this file; it stays that as long as it is open."""
     try:
-        file = os.open(f"{layer}/{IMAGE}", (os.O_RDONLY if read_only else os.O_RDWR) | _FILE, dir_fd=layers_fd)
-    except (FileNotFoundError, NotADirectoryError):
+        device = os.open(loop.path(number), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
         return None
     try:
-        device, number = loop.attach(file, read_only=read_only)
-    except BaseException:
-        os.close(file)
-        raise
-    return Attached(layer, file, device, number, read_only)
+        if loop.file_of(device) == os.fstat(file).st_ino:
+            return device
+    except OSError:
+        pass  # it is over no file any more
+    os.close(device)
+    return None
 
 
-def attach_all(layers_fd: int, layers: Sequence[str], top: str, *, read_only: bool) -> list[Attached]:
-    """Of a stack: the top (to be written to, unless `read_only`) and whichever of its layers lie in files."""
-    found: list[Attached] = []
+def _locked(file: int, kind: int) -> bool:
     try:
-        for layer in (top, *layers):
-            one = attach(layers_fd, layer, read_only=read_only or layer != top)
-            found += [one] if one is not None else []
-    except BaseException:
-        for one in found:
-            one.close()
-        raise
-    return found
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def mount(of: Attached) -> int:
-    """Mount it, detached, as soon as nobody else has it: a descriptor of its root directory. For processes of which
-    nobody expects anything meanwhile."""
-    fcntl.flock(of.file, fcntl.LOCK_SH if of.read_only else fcntl.LOCK_EX)
-    return _mount(f"/proc/self/fd/{of.device}", read_only=of.read_only)
+    """Mount it, detached, as soon as it may be: a descriptor of its root directory. For processes of which nobody
+    expects anything meanwhile."""
+    if not of.ours:
+        fcntl.flock(of.file, fcntl.LOCK_SH if of.sealed else fcntl.LOCK_EX)
+    attributes = k.ATTR_RDONLY if of.read_only else 0
+    return _mount(f"/proc/self/fd/{of.device}", read_only=of.sealed, attributes=attributes)
 
 
-def again(number: int) -> int:
-    """One more mount, of which nothing is written to, of what is mounted from a device."""
-    return _mount(loop.path(number), attributes=k.ATTR_RDONLY)
+def again(layers_fd: int, layer: str, number: int) -> int:
+    """One more mount, through which nothing is written, of a top that is mounted from a device. ESTALE: no longer."""
+    file = os.open(f"{layer}/{IMAGE}", os.O_RDONLY | _FILE, dir_fd=layers_fd)
+    try:
+        if (device := _device(number, file)) is None:
+            raise OSError(errno.ESTALE, "the disk of the box has been let go of")
+        try:
+            return _mount(f"/proc/self/fd/{device}", attributes=k.ATTR_RDONLY)
+        finally:
+            os.close(device)
+    finally:
+        os.close(file)
 
 
 def _mount(source: str, *, read_only: bool = False, attributes: int = 0) -> int:
@@ -95,7 +162,7 @@ def _mount(source: str, *, read_only: bool = False, attributes: int = 0) -> int:
         filesystem.set(name, value)
     if read_only:
         filesystem.set("ro")
-    return filesystem.create(attributes | k.ATTR_NODEV | k.ATTR_NOSUID | (k.ATTR_RDONLY if read_only else 0))
+    return filesystem.create(attributes | k.ATTR_NODEV | k.ATTR_NOSUID)
 
 
 @contextmanager
@@ -134,9 +201,23 @@ def hold_back(sysfs: int, number: int, root: int, limit: int) -> None:
         os.close(fd)
 
 
-def change(number: int, limit: int) -> None:
+def look(layers_fd: int, layer: str, number: int) -> tuple[int, bool]:
+    """Of what is mounted and in use: bytes, and whether its `upper` is empty."""
+    root = again(layers_fd, layer, number)
+    try:
+        upper = os.open("upper", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+        try:
+            with os.scandir(upper) as entries:  # whether there is a name; not which
+                return used(root)[0], next(entries, None) is None
+        finally:
+            os.close(upper)
+    finally:
+        os.close(root)
+
+
+def change(layers_fd: int, layer: str, number: int, limit: int) -> None:
     """Another limit for what is mounted and in use. TooMuch, with nothing changed."""
-    root, sysfs = again(number), os.open(SYSFS, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    root, sysfs = again(layers_fd, layer, number), os.open(SYSFS, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         found, (taken, _) = os.fstatvfs(root), used(root)
         if limit > found.f_blocks * found.f_frsize - _MARGIN:

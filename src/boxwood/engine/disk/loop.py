@@ -9,7 +9,7 @@ import struct
 
 from boxwood.engine.disk import BLOCK
 
-_CONFIGURE, _GET_FREE = 0x4C0A, 0x4C82
+_CONFIGURE, _GET_FREE, _GET_STATUS = 0x4C0A, 0x4C82, 0x4C05
 _READ_ONLY, _AUTOCLEAR = 1, 4
 _INFO, _FLAGS_AT, _RESERVED = 232, 52, 64  # bytes of struct loop_info64, and where its flags are
 _TRIES = 200  # somebody else may take the number that was free a moment ago
@@ -36,6 +36,14 @@ def attach(image: int, *, read_only: bool) -> tuple[int, int]:
     finally:
         os.close(control)
     raise OSError(errno.EBUSY, "no loop device is free: others take them faster than we do")
+
+
+def file_of(device: int) -> int:
+    """The inode number of the file that a loop device is over. OSError: over none."""
+    info = bytearray(_INFO)
+    fcntl.ioctl(device, _GET_STATUS, info)
+    inode: int = struct.unpack_from("=Q", info, 8)[0]
+    return inode
 
 
 def path(number: int) -> str:

@@ -46,7 +46,7 @@ _PLACE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILES = 1 << 20  # two for each level of a tree
 _MEMORY = 4 << 30  # bytes of address space: a tree that needs more is refused, rather than the host starved
 _ANSWER_LIMIT = 1 << 16
-_NO_LOOPS: Mapping[str, int] = {}
+_NO_LOOPS: image.Loops = {}
 
 
 class JobFailed(Exception):
@@ -54,10 +54,10 @@ class JobFailed(Exception):
 
 
 def jailed(
-    job: dict[str, Any], layers_fd: int, images_fd: int, out_fd: int, loops: Mapping[str, int] = _NO_LOOPS
+    job: dict[str, Any], layers_fd: int, images_fd: int, out_fd: int, loops: image.Loops = _NO_LOOPS
 ) -> NoReturn:
-    """Do a job in this process, which was forked for it, write the answer to `out_fd` and end. `loops`: numbers of the
-    loop devices of tops in files that boxes have."""
+    """Do a job in this process, which was forked for it, write the answer to `out_fd` and end. `loops`: the devices
+    of layers in files, as far as they are known; of all that boxes write to."""
     status = 1
     try:
         k.set_death_signal(signal.SIGKILL)
@@ -71,9 +71,9 @@ def jailed(
 
 
 class _Outer:
-    def __init__(self, layers_fd: int, images_fd: int, out_fd: int, loops: Mapping[str, int]) -> None:
+    def __init__(self, layers_fd: int, images_fd: int, out_fd: int, loops: image.Loops) -> None:
         self._layers, self._images, self._out = layers_fd, images_fd, out_fd
-        self._loops = loops
+        self._disks = image.Disks(layers_fd, loops)
         _keep_only(layers_fd, images_fd, out_fd)
         with open("/proc/self/oom_score_adj", "w") as f:
             f.write("500")
@@ -195,13 +195,11 @@ class _Outer:
     def _in_file(self, ident: str) -> int | None:
         """The same of a layer that lies in a file; None: it does not. Waits until what a box that has ended has
         written is there."""
-        if (number := self._loops.get(ident)) is not None:
-            root = image.again(number)
-        elif (attached := image.attach(self._layers, ident, read_only=True)) is not None:
-            root = image.mount(attached)
-            attached.close()
-        else:
+        attached = self._disks.attach(ident, read_only=True)
+        if attached is None:
             return None
+        root = image.mount(attached)
+        attached.close()
         try:
             tree = k.open_tree("upper", root)
         finally:
