@@ -379,7 +379,7 @@ class Zygote:
         return {"ok": True, "bytes": size, "empty": empty}
 
     def _job(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        live = {live.top: (live.loop, False) for live in self._boxes.values() if live.loop >= 0}
+        live = {live.top: live.loop for live in self._boxes.values() if live.loop >= 0}
         loops = {**self._disks.known, **live}
         pid = os.fork()
         if pid == 0:
