@@ -34,7 +34,7 @@ def box(server: Server) -> Iterator[Boxwood]:
 def filled(vm: VM) -> int:
     """MiB that went into one more file, until there was no room."""
     said = vm.run(FILL)
-    assert said.stderr.count("No space left") == 2, said.stderr
+    assert said.stderr.count("No space left") == 2, (said, said.stderr, said.fail_reason)
     return round(int(said.stdout) / MIB)
 
 

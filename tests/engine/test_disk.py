@@ -13,7 +13,7 @@ import pytest
 from boxfixtures import Result, Runner
 from boxwood.core.ids import new_id
 from boxwood.engine.api import BoxSpec, EngineError, Limits, RunSpec, SessionSpec, Stack
-from boxwood.engine.disk import IMAGE, MIB, files
+from boxwood.engine.disk import IMAGE, MIB, files, image
 from boxwood.engine.host import HostEngine
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.timeout(120)]
@@ -222,9 +222,9 @@ async def test_nothing_is_left(engine: HostEngine, small: Runner, data: Path) ->
 async def test_a_check_after_a_loss_of_power(engine: HostEngine, small: Runner, data: Path) -> None:
     """What is on the disk at a moment at which the file system is in use: it is put in order, and stays limited."""
     await small.run("echo kept > /root/file; sync")
-    image, torn = data / "layers" / small.stack.top / IMAGE, new_id()
+    live, torn = data / "layers" / small.stack.top / IMAGE, new_id()
     (data / "layers" / torn).mkdir()
-    files.copy_holes(image, data / "layers" / torn / IMAGE)
+    files.copy_holes(live, data / "layers" / torn / IMAGE)
     other = Runner(engine, small.golden)
     await other.boot(top=torn, limits=limited())
     assert (await other.run("cat /root/file")).text == "kept\n"
@@ -285,3 +285,25 @@ async def test_what_was_written_is_there_for_who_comes_next(engine: HostEngine, 
         else:
             await small.boot(layers=layers, top=top, limits=limited())
         assert (await small.run("sha256sum --quiet -c /root/sums && wc -l < /root/sums")).text == f"{number + 1}\n"
+
+
+def test_a_device_that_has_got_the_number_of_another(tmp_path: Path) -> None:
+    """What is remembered is a number: what it stands for is looked at."""
+    layers = tmp_path / "layers"
+    layers.mkdir()
+    first, second = new_id(), new_id()
+    for layer in (first, second):
+        files.make(layers, tmp_path / "disks", layer, LIMIT)
+    at = os.open(layers, os.O_RDONLY | os.O_DIRECTORY)
+    looking = image.Disks(at).attach(first, read_only=True)
+    assert looking is not None and looking.ours and looking.sealed
+    disks = image.Disks(at, {first: looking.number, second: looking.number})
+    other = disks.attach(second, read_only=True)
+    assert other is not None and other.number != looking.number
+    same = disks.attach(first, read_only=True)
+    assert same is not None and (same.number, same.sealed) == (looking.number, True)
+    writing = disks.attach(first, read_only=False)
+    assert writing is not None and writing.number != looking.number and not writing.ours, "who writes waits"
+    for one in (looking, other, same, writing):
+        one.close()
+    os.close(at)

@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,7 @@ from boxwood.core.errors import Unsupported
 from boxwood.core.held import Held
 from boxwood.core.model import Resources
 from boxwood.engine import delegated, idmap, modes, trials
-from boxwood.engine.api import EngineUnavailable, Limits
+from boxwood.engine.api import EngineUnavailable, Feature, Limits
 from boxwood.engine.cgroup import LimitUnavailable, Separate, Unified
 from boxwood.engine.delegated import Bare
 from boxwood.engine.doctor import Check

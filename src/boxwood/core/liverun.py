@@ -277,13 +277,16 @@ class LiveRun:
             await self._news(left)
         return None if self.over else self.box
 
-    async def more(self, out_at: int, err_at: int, seconds: float) -> None:
-        """Until there is output behind these offsets, or it is no longer pending, or the end is on record, or the time
-        is up; what is new may also be nothing."""
+    async def more(self, out_at: int, err_at: int, seconds: float, *, beginning: bool = False) -> None:
+        """Until there is output behind these offsets, or the end is on record, or the time is up; with `beginning` also
+        until it is no longer pending."""
         out, err = self.streams[1], self.streams[2]
-        if out.kept > out_at or err.kept > err_at or self.recorded or self.failure is not None or seconds <= 0:
-            return
-        await self._news(seconds)
+        loop = asyncio.get_running_loop()
+        deadline, was = loop.time() + seconds, self.state
+        while not (out.kept > out_at or err.kept > err_at or self.recorded or self.failure is not None):
+            if (left := deadline - loop.time()) <= 0 or (beginning and self.state != was):
+                return
+            await self._news(left)
 
     async def _news(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()

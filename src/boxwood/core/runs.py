@@ -201,14 +201,25 @@ class Runs:
             raise Unavailable("the server is stopping; the run goes on", not_started=False)
         return found
 
-    async def output(self, caller: Caller, vm: str, run_id: str, out_at: int, err_at: int, seconds: float) -> Output:
-        """What has come since these offsets, as soon as there is any or the run has ended; nothing after `seconds`.
-        To be asked again with the offsets of the answer, until it is `ended`. NotFound, Unrecoverable."""
+    async def output(
+        self,
+        caller: Caller,
+        vm: str,
+        run_id: str,
+        out_at: int,
+        err_at: int,
+        seconds: float,
+        *,
+        beginning: bool = False,
+    ) -> Output:
+        """What has come since these offsets, as soon as there is any or the run has ended; nothing after `seconds`, or,
+        with `beginning`, as soon as it is no longer pending. To be asked again with the offsets of the answer, until
+        it is `ended`. NotFound, Unrecoverable."""
         row = self._access.own(caller, vm)
         run = self._lanes.find(row.id, run_id)
         if run is None:
             return await self._put_out(self._stored(row, run_id), out_at, err_at)
-        await run.more(out_at, err_at, seconds)
+        await run.more(out_at, err_at, seconds, beginning=beginning)
         over = run.recorded or run.failure is not None
         kept = run.streams[1], run.streams[2]
         out, err = await kept[0].since(out_at, PIECE_BYTES), await kept[1].since(err_at, PIECE_BYTES)
@@ -230,7 +241,7 @@ class Runs:
         """What a run puts out from these offsets on, as it comes and no faster than it is taken; at once also when it
         is no longer pending. The last piece is `ended`. NotFound, Unrecoverable."""
         while True:
-            piece = await self.output(caller, vm, run_id, out_at, err_at, ASK_SECONDS)
+            piece = await self.output(caller, vm, run_id, out_at, err_at, ASK_SECONDS, beginning=True)
             out_at, err_at = piece.out_at, piece.err_at
             yield piece
             if piece.ended:

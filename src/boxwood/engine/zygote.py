@@ -431,7 +431,7 @@ class Zygote:
     def _job(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         job = request["job"]
         projects = self._projects.of(map(checked, job["layers"])) if job["kind"] == "remove" else []
-        live = {live.top: (live.loop, False) for live in self._boxes.values() if live.loop >= 0}
+        live = {live.top: live.loop for live in self._boxes.values() if live.loop >= 0}
         loops = {**self._disks.known, **live}
         pid = os.fork()
         if pid == 0:

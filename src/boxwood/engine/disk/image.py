@@ -54,7 +54,7 @@ class Attached:
         os.close(self.device)
 
 
-Loops = Mapping[str, tuple[int, bool]]  # layers, the numbers of their loop devices, and whether these are sealed
+Loops = Mapping[str, int]  # layers and the numbers of their loop devices
 
 
 class Disks:
@@ -62,7 +62,7 @@ class Disks:
 
     def __init__(self, layers_fd: int, known: Loops | None = None) -> None:
         self._layers = layers_fd
-        self.known: dict[str, tuple[int, bool]] = dict(known or {})
+        self.known: dict[str, int] = dict(known or {})
 
     def attach(self, layer: str, *, read_only: bool) -> Attached | None:
         """None: the layer does not lie in a file. Waits for nothing."""
@@ -81,19 +81,20 @@ class Disks:
         if ours:  # else those who knew the device would not wait for whoever has the file
             if len(self.known) >= _MOST_KNOWN:
                 self.known.clear()
-            self.known[layer] = number, read_only
+            self.known[layer] = number
         return Attached(layer, file, device, number, read_only, sealed=read_only, ours=ours)
 
     def _attached(self, layer: str, file: int, read_only: bool) -> Attached | None:
         """By the device that the file has already."""
-        number, sealed = self.known.get(layer, (-1, False))
-        if number < 0 or (sealed and not read_only):
+        if (number := self.known.get(layer)) is None:
             return None
-        device = _device(number, file)
-        if device is None:
-            del self.known[layer]
-            return None
-        return Attached(layer, file, device, number, read_only, sealed, ours=True)
+        device, sealed = _device(number, file)
+        if device is not None and (read_only or not sealed):
+            return Attached(layer, file, device, number, read_only, sealed, ours=True)
+        if device is not None:  # somebody looks at it, by a device of his own that has got the number of the last one
+            os.close(device)
+        del self.known[layer]
+        return None
 
     def attach_all(self, layers: Sequence[str], top: str, *, read_only: bool) -> list[Attached]:
         """Of a stack: the top (to be written to, unless `read_only`) and whichever of its layers lie in files."""
@@ -109,19 +110,21 @@ class Disks:
         return found
 
 
-def _device(number: int, file: int) -> int | None:
-    """A descriptor of the loop device of this number, if it is over this file; it stays that as long as it is open."""
+def _device(number: int, file: int) -> tuple[int | None, bool]:
+    """A descriptor of the loop device of this number, if it is over this file, and whether it can only be read; it
+    stays that as long as it is open."""
     try:
         device = os.open(loop.path(number), os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return None
+        return None, False
     try:
-        if loop.file_of(device) == os.fstat(file).st_ino:
-            return device
+        inode, sealed = loop.file_of(device)
+        if inode == os.fstat(file).st_ino:
+            return device, sealed
     except OSError:
         pass  # it is over no file any more
     os.close(device)
-    return None
+    return None, False
 
 
 def _locked(file: int, kind: int) -> bool:
@@ -145,7 +148,8 @@ def again(layers_fd: int, layer: str, number: int) -> int:
     """One more mount, through which nothing is written, of a top that is mounted from a device. ESTALE: no longer."""
     file = os.open(f"{layer}/{IMAGE}", os.O_RDONLY | _FILE, dir_fd=layers_fd)
     try:
-        if (device := _device(number, file)) is None:
+        device, _ = _device(number, file)
+        if device is None:
             raise OSError(errno.ESTALE, "the disk of the box has been let go of")
         try:
             return _mount(f"/proc/self/fd/{device}", attributes=k.ATTR_RDONLY)

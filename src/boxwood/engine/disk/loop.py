@@ -38,12 +38,12 @@ def attach(image: int, *, read_only: bool) -> tuple[int, int]:
     raise OSError(errno.EBUSY, "no loop device is free: others take them faster than we do")
 
 
-def file_of(device: int) -> int:
-    """The inode number of the file that a loop device is over. OSError: over none."""
+def file_of(device: int) -> tuple[int, bool]:
+    """The inode number of the file that a loop device is over, and whether it can only be read. OSError: over none."""
     info = bytearray(_INFO)
     fcntl.ioctl(device, _GET_STATUS, info)
-    inode: int = struct.unpack_from("=Q", info, 8)[0]
-    return inode
+    (inode,), (flags,) = struct.unpack_from("=Q", info, 8), struct.unpack_from("=I", info, _FLAGS_AT)
+    return inode, bool(flags & _READ_ONLY)
 
 
 def path(number: int) -> str:
