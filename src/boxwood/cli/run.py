@@ -69,7 +69,7 @@ def run(
                 begun = box.vm(vm).run(what, background=True, stdin_open=True, **wanted)
                 source.hand_on(begun)
                 ended = _tell(begun.events())
-                source.over = True
+                source.end()
                 return _exit_code(ended)
             if not json and not background:
                 return _exit_code(_tell(box.vm(vm).run_stream(what, **wanted)))

@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from boxwood import Run
 
 PIECE = 1 << 16  # bytes
+END_SECONDS = 10.0  # until a run that has ended has refused what was on its way to it
 
 
 class Source:
     """Read without a buffer of Python's, which a thread that is still reading at the end would hold locked."""
 
     def __init__(self) -> None:
-        self.over = False  # nobody wants it any more
+        self._over = False  # nobody wants it any more
+        self._sending = threading.Lock()
         self._there = sys.stdin is not None and not sys.stdin.closed
         try:
             self._descriptor = sys.stdin.fileno() if self._there else -1
@@ -43,17 +45,28 @@ class Source:
         """What comes from now on, as it comes, until its end or the run's, in a thread of its own."""
         threading.Thread(target=self._hand_on, args=(run,), daemon=True).start()
 
+    def end(self) -> None:
+        """The run has ended: nothing more is sent, and what is on its way has been answered."""
+        self._over = True
+        if self._sending.acquire(timeout=END_SECONDS):
+            self._sending.release()
+
     def _hand_on(self, run: Run) -> None:
         from boxwood import BoxwoodError, Conflict
 
         try:
             while piece := self._read():
-                run.write_stdin(piece)
-            run.close_stdin()
+                with self._sending:
+                    if self._over:
+                        return
+                    run.write_stdin(piece)
+            with self._sending:
+                if not self._over:
+                    run.close_stdin()
         except Conflict:  # it does not read any more, or has ended: so it is with a pipe
             return
         except BoxwoodError as error:
-            if not self.over:
+            if not self._over:
                 note(f"boxwood: standard input is no longer handed on: {error}")
 
     def _read(self) -> bytes:
