@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ IMAGES = KEPT / "images"
 ENVIRONMENT = "BOXWOOD_TEST_ROOTLESS"  # set: tests that make boxes run, whoever runs them
 REPOSITORY = Path(__file__).parent.parent
 IMAGE_SECONDS = 600.0
+OLD_SECONDS = 6 * 3600.0
 
 
 @contextmanager
@@ -53,13 +55,7 @@ def make_images() -> None:
     """The host golden, made by the user. Some minutes, where it is not there yet."""
     KEPT.mkdir(mode=0o700, exist_ok=True)
     os.chown(KEPT, UID, UID)
-    current = host.fingerprint()
-    try:
-        entries = json.loads((IMAGES / "index.json").read_text())["host"]
-    except (OSError, KeyError, ValueError):
-        entries = {}
-    if IMAGES.exists() and current not in entries:
-        shutil.rmtree(IMAGES)
+    _remove_old()
     with home() as place:
         command = [sys.executable, "-I", "-X", "utf8", "-m", "boxwood.images.host", "--images", str(IMAGES)]
         made = popen(command, place, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -88,6 +84,19 @@ def with_subordinate_ids(place: Path) -> Callable[[list[str]], list[str]]:
     user = f"boxwood-tests:x:{UID}:{UID}::/:/bin/sh\n"
     (upper / "passwd").write_text(Path("/etc/passwd").read_text() + user)
     return lambda command: ["unshare", "-m", "bash", "-ec", _PRIVATE_ETC, "bash", str(place), str(UID), *command]
+
+
+def _remove_old() -> None:
+    """Images of packages that the host has no more, and what was imported. Another session may be at work with those
+    that are younger."""
+    try:
+        kept = json.loads((IMAGES / "index.json").read_text())["host"][host.fingerprint()]["layer_id"]
+    except (OSError, KeyError, ValueError):
+        kept = ""
+    before = time.time() - OLD_SECONDS
+    for layer in IMAGES.glob("*/upper"):
+        if layer.parent.name != kept and layer.parent.stat().st_mtime < before:
+            shutil.rmtree(layer.parent)
 
 
 class RootlessServer(servers.Server):

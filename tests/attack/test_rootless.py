@@ -6,6 +6,7 @@ users in a box, or for a busy VM's fork.
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 
 import guard
 import rootless
-from servers import Server
+from servers import Server, until
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -111,6 +112,24 @@ def test_one_box_does_not_see_another(rootless_server: Server, vm: str) -> None:
         )
         files, _, processes = said(rootless_server, other, looks).split()
         assert files == "2" and int(processes) < 12
+    finally:
+        rootless_server.request("DELETE", f"/v1/vms/{other}")
+
+
+def test_one_box_does_not_starve_another_of_watches(rootless_server: Server, vm: str) -> None:
+    """The kernel counts inotify for each user, and both boxes are the same one outside."""
+    most = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
+    take = "import ctypes\nlibc = ctypes.CDLL(None)\nn = 0\nwhile n < 9999 and libc.inotify_init() >= 0: n += 1\nprint(n, flush=True)\n"
+    hold = {"command": f"python3 -c '{take}import time; time.sleep(300)' > /tmp/n", "time_to_background": 0}
+    _, made = rootless_server.request("POST", "/v1/fork", {"source_vm_name": "arkuntu"})
+    other = made["vm_id"]
+    try:
+        assert rootless_server.request("POST", f"/v1/vms/{vm}/runs", hold)[0] == 202
+        read = {"op": "read", "path": "/tmp/n"}
+        until(lambda: rootless_server.request("POST", f"/v1/vms/{vm}/sync", read)[1].get("content"))
+        taken = base64.b64decode(rootless_server.request("POST", f"/v1/vms/{vm}/sync", read)[1]["content"])
+        assert 0 < int(taken) <= most // 2
+        assert int(said(rootless_server, other, f"ulimit -n 4096; python3 -c '{take}'")) > 0
     finally:
         rootless_server.request("DELETE", f"/v1/vms/{other}")
 

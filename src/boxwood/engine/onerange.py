@@ -8,6 +8,7 @@ limits made before are not its own to change.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -17,6 +18,10 @@ from boxwood.engine.idmap import IdMap
 from boxwood.engine.ranges import BoxRange
 from boxwood.engine.uidrange import LINKS, MOUNT_POINTS, NODES
 
+_HALVED = {
+    "max_inotify_instances": "fs/inotify/max_user_instances",
+    "max_inotify_watches": "fs/inotify/max_user_watches",
+}
 _HARMLESS = k.ATTR_NODEV | k.ATTR_NOSUID
 
 
@@ -87,6 +92,7 @@ def _nested_namespace(ids: IdMap) -> int:
             k.unshare(k.NEWUSER)
             os.write(made[1], b"x")
             os.read(mapped[0], 1)
+            _take_no_more_than_half()
         finally:
             os._exit(0)
     os.close(made[1])
@@ -103,6 +109,15 @@ def _nested_namespace(ids: IdMap) -> int:
         os.close(made[0])
         os.close(mapped[1])
         os.waitpid(pid, 0)
+
+
+def _take_no_more_than_half() -> None:
+    """Of what the kernel lets one user have, in a user namespace of one's own: all boxes are the same user outside, and
+    one of them is not to starve the others. It cannot raise this again, without CAP_SYS_RESOURCE."""
+    for ours, theirs in _HALVED.items():
+        with contextlib.suppress(OSError, ValueError):  # a kernel that does not count it so
+            most = int(Path("/proc/sys", theirs).read_text()) // 2
+            Path("/proc/sys/user", ours).write_text(str(most))
 
 
 def _bind_devices(place: str) -> None:
