@@ -111,7 +111,9 @@ async def test_a_run_can_be_waited_for(either):
     assert (await either.ok("GET", path))["state"] == "running"
     assert (await either.ok("GET", path + "?wait=0.01"))["state"] == "running"
     waiting = asyncio.create_task(either.ok("GET", path + "?wait=300"))
-    release(either.machine, vm)
+    while not waiting.done():  # the command may not have come so far yet
+        release(either.machine, vm)
+        await asyncio.sleep(0.01)
     done = await waiting
     assert (done["state"], done["stdout"]) == ("completed", "early\n")
     assert (await either.ok("GET", path + "?wait=300"))["state"] == "completed"

@@ -202,10 +202,9 @@ async def test_every_operation_of_the_contract_is_served_or_refused_by_name(eith
 @pytest.mark.parametrize(
     "method, path, feature",
     [
-        ("PUT", "/vms/x/policies", "network_policy"), ("PATCH", "/vms/x/sessions/y", "persistent_pty"),
-        ("GET", "/vms/x/sessions/y/pty", "persistent_pty"), ("POST", "/vms/x/mounts", "shared_filesystem"),
+        ("PUT", "/vms/x/policies", "network_policy"), ("POST", "/vms/x/mounts", "shared_filesystem"),
         ("GET", "/filesystems", "shared_filesystem"), ("GET", "/vms/x/tunnels", "public_ingress"),
-        ("GET", "/runs", None), ("POST", "/vms/x/resize", None), ("POST", "/vms/x/syncs", "shared_filesystem"),
+        ("POST", "/vms/x/resize", None), ("POST", "/vms/x/syncs", "shared_filesystem"),
     ],
 )  # fmt: skip
 async def test_the_feature_is_named(api, method, path, feature):

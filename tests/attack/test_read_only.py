@@ -171,7 +171,7 @@ async def test_ready_boxes_are_of_one_kind(data: Path, images: Path, golden: str
             assert (await runner.run("touch /x")).code == int(read_only)
             await runner.box.kill()
             async with asyncio.timeout(30):
-                while not engine._ready._shelves[runner.stack.layers, False, read_only].boxes:
+                while not engine._ready._shelves[runner.stack.layers, False, read_only, 0].boxes:
                     await asyncio.sleep(0.01)
     finally:
         await engine.shutdown()

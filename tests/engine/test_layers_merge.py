@@ -225,7 +225,7 @@ def make_raw(upper: Path, made: dict[str, str]) -> None:
             os.mknod(at, stat.S_IFCHR, 0)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(raw_layer(), min_size=1, max_size=4),
     raw_layer(),

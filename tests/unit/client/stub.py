@@ -135,7 +135,7 @@ def serving() -> Iterator[StubServer]:
             data = self.rfile.read(int(self.headers.get("content-length") or 0))
             parts = urlsplit(self.path)
             headers = {name.lower(): value for name, value in self.headers.items()}
-            is_json = headers.get("content-type") == "application/json"
+            is_json = headers.get("content-type") != "application/octet-stream"
             body = json.loads(data) if data and is_json else data or None
             status, said = stub.answer(Request(self.command, parts.path, parse_qs(parts.query), headers, body))
             if said is None:  # hang up without an answer

@@ -20,12 +20,11 @@ class Socket:
     def open(cls, url: str, headers: Mapping[str, str]) -> Socket:
         """:raises BoxwoodError: the server said no, or is not there."""
         try:
-            return cls(
-                connect(
-                    url, additional_headers=headers, proxy=proxy(url), open_timeout=OPEN_SECONDS,
-                    close_timeout=CLOSE_SECONDS, **OPTIONS,
-                )
+            connection = connect(
+                url, additional_headers=headers, proxy=proxy(url), open_timeout=OPEN_SECONDS,
+                close_timeout=CLOSE_SECONDS, **OPTIONS,
             )  # fmt: skip
+            return cls(connection.__enter__())  # left by `close`: from 17.1 on it wants to be entered
         except InvalidStatus as error:
             raise refused(error) from None
         except (OSError, WebSocketException) as error:
