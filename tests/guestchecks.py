@@ -606,7 +606,7 @@ async def _live() -> None:
     await engine.start()
     assert os.path.ismount(DATA / "layers")
     assert engine.free_disk() < 1200 * MIB < shutil.disk_usage(DATA).free
-    told = {name: (active, why) async for name, active, why in engine.features()}
+    told = {one.name: (one.active, one.why) async for one in engine.features()}
     assert told["disk limit"] == (True, "each VM with disk_mib is limited by project quotas of xfs"), told
     top = new_id()
     vm = await Vm.boot(engine, image, top, Limits())
