@@ -27,6 +27,7 @@ def enter() -> int | None:
     """Fork. In the child, which goes on as the session: None. In the guard, when the session has ended: its exit code,
     or 1 if it passed and left something behind."""
     temporary = Path(tempfile.mkdtemp(prefix="bw-"))
+    temporary.chmod(0o711)  # tests that run as another user have a directory in it
     before = {*groups(), *named_namespaces(), *networks()}
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     sys.stdout.flush()
