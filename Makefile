@@ -1,5 +1,5 @@
 # make demo    see VMs fork, run and diverge          make check      style, types, layers
-# make test    every test, some minutes               make test-full  what takes longer too
+# make test    test it, some minutes                 make test-full  with what takes longer, and many more rounds
 # make fuzz    throw hostile input at every parser that reads what guests write (ARGS="--seconds 300 archive")
 # make compatibility   run the published clients, and write docs/compatibility.md's tables from what they do
 # make bench   measure, beside bwrap, runc and Docker; fails when an aim is missed
@@ -9,7 +9,7 @@
 .PHONY: help setup demo check format test test-full fuzz compatibility bench clean
 MAKEFLAGS += --no-print-directory
 bin := .venv/bin
-tested := tests/unit tests/fuzz tests/api tests/faces tests/engine tests/attack tests/conformance tests/chaos
+tested := tests/unit tests/chaos tests/conformance tests/engine tests/attack tests/faces tests/api tests/fuzz
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -38,7 +38,7 @@ test: setup
 
 test-full: setup
 	@scripts/packages "tests in a machine whose kernel has project quotas" qemu-system-x86 mmdebstrap || echo "test-full: goes on; tests that need them say so"
-	@scripts/test $(ARGS) $(tested)
+	@BOXWOOD_TEST_FULL=1 scripts/test $(ARGS) $(tested)
 
 fuzz: setup
 	@$(bin)/python -c 'import atheris' 2>/dev/null || $(bin)/python -m pip install --quiet --editable '.[fuzz]' || echo "fuzz: goes on without atheris"

@@ -5,15 +5,18 @@ Where there is no dockerd on the PATH, Debian's packages are unpacked (not insta
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import itertools
 import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,6 +117,29 @@ class Docker:
         took = timed(step)
         self.remove(made[0])
         return took
+
+    def copy_in(self, container: str, name: str, pieces: Iterable[bytes], size: int) -> None:
+        """What `docker cp FILE CONTAINER:/` sends."""
+        info = tarfile.TarInfo(name)
+        info.size = size
+        body = itertools.chain([info.tobuf()], pieces, [bytes(-size % 512 + 1024)])
+        headers = {"Content-Type": "application/x-tar", "Host": "docker"}
+        with contextlib.closing(_UnixConnection(str(self._address))) as connection:
+            connection.request("PUT", f"/containers/{container}/archive?path=/", body, headers, encode_chunked=True)
+            answer = connection.getresponse()
+            said = answer.read()
+        if answer.status >= 400:
+            raise Unavailable(f"docker cp: {said[:300].decode(errors='replace')}")
+
+    def copy_out(self, container: str, path: str) -> int:
+        """What `docker cp CONTAINER:PATH` reads: bytes of the archive."""
+        with contextlib.closing(_UnixConnection(str(self._address))) as connection:
+            connection.request("GET", f"/containers/{container}/archive?path={path}", headers={"Host": "docker"})
+            answer = connection.getresponse()
+            size = 0
+            while piece := answer.read(1 << 18):
+                size += len(piece)
+        return size
 
     def _call(self, method: str, path: str, body: Any = None, raw: bytes | None = None) -> Any:
         connection = _UnixConnection(str(self._address))

@@ -73,7 +73,7 @@ def _join(name: str, link: str, address: str, enter: list[str]) -> None:
     """A wire between the namespace of the server and the one that `enter` leads to."""
     near, far = f"out{link}", f"to{link}"
     _ip("-n", name, "link", "add", far, "type", "veth", "peer", "name", near)
-    _ip("-n", name, "link", "set", near, "netns", enter[2] if enter else "1")
+    _ip("-n", name, "link", "set", near, "netns", enter[2] if enter else str(os.getpid()))
     for arguments in (["address", "add", f"{address}/32", "dev", near], ["link", "set", near, "up"],
                       ["route", "add", f"{TARGET}/32", "dev", near, "src", address]):  # fmt: skip
         subprocess.run([*enter, "ip", *arguments], check=True)

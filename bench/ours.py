@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from boxwood import VM, Boxwood, Pool
+from boxwood import VM, Boxwood, Pool, Session
 from measure import Series, rounds, timed
 
 FILES, FILE_BYTES = 20_000, (1 << 30) // 20_000
@@ -23,7 +22,6 @@ for n in range({FILES}):
 '
 sync -f .
 """
-CLIENTS = 32
 
 
 def steps(box: Boxwood, vm: VM) -> dict[str, Callable[[], float]]:
@@ -35,6 +33,16 @@ def steps(box: Boxwood, vm: VM) -> dict[str, Callable[[], float]]:
         "run of a builtin": lambda: timed(lambda: vm.run(":")),
         "run of /bin/true": lambda: timed(lambda: vm.run("/bin/true")),
         "exec of /bin/true": lambda: timed(lambda: vm.exec(["/bin/true"])),
+    }
+
+
+def python(context: Session) -> dict[str, Callable[[], float]]:
+    """The same sum in a Python context and by an interpreter of its own, in the same rounds."""
+    vm, sum_ = context.vm, "sum(range(10))"
+    return {
+        "run in a Python context": lambda: timed(lambda: context.run(sum_, check=True)),
+        "python3 -c in a run": lambda: timed(lambda: vm.run(["python3", "-c", f"print({sum_})"], check=True)),
+        "python3 -c in an exec": lambda: timed(lambda: vm.exec(["python3", "-c", f"print({sum_})"], check=True)),
     }
 
 
@@ -98,41 +106,6 @@ def claims(box: Boxwood, n: int) -> list[Series]:
     finally:
         full.delete()
         empty.delete()
-
-
-# --- many clients
-
-
-def concurrent(connect: Callable[[], Boxwood], command: str, each: int) -> tuple[Series, float]:
-    """32 processes, each with a VM of its own, `each` runs: latencies, and runs per second of all together."""
-    fork = multiprocessing.get_context("fork")
-    ready, go, found = fork.Barrier(CLIENTS + 1), fork.Barrier(CLIENTS + 1), fork.SimpleQueue()
-
-    def live() -> None:
-        values: list[float] = []
-        try:
-            with connect() as box, box.fork("ubuntu") as vm:
-                vm.run(command)
-                ready.wait(120)
-                go.wait(120)
-                values += [timed(lambda: vm.run(command)) for _ in range(each)]
-                found.put((time.monotonic(), values))
-        finally:
-            if not values:
-                ready.abort()
-                found.put((0.0, []))
-
-    workers = [fork.Process(target=live) for _ in range(CLIENTS)]
-    for worker in workers:
-        worker.start()
-    ready.wait(120)
-    go.wait(120)
-    began = time.monotonic()
-    answers = [found.get() for _ in workers]
-    for worker in workers:
-        worker.join()
-    series = Series(f"{CLIENTS} clients: {command}", values=[value for _, values in answers for value in values])
-    return series, len(series.values) / (max(ended for ended, _ in answers) - began)
 
 
 # --- how a fork grows

@@ -16,13 +16,22 @@ CLIENTS = "Through other people's published clients, beside Docker's API"
 POOLS = "Warm pools"
 NETWORK = "The network of a box"
 ROOTLESS = "With root and without"
+ISOLATION = "What each layer of isolation costs when a box is made"
+ISOLATED = "What runs behind the layers"
 MANY = "32 clients at once"
+RATES = "Runs per second, beside Docker's exec at the same concurrency"
 STREAMS = "Runs followed as they happen"
+TERMINALS = "Terminals"
+PYTHON = "Python contexts"
+FILES = "Files in and out"
+INBOUND = "Ports of VMs"
+POLICY = "Requests under network policies"
 GROWTH = "How a fork grows"
 MEMORY = "Memory and disk"
 FLOOR = "Without HTTP"
 PARKED = "processes of 200 parked VMs"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+PART_BEGIN, PART_END = "<!-- bench-part:begin -->", "<!-- bench-part:end -->"  # measured apart, and later
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +143,13 @@ def brief(report: Report) -> str:
     return "\n".join([*lines, "", _machine(report)])
 
 
-def insert(path: Path, text: str) -> None:
+def insert(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     """Replace what stands between the markers."""
-    before, begin, rest = path.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"bench: {path} has no {BEGIN} … {END}")
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    before, found, rest = path.read_text().partition(begin)
+    _, ended, after = rest.partition(end)
+    if not found or not ended:
+        raise SystemExit(f"bench: {path} has no {begin} … {end}")
+    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 def terminal(report: Report) -> str:

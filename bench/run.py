@@ -2,9 +2,9 @@
 
     bench/run.py [--quick] [--only SECTION ...] [--no-docs]
 
-Sections: one, docker, clients, pools, network, rootless, many, streams, growth, memory, floor. Writes
-bench/results/latest.json and the tables of README.md and docs/benchmarks.md (a full run only). Exit code 1: an aim was
-missed.
+Sections: one, docker, clients, pools, network, rootless, isolation, many, rates, streams, terminals, python, files,
+inbound, policy, growth, memory, floor. Writes bench/results/latest.json and the tables of README.md and
+docs/benchmarks.md (a full run; one with `--only` writes a part of the page alone). Exit code 1: an aim was missed.
 """
 
 from __future__ import annotations
@@ -21,24 +21,32 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import docker
+import files
+import inbound
 import inside
+import isolation
 import machine
 import memory
 import network
 import noroot
 import ours
 import peers
+import policy
 import published
+import rates
 import report as reports
 import streams
+import terminals
 from boxwood import VM, Boxwood
-from measure import Series, dump, rounds, timed
+from measure import dump, rounds, timed
 from report import HOME, Aim, Report
 from server import Server
+from states import states
 
 CACHE = HOME / ".cache/bench"
 SECTIONS = (
-    "one", "docker", "clients", "pools", "network", "rootless", "many", "streams", "growth", "memory", "floor",
+    "one", "docker", "clients", "pools", "network", "rootless", "isolation", "many", "rates", "streams", "terminals",
+    "python", "files", "inbound", "policy", "growth", "memory", "floor",
 )  # fmt: skip
 
 
@@ -63,7 +71,7 @@ def main() -> int:
     finally:
         server.down()
         shutil.rmtree(scratch, ignore_errors=True)
-    return _tell(report, whole=not options.only and not options.quick and not options.no_docs)
+    return _tell(report, told=not options.quick and not options.no_docs, whole=not options.only)
 
 
 def one(report: Report, server: Server, scratch: Path, quick: bool) -> None:
@@ -78,6 +86,12 @@ def one(report: Report, server: Server, scratch: Path, quick: bool) -> None:
     bwrap = report.find(reports.SINGLE, "bwrap: start + true")
     for name, bar in (("fork + first command", 1.5), ("run of a builtin", 0.35), ("run of /bin/true", 0.5)):
         report.ratio(f"{name}, in starts of bwrap", report.find(reports.SINGLE, name), bwrap, bar)
+
+
+def contexts(report: Report, server: Server, scratch: Path, quick: bool) -> None:
+    with server.client() as box, _shell(box) as vm, vm.python() as context:
+        context.run("1")
+        report.add(reports.PYTHON, rounds(4 if quick else 30, ours.python(context)).values())
 
 
 def beside_docker(report: Report, server: Server, scratch: Path, quick: bool) -> None:
@@ -156,10 +170,31 @@ def without_root(report: Report, server: Server, scratch: Path, quick: bool) -> 
     report.add(reports.ROOTLESS, measured.values())
 
 
+def layers(report: Report, server: Server, scratch: Path, quick: bool) -> None:
+    made, behind = isolation.measure(scratch, 5 if quick else 40)
+    report.add(reports.ISOLATION, made)
+    report.add(reports.ISOLATED, behind)
+
+
 def many(report: Report, server: Server, scratch: Path, quick: bool) -> None:
     for command in (":", "/bin/true"):
-        series, rate = ours.concurrent(server.client, command, 10 if quick else 60)
-        report.add(reports.MANY, [series, Series(f"{ours.CLIENTS} clients: {command}", "runs/s", [rate])])
+        report.add(reports.MANY, rates.many(server.client, command, 10 if quick else 60))
+
+
+def beside_exec(report: Report, server: Server, scratch: Path, quick: bool) -> None:
+    each = 2 if quick else 10
+    try:
+        with docker.daemon(scratch / "docker-rates", CACHE, peers.busybox_tar(scratch)) as daemon:
+            found = rates.measure(server.client, daemon, each)
+    except peers.Unavailable as error:
+        report.remarks.append(f"Docker beside many clients: {error}")
+        found = rates.measure(server.client, None, each)
+    report.add(reports.RATES, found)
+
+
+def typed(report: Report, server: Server, scratch: Path, quick: bool) -> None:
+    with server.client() as box:
+        report.add(reports.TERMINALS, terminals.series(box, 1 if quick else 5))
 
 
 def followed(report: Report, server: Server, scratch: Path, quick: bool) -> None:
@@ -169,11 +204,36 @@ def followed(report: Report, server: Server, scratch: Path, quick: bool) -> None
     report.aims.append(Aim(streams.FIRST, found[0].p50, 2, " ms"))
 
 
+def moved(report: Report, server: Server, scratch: Path, quick: bool) -> None:
+    mib = 128 if quick else 1024
+    with contextlib.ExitStack() as stack:
+        peer = None
+        try:
+            daemon = stack.enter_context(docker.daemon(scratch / "docker", CACHE, peers.busybox_tar(scratch)))
+            peer = daemon, daemon.create()
+        except peers.Unavailable as error:
+            report.remarks.append(f"Docker beside files: {error}")
+        box = stack.enter_context(server.client())
+        vm = stack.enter_context(_shell(box))
+        report.add(reports.FILES, files.small(vm, scratch, 3 if quick else 20, peer))
+        report.add(reports.FILES, files.large(server, vm, scratch, mib, 1 if quick else 3, peer))
+        report.add(reports.FILES, files.trees(vm, scratch, 1 if quick else 3))
+    written = report.find(reports.FILES, files.WRITE)
+    report.aims.append(Aim(files.WRITE, written.p50 if written else float("inf"), 1.5, " ms"))
+    for name, bar in ((files.UP, 400), (files.DOWN, 500)):
+        rate = report.find(reports.FILES, f"{name}: {mib} MiB")
+        report.aims.append(Aim(name, rate.p50 if rate else 0.0, bar, " MiB/s", at_least=True))
+    grown = report.find(reports.FILES, files.GROWN)
+    report.aims.append(Aim(files.GROWN, grown.p50 if grown else float("inf"), 32, " MiB"))
+
+
 def growth(report: Report, server: Server, scratch: Path, quick: bool) -> None:
     with server.client() as box:
         sizes = ours.size(box, 2 if quick else 8)
         links = ours.chain(box, 60 if quick else 300, 3 if quick else 15)
-        report.add(reports.GROWTH, [*sizes, *links, *ours.busy(box, 3 if quick else 15)])
+        report.add(
+            reports.GROWTH, [*sizes, *links, *ours.busy(box, 3 if quick else 15), *states(box, 2 if quick else 8)]
+        )
     first_large, first_small, large, small = sizes
     report.ratio(
         "first fork of a VM with 1 GiB in 20,000 files, in forks of a small one", first_large, first_small, 1.5
@@ -195,6 +255,18 @@ def floor(report: Report, server: Server, scratch: Path, quick: bool) -> None:
     report.add(reports.FLOOR, inside.measure(scratch, 4 if quick else 20))
 
 
+def ports(report: Report, server: Server, scratch: Path, quick: bool) -> None:
+    with server.client() as box:
+        n, mib = (4, 64) if quick else (50, 512)
+        report.add(reports.INBOUND, inbound.series(box, server.url, server.key, n, mib))
+
+
+def requests(report: Report, server: Server, scratch: Path, quick: bool) -> None:
+    with network.outside() as name, server.client() as box:
+        n, count, mib = (1, 20, 16) if quick else (10, 50, 256)
+        report.add(reports.POLICY, policy.series(box, name, n, count, mib))
+
+
 MEASURES: dict[str, Callable[[Report, Server, Path, bool], None]] = {
     "one": one,
     "docker": beside_docker,
@@ -202,8 +274,15 @@ MEASURES: dict[str, Callable[[Report, Server, Path, bool], None]] = {
     "pools": pools,
     "network": outside,
     "rootless": without_root,
+    "isolation": layers,
     "many": many,
+    "rates": beside_exec,
     "streams": followed,
+    "terminals": typed,
+    "python": contexts,
+    "files": moved,
+    "inbound": ports,
+    "policy": requests,
     "growth": growth,
     "memory": used,
     "floor": floor,
@@ -217,14 +296,18 @@ def _shell(box: Boxwood) -> VM:
     return vm
 
 
-def _tell(report: Report, whole: bool) -> int:
+def _tell(report: Report, *, told: bool, whole: bool) -> int:
+    """`whole`: of all sections; of some alone the tables stand in a place of their own."""
     print(reports.terminal(report))
-    if whole:
+    if told and whole:
         results = HOME / "bench/results"
         results.mkdir(exist_ok=True)
         (results / "latest.json").write_text(dump(report.as_json()))
         reports.insert(HOME / "README.md", reports.brief(report))
         reports.insert(HOME / "docs/benchmarks.md", reports.full(report))
+        reports.insert(HOME / "docs/benchmarks.md", "Nothing.", reports.PART_BEGIN, reports.PART_END)
+    elif told:
+        reports.insert(HOME / "docs/benchmarks.md", reports.full(report), reports.PART_BEGIN, reports.PART_END)
     return 0 if report.met else 1
 
 

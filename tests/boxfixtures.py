@@ -6,14 +6,22 @@ import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+import hostchecks
 from boxwood.core.ids import new_id
 from boxwood.engine.api import Box, BoxSpec, Limits, RunEnd, RunSpec, SessionSpec, Stack
 from boxwood.engine.host import HostEngine
 from boxwood.images import host as host_image
+
+
+@pytest.fixture(scope="session", autouse=True)
+def host_is_known() -> None:
+    """No engine of these tests tries anew what the host gives."""
+    hostchecks.remember(hostchecks.place())
 
 
 @pytest.fixture(scope="session")
@@ -27,21 +35,43 @@ def golden(images: Path) -> str:
     return host_image.ensure(images, None).layer_id
 
 
+def is_lent(request: pytest.FixtureRequest) -> bool:
+    """Does the test share its engine? What stands closest to it counts: `own_engine`, or `lent_engine` of its file."""
+    names = (mark.name for mark in request.node.iter_markers())
+    return next((name for name in names if name in ("lent_engine", "own_engine")), "") == "lent_engine"
+
+
 @pytest.fixture
-def data(tmp_path: Path) -> Iterator[Path]:
+def data(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """The engine's directory."""
+    if is_lent(request):
+        yield request.getfixturevalue("shared_engine")._data
+        return
     directory = tmp_path / "data"
     yield directory
     shutil.rmtree(directory, ignore_errors=True)
 
 
-@pytest.fixture
-async def engine(data: Path, images: Path) -> AsyncIterator[HostEngine]:
-    engine = HostEngine(data, images, network=False)
+@asynccontextmanager
+async def started(engine: HostEngine) -> AsyncIterator[HostEngine]:
+    """On a data directory in which no box lives; and ended, whatever happens."""
     assert not await engine.start()
     try:
         yield engine
     finally:
         await engine.shutdown()
+
+
+@pytest.fixture
+async def own_engine(data: Path, images: Path) -> AsyncIterator[HostEngine]:
+    async with started(HostEngine(data, images, network=False)) as engine:
+        yield engine
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest) -> HostEngine:
+    """The test's own, to ill-treat, unless it is marked as one that shares: to start one takes longer than a box does."""
+    return request.getfixturevalue("lent_engine" if is_lent(request) else "own_engine")
 
 
 class Runner:
@@ -82,6 +112,16 @@ class Runner:
         return result
 
 
+@asynccontextmanager
+async def booted(runner: Runner) -> AsyncIterator[Runner]:
+    """The box that it has in the end is put down, whatever happens."""
+    await runner.boot()
+    try:
+        yield runner
+    finally:
+        await runner.box.kill()
+
+
 class Result:
     def __init__(self) -> None:
         self.out, self.err = bytearray(), bytearray()
@@ -118,3 +158,21 @@ async def runner(engine: HostEngine, golden: str) -> Runner:
     runner = Runner(engine, golden)
     await runner.boot()
     return runner
+
+
+@pytest.fixture(scope="module")
+async def shared_engine(tmp_path_factory: pytest.TempPathFactory, images: Path) -> AsyncIterator[HostEngine]:
+    """One for all tests of a file that look at boxes alone: to start it takes longer than a box does."""
+    directory = tmp_path_factory.mktemp("engine") / "data"
+    try:
+        async with started(HostEngine(directory, images, network=False)) as engine:
+            yield engine
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+async def lent_engine(shared_engine: HostEngine) -> AsyncIterator[HostEngine]:
+    """The engine of the file; the boxes of a test are gone with it."""
+    yield shared_engine
+    await asyncio.gather(*(box.kill() for box in list(shared_engine._boxes.values())))

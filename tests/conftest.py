@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import faulthandler
+import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 import guard
 import rootless
 import servers
 
 TESTS = Path(__file__).parent
+hypothesis.settings.register_profile("boxwood", deadline=None)  # how long it takes is for bench/ to say
+hypothesis.settings.load_profile("boxwood")
+TEARDOWN_SECONDS = 300.0
 NEEDS_ROOT = {"api", "attack", "chaos", "conformance", "engine"}  # each test there makes boxes
 
 
@@ -31,6 +39,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.root)
         if os.geteuid() and item.get_closest_marker("root") and not os.environ.get(rootless.ENVIRONMENT):
             item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """None: xdist's own."""
+    if config.option.dist != "loadfile":
+        return None
+    import scheduling  # here, since xdist may not be there
+
+    return scheduling.Scheduling(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """What was collected stays: nobody need look at it again, nor copy it into the children that tests fork."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """Bounded as well: a test whose time is up is broken off wherever it is, in the middle of its event loop say, and
+    then what its fixtures wait for may never come. The process ends, and says where it stood."""
+    said = item.config.stash[fault_handler_stderr_fd_key]
+    faulthandler.dump_traceback_later(TEARDOWN_SECONDS, exit=True, file=said)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(scope="session")

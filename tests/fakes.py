@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import sys
 from pathlib import Path
@@ -23,6 +24,13 @@ fake_engine = _load()
 
 
 def release(machine: Any, vm_id: str) -> None:
-    """Let what hangs in this VM go on."""
-    for process in machine.boxes[vm_id].runs.values():
+    """Let what hangs in this VM go on, if it has a box by now."""
+    box = machine.boxes.get(vm_id)
+    for process in box.runs.values() if box is not None else ():
         process.released.set()
+
+
+async def started(machine: Any, count: int = 1) -> None:
+    """Wait until so many runs have begun."""
+    while len(machine.called("start_run")) < count:
+        await asyncio.sleep(0.001)

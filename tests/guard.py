@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import signal
 import socket
@@ -187,9 +188,11 @@ def _data_directories() -> Iterator[Path]:
 
 
 def named_namespaces() -> list[str]:
+    """Without those of tests that run: of another session's, when ours have ended."""
     directory = Path("/run/netns")
     names = sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
-    return [f"network namespace {name}" for name in names]
+    makers = {name: re.fullmatch(r"bwtest(\d+)-\d+", name) for name in names}
+    return [f"network namespace {name}" for name, maker in makers.items() if maker is None or not alive(int(maker[1]))]
 
 
 def networks() -> list[str]:

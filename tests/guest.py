@@ -66,8 +66,8 @@ def missing() -> str:
     return " ".join(package for package in NEEDED if shutil.which(have[package]) is None)
 
 
-def run(script: Path, disks: Sequence[int], scratch: Path) -> Iterator[str]:
-    """The lines that a script of Python writes in the machine, as they come. `disks`: sizes in MiB of /dev/vda, vdb, …,
+def run(script: Path, beside: Path, disks: Sequence[int], scratch: Path) -> Iterator[str]:
+    """The lines that a script of Python writes in the machine, as they come. `beside`: a package that it imports. `disks`: sizes in MiB of /dev/vda, vdb, …,
     which are empty. `scratch`: an empty directory; the machine's console is kept there. RuntimeError when it does not
     come to the script's end."""
     kernel, base = _base()
@@ -75,7 +75,7 @@ def run(script: Path, disks: Sequence[int], scratch: Path) -> Iterator[str]:
     with open(initramfs, "wb") as file:
         with open(base, "rb") as made:
             shutil.copyfileobj(made, file, 1 << 20)
-        _Archive(file).add_all(_ours(script))
+        _Archive(file).add_all(_ours(script, beside))
     command = [
         "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1536", "-nodefaults",
         "-display", "none", "-no-reboot", "-kernel", str(kernel), "-initrd", str(initramfs),
@@ -158,20 +158,20 @@ def _content(packed: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
     return file.read()
 
 
-def _ours(script: Path) -> Iterator[Entry]:
+def _ours(script: Path, beside: Path) -> Iterator[Entry]:
     import pyseccomp
 
     yield "init", 0o100755, _INIT.encode()
     yield "begin", 0o100755, _BEGIN.encode()
     yield "script.py", 0o100644, script.read_bytes()
     yield f"{_PACKAGES_OF_PYTHON}/pyseccomp.py", 0o100644, Path(pyseccomp.__file__).read_bytes()
-    source = REPOSITORY / "src" / "boxwood"
-    for directory, _, names in os.walk(source):
-        inside = Path(_PACKAGES_OF_PYTHON, "boxwood", Path(directory).relative_to(source))
-        yield str(inside), 0o40755, b""
-        for name in names:
-            if name.endswith((".py", ".sql")):
-                yield str(inside / name), 0o100644, Path(directory, name).read_bytes()
+    for source in (REPOSITORY / "src" / "boxwood", beside):
+        for directory, _, names in os.walk(source):
+            inside = Path(_PACKAGES_OF_PYTHON, source.name, Path(directory).relative_to(source))
+            yield str(inside), 0o40755, b""
+            for name in names:
+                if name.endswith((".py", ".sql")):
+                    yield str(inside / name), 0o100644, Path(directory, name).read_bytes()
 
 
 class _Archive:

@@ -16,11 +16,10 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 PUBLIC = "93.184.215.14"
 OTHER_PUBLIC = "151.101.1.6"
@@ -37,9 +36,15 @@ NAMES = {
     "mixed.test.": [("A", PUBLIC), ("A", "10.99.0.1")],
     "chain.test.": [("CNAME", "metadata.test."), ("A@metadata.test.", "169.254.169.254")],
     "excepted.test.": [("A", EXCEPTED)],
+    "other.test.": [("A", OTHER_PUBLIC)],
+    "www.other.test.": [("A", OTHER_PUBLIC)],
+    "evilother.test.": [("A", OTHER_PUBLIC)],
+    "alias.test.": [("CNAME", "other.test."), ("A@other.test.", OTHER_PUBLIC)],
 }
 
 
+_ENVIRONMENT = "BOXWOOD_TEST_INTERNET"
+_LOCK = Path("/run/lock/boxwood-tests-internet")
 _numbers = itertools.count()  # a wire may linger for a moment when its namespace is gone
 
 
@@ -48,17 +53,16 @@ class Internet:
     name: str
     link: str
     resolv_conf: Path
-    process: subprocess.Popen[str]
+    visitors: IO[str]
     visits: list[dict[str, Any]] = field(default_factory=list)
 
     def seen(self) -> list[dict[str, Any]]:
         """Who has come so far, in order: all that came before this question."""
         with socket.create_connection((PUBLIC, 9)) as sock:  # one more visit, at the end
             mark = list(sock.getsockname())
-        assert self.process.stdout is not None
         while True:
-            visit = json.loads(self.process.stdout.readline())
-            if visit["peer"] == mark:
+            visit = json.loads(self.visitors.readline())
+            if visit["peer"] == mark and visit["port"] == 9:  # a box's may have been given the same port
                 found, self.visits = self.visits, []
                 return found
             self.visits.append(visit)
@@ -66,11 +70,16 @@ class Internet:
 
 @contextlib.contextmanager
 def internet(directory: Path) -> Iterator[Internet]:
+    """One for this session; or the one that somebody else has made for it, see `handed_over`."""
+    if _ENVIRONMENT in os.environ:
+        with _inherited() as found:
+            yield found
+        return
     number = next(_numbers)
     name, link = f"bwtest{os.getpid()}-{number}", f"t{os.getpid() % 1000000}n{number}"
     with contextlib.ExitStack() as stack:
-        lock = stack.enter_context((Path(tempfile.gettempdir()) / "internet.lock").open("w"))
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the routes to it are the host's: one at a time
+        lock = stack.enter_context(_LOCK.open("w"))
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the routes to it are the host's: one at a time, also of other sessions
         _ip("netns", "add", name)
         stack.callback(_ip, "netns", "delete", name)
         _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", name)
@@ -92,7 +101,20 @@ def internet(directory: Path) -> Iterator[Internet]:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         resolv_conf = directory / "resolv.conf"
         resolv_conf.write_text(f"nameserver {NAMESERVER}\noptions timeout:2\n")
-        yield Internet(name, link, resolv_conf, process)
+        yield Internet(name, link, resolv_conf, process.stdout)
+
+
+def handed_over(world: Internet) -> tuple[dict[str, str], int]:
+    """For a process without root, whose tests are to have this one: its environment, and a descriptor to pass on."""
+    fd = world.visitors.fileno()
+    return {_ENVIRONMENT: json.dumps([world.name, world.link, str(world.resolv_conf), fd])}, fd
+
+
+@contextlib.contextmanager
+def _inherited() -> Iterator[Internet]:
+    name, link, resolv_conf, fd = json.loads(os.environ[_ENVIRONMENT])
+    with open(os.dup(fd)) as visitors:
+        yield Internet(name, link, Path(resolv_conf), visitors)
 
 
 def _ip(*arguments: str) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from boxfixtures import Runner
+from boxfixtures import Runner, started
 from boxwood.engine.api import Box, Limits, Usage
 from boxwood.engine.host import HostEngine
 from internet import EXCEPTED, Internet, internet
@@ -18,7 +17,7 @@ CONNECT = """
 import socket, sys, errno
 def tried(kind, family, address, port):
     with socket.socket(family, kind) as s:
-        s.settimeout(2)
+        s.settimeout(5 if kind == socket.SOCK_STREAM else 2)  # refused is refused at once, however busy the host is
         try:
             s.connect((address, port))
             s.send(b'hello')
@@ -51,26 +50,20 @@ def accounts() -> list[tuple[str, Usage]]:
     return []
 
 
-@asynccontextmanager
-async def started(
-    world: Internet, data: Path, images: Path, accounts: list[tuple[str, Usage]]
-) -> AsyncIterator[HostEngine]:
+def networked(world: Internet, data: Path, images: Path, accounts: list[tuple[str, Usage]]) -> HostEngine:
+    """An engine, to be started, whose boxes have a network of this world."""
     engine = HostEngine(
         data, images, network_allow=[f"{EXCEPTED}:8080", f"{EXCEPTED}:8000-8090"], resolv_conf=world.resolv_conf
     )
     engine.account(lambda vm, usage: accounts.append((vm, usage)))
-    await engine.start()
-    try:
-        yield engine
-    finally:
-        await engine.shutdown()
+    return engine
 
 
 @pytest.fixture
 async def own(
     world: Internet, data: Path, images: Path, accounts: list[tuple[str, Usage]]
 ) -> AsyncIterator[HostEngine]:
-    async with started(world, data, images, accounts) as engine:
+    async with started(networked(world, data, images, accounts)) as engine:
         yield engine
 
 

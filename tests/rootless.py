@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import servers
 from boxwood.images import host
@@ -86,6 +86,23 @@ def with_subordinate_ids(place: Path) -> Callable[[list[str]], list[str]]:
     return lambda command: ["unshare", "-m", "bash", "-ec", _PRIVATE_ETC, "bash", str(place), str(UID), *command]
 
 
+_PRIVATE_DEV = """
+mount -t tmpfs tun "$1"
+mknod "$1/tun" c 10 200
+chmod 666 "$1/tun"
+mount --bind "$1/tun" /dev/net/tun
+umount -l "$1"
+shift
+exec setpriv --reuid "$1" --regid "$1" --clear-groups "${@:2}"
+"""
+
+
+def with_tun(place: Path) -> Callable[[list[str]], list[str]]:
+    """Commands run as the user, who may open /dev/net/tun, as most distributions have it. `place`: an empty directory."""
+    place.mkdir()
+    return lambda command: ["unshare", "-m", "bash", "-ec", _PRIVATE_DEV, "bash", str(place), str(UID), *command]
+
+
 def _remove_old() -> None:
     """Images of packages that the host has no more, and what was imported. Another session may be at work with those
     that are younger."""
@@ -118,8 +135,10 @@ class RootlessServer(servers.Server):
         self.data.mkdir(mode=0o700, exist_ok=True)
         os.chown(self.data, UID, UID)
 
-    def _spawn(self, command: list[str], **more: Any) -> subprocess.Popen[bytes]:
-        settings = {name: value for name, value in more.pop("env").items() if name.startswith("BOXWOOD_")}
+    def _spawn(self, argv: list[str], given: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "boxwood.server", *argv]
+        more: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
+        settings = {name: value for name, value in given.items() if name.startswith("BOXWOOD_")}
         environ = {**settings, "BOXWOOD_IMAGES": str(IMAGES)}
         if self.within is None:
             return popen(command, self._home, env=environ, **more)

@@ -1,21 +1,22 @@
-"""A real server for tests: started as users start it, on a data directory and a port of its own."""
+"""A real server for tests, on a data directory and a port of its own: its program, in a process that has imported it."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import guard
+import warmserver
 from boxwood import Boxwood
 from boxwood.engine.daemon import instance
 
@@ -32,7 +33,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         given = {"kubernetes_port": 0, **settings}  # any: the next one may be another server's
         self._settings = {f"BOXWOOD_{name.upper()}": str(value) for name, value in given.items()}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | warmserver.Started | None = None
 
     @property
     def key(self) -> str:
@@ -42,6 +43,10 @@ class Server:
     def pid(self) -> int:
         assert self._process is not None, "the server does not run"
         return self._process.pid
+
+    @property
+    def runs(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     @property
     def zygote_pid(self) -> int:
@@ -54,6 +59,19 @@ class Server:
         """The first processes of the boxes that live, and of those prepared ahead."""
         return [pid for pid in guard.descendants(self.zygote_pid) if _parent(pid) == self.zygote_pid and _is_first(pid)]
 
+    def unnamed_files(self) -> list[str]:
+        """Of the agents of boxes: files without a name, that are on their way in."""
+        found = []
+        for pid in self.box_pids():
+            # A box of another test may end meanwhile.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                for fd in os.listdir(f"/proc/{pid}/fd"):
+                    with contextlib.suppress(FileNotFoundError):
+                        target = os.readlink(f"/proc/{pid}/fd/{fd}")
+                        if "/#" in target:
+                            found.append(target)
+        return found
+
     def boxes(self) -> list[str]:
         """The cgroups of boxes: of those that live, and of up to `PREPARED` that are made ahead of demand."""
         group = f"boxwood-{instance(self.data)}"
@@ -65,20 +83,19 @@ class Server:
     def start(self) -> Server:
         assert self._process is None, "the server runs already"
         self._make_directory()
-        command = [sys.executable, "-m", "boxwood.server", "--data", str(self.data), "--port", str(self.port)]
         environment = {**_clean(os.environ), **self._settings}
         with (self.data.parent / f"{self.data.name}.log").open("ab") as log:
-            self._process = self._spawn(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+            self._process = self._spawn(["--data", str(self.data), "--port", str(self.port)], environment, log)
         self._wait_ready()
         return self
 
     def _make_directory(self) -> None:
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def _spawn(self, command: list[str], **more: Any) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, **more)
+    def _spawn(
+        self, argv: list[str], given: dict[str, str], log: IO[bytes]
+    ) -> subprocess.Popen[bytes] | warmserver.Started:
+        return warmserver.start(argv, given, log)
 
     def kill9(self) -> None:
         """The server dies as if the power had gone; the zygote and its boxes live on."""

@@ -10,11 +10,18 @@ STEPS = {"steps": [{"name": "s", "command": ["put", "/stolen", "1"]}]}
 COMMAND = {"command": ["put", "/stolen", "1"]}
 # What a request says, by its operation's name: enough to get past the first looks. VM stands for the victim's.
 BODIES: dict[str, Any] = {
+    "setSecret": {"value": "a secret"},
+    "takeSnapshot": {"name": "mine"},
+    "restoreVm": {"snapshot": "theirs"},
+    "commitVm": {"into": "VM"},
     "fork": {"source_vm_id": "VM"}, "patchVm": {"name": "stolen"}, "createRun": {"command": "put /stolen 1", "background": True},
     "createSession": {}, "patchSession": {"cols": 81, "rows": 25}, "mintSessionPtyTicket": {}, "sync": {"op": "read", "path": "/secret"}, "legacyFork": {"name": "stolen"},
     "legacyRun": {"command": "put /stolen 1"}, "legacyForkByName": {"from": "VM", "name": "stolen-too"},
     "createWarmPool": {"name": "mine", "source_vm_id": "VM", "replicas": 0}, "patchWarmPool": {"replicas": 0},
     "claimWarmPool": {"name": "stolen"}, "createApiKey": {"name": "mine"},
+    "makeDirectory": {"path": "/stolen"}, "chmodFile": {"path": "/secret", "mode": 0}, "moveFile": {"path": "/secret", "to": "/stolen"},
+    "removeFile": {"path": "/stolen", "recursive": True}, "searchFiles": {"path": "/", "pattern": "of-the-victim"},
+    "createFilesystem": {"name": "mine"}, "createMount": {"filesystem_id": "NAME"}, "createSync": {"filesystem_id": "NAME"},
     "importImage": {"name": "mine", "path": "/nowhere"}, "down": {},
     "akRun": COMMAND, "akRunStream": COMMAND, "akBatchRun": {"commands": [COMMAND]}, "akCreate": {"name": "mine"},
     "akExec": COMMAND, "akDetach": COMMAND, "akWriteFiles": {"files": {"/stolen": "x"}}, "akWriteFile": {"content": "x"},
@@ -44,9 +51,11 @@ MORE: dict[str, Any] = {
         "env": {"A": "b"}, "cwd": "/tmp", "user": "root", "stdin": "x", "stdin_encoding": "utf-8", "timeout": 5, "session_idx": 0,
         "end_symbol": "auto", "queueing_timeout": 1,
     },
-    "createSession": {"env": {"A": "b"}, "cwd": "/tmp", "cols": 80},
+    "createSession": {"env": {"A": "b"}, "cwd": "/tmp", "cols": 80}, "makeDirectory": {"parents": True, "mode": 0o700},
+    "moveFile": {"replace": True}, "searchFiles": {"literal": True, "include": ["*"], "engine": "builtin", "seconds": 1},
     "createWarmPool": {"namespace": "n", "resources": _SIZES, "network": "none", "labels": {"a": "b"}},
     "claimWarmPool": {"description": "d", "labels": {"a": "b"}, "ttl": 60}, "patchWarmPool": {"labels": {"a": "b"}},
+    "createFilesystem": {"size_mib": 64}, "createMount": {"path": "/volume", "read_only": True}, "createSync": {"path": "/volume"},
     "legacyRun": {"session_id": 0, "timeout": 5},
     "akCreate": {
         "image": "alpine:3.20", "vcpus": 1, "memory_mb": 256, "profile": "moderate", "network": True, "labels": {"a": "b"},

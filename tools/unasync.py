@@ -15,7 +15,10 @@ BOXWOOD = Path(__file__).resolve().parent.parent / "src" / "boxwood"
 NOTE = "# Made from ../_async/{name} by tools/unasync.py: change that one.\n"
 
 # Each with the modules where the two forms really differ.
-HAND_WRITTEN = {BOXWOOD / "client": {"connection.py", "socket.py"}, BOXWOOD / "faces/agentkernel": {"forms.py"}}
+HAND_WRITTEN = {
+    BOXWOOD / "client": {"connection.py", "forward.py", "socket.py"},
+    BOXWOOD / "faces/agentkernel": {"forms.py"},
+}
 RULES = [
     (r"\[(\w+) async for \1 in (.+)\]", r"list(\2)"),
     (r"\bAwaitable\[None\]", "None"),
@@ -27,6 +30,7 @@ RULES = [
     (r"\bAsync([A-Z]\w*)", r"\1"),
     (r"\ba(iter_bytes|next)\b", r"\1"),
     (r"\baclose\b", "close"),
+    (r"\bfrom asyncio import to_thread as to_thread\b", "\nfrom boxwood.client.mirror import here as to_thread"),
     (r"\bfrom asyncio import Semaphore\b", "from threading import Semaphore"),
     (r"\bfrom asyncio import sleep\b", "from time import sleep"),
     (r"\bboxwood\.(client|faces\.agentkernel)\._async\b", r"boxwood.\1._sync"),
@@ -41,9 +45,15 @@ def blocking(source: str, name: str) -> str:
     """The blocking form of an awaitable module's text."""
     for pattern, replacement in RULES:
         source = re.sub(pattern, replacement, source)
+    source = re.sub(r"^from collections\.abc import (.+)$", _sorted, source, flags=re.MULTILINE)
     if left := re.search(r"\b(async|await|asyncio)\b", source):
         raise SystemExit(f"{name}: {left.group()!r} is left; teach tools/unasync.py about it")
     return NOTE.format(name=name) + source
+
+
+def _sorted(line: re.Match[str]) -> str:
+    """Names that have become others, in their order, each once."""
+    return "from collections.abc import " + ", ".join(sorted(set(line[1].split(", "))))
 
 
 def generated() -> dict[Path, str]:

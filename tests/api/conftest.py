@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +21,10 @@ from boxwood.core.model import Caller
 from boxwood.core.refusals import of_store
 from boxwood.images import host
 from boxwood.server.app import App
+from boxwood.store import database
 from boxwood.store import keys as key_rows
 from boxwood.store.database import Database
+from commandline import boxwood  # noqa: F401
 from fakes import fake_engine
 from serving import ground  # noqa: F401
 
@@ -76,15 +80,29 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("store") / "boxwood.db"
 
     async def make() -> None:
-        database = await Database.open(file, of_store)
-        await database.close()
+        made = await Database.open(file, of_store)
+        await made.close()
 
     asyncio.run(make())
     return file
 
 
 @pytest.fixture
-async def api(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Api]:
+def careless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for the disk: the power does not fail in the tests here, and waiting takes longer than most of them."""
+    connect = database.connect
+
+    def connected(*arguments: Any) -> sqlite3.Connection:
+        connection = connect(*arguments)
+        connection.execute("PRAGMA synchronous = OFF")
+        return connection
+
+    monkeypatch.setattr(database, "connect", connected)
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+
+
+@pytest.fixture
+async def api(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch, careless: None) -> AsyncIterator[Api]:
     machine = fake_engine.Machine()
     images = tmp_path / "images"
     (images / fake_engine.IMAGE / "upper").mkdir(parents=True)

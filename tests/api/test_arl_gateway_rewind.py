@@ -186,6 +186,11 @@ async def test_logs(arl):
     await arl.refused(400, "tail", "GET", f"{path}/logs?tail=-1")
 
 
+async def test_nobody_waits_for_what_is_not_said_to_him(arl):
+    path = f"{await arl.session()}/logs?follow=true&tail=0"
+    assert (await asyncio.wait_for(arl("HEAD", path), 10)).content == b""
+
+
 async def test_logs_are_followed_until_the_end(arl):
     path = await arl.session()
     following = asyncio.create_task(arl("GET", f"{path}/logs?follow=true"))
@@ -264,14 +269,19 @@ async def test_uploads_are_done_again_too(arl, monkeypatch):
     assert await arl.said(path, "cat", "f") == "uploaded"
 
 
+async def there(arl) -> set[str]:
+    """The VMs that there are."""
+    return {vm["vm_id"] for vm in (await arl.api.ok("GET", "/vms"))["vms"]}
+
+
 async def test_a_big_upload_without_a_snapshot_cannot_be_reached(arl, monkeypatch):
     monkeypatch.setattr(snapshots, "MOST_SNAPSHOTS", 0)
     path = await arl.session()
     await upload(arl, path, "f", b"x" * 300_000)
     await arl.execute(path, ["put", "g", "a"])
-    vms = (await arl.api.ok("GET", "/vms"))["vms"]
+    vms = await there(arl)
     await arl.refused(409, "step 0 (upload_file) cannot be done again", "POST", f"{path}/restore", {"snapshotID": "0"})
-    while (await arl.api.ok("GET", "/vms"))["vms"] != vms:
+    while await there(arl) != vms:
         await asyncio.sleep(0.001)
     assert len(await arl.ok("GET", f"{path}/history")) == 2
 

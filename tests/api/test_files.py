@@ -221,14 +221,6 @@ async def test_wrong_sync_bodies(api, body):
     await api.refused(400, "bad_request", "POST", f"/vms/{vm}/sync", body)
 
 
-async def test_sync_stream_is_refused_by_name(api):
-    vm = await api.fork()
-    error = await api.refused(
-        422, "unsupported_operation", "POST", f"/vms/{vm}/sync-stream?path=/f&size=1", content=b"x"
-    )
-    assert error["request"] == {"kind": "unmatched", "method": "POST"}
-
-
 async def test_many_at_once(api):
     vm = await api.fork()
     data = {f"/c/{number}": os.urandom(100_000) for number in range(20)}

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from api.watching import Watched, output, parse
-from boxwood.core import runs as core_runs
+from boxwood.core import pastruns
 from boxwood.core.model import Caller
 from boxwood.server import events
 from boxwood.store import keys as key_rows
@@ -85,7 +85,7 @@ async def test_what_is_refused_is_refused_by_status(api):
     await api.refused(400, "bad_request", "POST", f"/vms/{vm}/runs?on_disconnect=x", {"command": "x"}, headers=SSE)
     run = (await api.run(vm, "echo x"))["run_id"]
     await api.refused(404, "not_found", "GET", f"/vms/{vm}/runs/01ARZ3NDEKTSV4RRFFQ69G5FAV/events")
-    for offset in ("-1", "1.", ".1", "1.2.3", "x", "1e3", "9" * 16, "0.0\n", "٣"):
+    for offset in ("-1", "1.", ".1", "1.2.3.4", "1.2.", "x", "1e3", "9" * 16, "0.0\n", "٣"):
         error = await api.refused(400, "bad_request", "GET", f"/vms/{vm}/runs/{run}/events", params={"offset": offset})
         assert error["details"]["violations"][0]["field"] == "offset"
     await api.refused(400, "bad_request", "GET", f"/vms/{vm}/runs/{run}/events", headers={"last-event-id": "x"})
@@ -174,11 +174,11 @@ async def test_of_what_lies_on_the_disk_pieces_are_read(api, size, monkeypatch):
     vm = await api.fork()
     told = await streamed(api, vm, f"flood {size}")
     read = []
-    head = core_runs.head
-    monkeypatch.setattr(core_runs, "head", lambda path, count, at: read.append(count) or head(path, count, at))
+    head = pastruns.head
+    monkeypatch.setattr(pastruns, "head", lambda path, count, at: read.append(count) or head(path, count, at))
     rest = await again(api, vm, told[0].data["run_id"], "?offset=7")
     assert output(told, "stdout") == b"x" * size and output(rest, "stdout") == b"x" * (size - 7)
-    assert max(read, default=0) <= core_runs.PIECE_BYTES
+    assert max(read, default=0) <= pastruns.PIECE_BYTES
     assert bool(read) == (size > 64 << 10)
 
 

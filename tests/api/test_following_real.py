@@ -71,6 +71,15 @@ def test_one_who_answers_what_he_hears(vm: VM) -> None:
         assert last == 20
 
 
+def test_a_fork_beside_a_run_has_what_idle_shells_have_come_to(vm: VM) -> None:
+    """Also what is still on its way when it is asked for: a large state takes its time."""
+    running = vm.run("sleep 1000", session=7, background=True)
+    vm.run("large=$(printf '%3000000s' x); word=kept", session=8)
+    with vm.fork() as child:
+        assert child.run('echo "$word ${#large}"', session=8).stdout == "kept 3000000\n"
+    assert running.cancel()
+
+
 def test_many_bytes_into_one_who_reads_slowly(vm: VM) -> None:
     data = random.Random(3).randbytes(6 << 20)
     run = vm.run("sleep 0.3; sha256sum", background=True, stdin_open=True)

@@ -67,7 +67,7 @@ async def test_schemas_are_schemas_and_references_lead_somewhere(document):
 
 async def test_what_is_not_available_says_so(document):
     properties = document["components"]["schemas"]["ForkBody"]["properties"]
-    assert "network_policy" in properties["policies"]["description"]
+    assert "nested_virtualization" in properties["nestedvirt"]["description"]
     assert properties["tunnel"]["deprecated"] is properties["egress"]["deprecated"] is True
     assert {"type": "string", "enum": ["internet", "none"]} in properties["network"]["anyOf"]
     assert document["paths"]["/v1/pools"]["get"]["deprecated"] is True
@@ -95,12 +95,22 @@ async def test_answers_are_what_it_says(api, document):
         ("post", sync, f"/vms/{vm}/sync", {"op": "write", "writes": [chunk, {**chunk, "end": 5, "upload_id": "v"}]}),
         ("post", sync, f"/vms/{vm}/sync", {"op": "read", "path": "/f"}),
         ("post", sync, f"/vms/{vm}/sync", {"op": "manifest", "path": "/etc"}),
+        ("post", "/v1/filesystems", "/filesystems", {"name": "shown", "size_mib": 64}),
+        ("get", "/v1/filesystems", "/filesystems", None),
+        ("get", "/v1/filesystems/{filesystem_id}", "/filesystems/shown", None),
+        ("post", "/v1/vms/{id}/mounts", f"/vms/{vm}/mounts", {"filesystem_id": "shown", "read_only": True}),
+        ("get", "/v1/vms/{id}/mounts", f"/vms/{vm}/mounts", None),
+        ("get", "/v1/vms/{id}/syncs", f"/vms/{vm}/syncs", None),
         ("post", "/v1/api-keys", "/api-keys", {"name": "k"}),
         ("get", "/v1/api-keys", "/api-keys", None),
         ("get", "/v1/vms/{id}/network", f"/vms/{vm}/network", None),
         ("get", "/v1/vms/{id}/network", "/vms/nope/network", None),
         ("get", "/v1/vms/{id}", "/vms/nope", None),
         ("get", "/v1/vms/{id}/policies", "/vms/nope/policies", None),
+        ("get", "/v1/vms/{id}/policies", f"/vms/{vm}/policies", None),
+        ("put", "/v1/vms/{id}/policies", f"/vms/{vm}/policies", {"policies": [{"type": "outbound", "action": "deny"}]}),
+        ("put", "/v1/secrets/{name}", "/secrets/KEY", {"value": "v"}),
+        ("get", "/v1/secrets", "/secrets", None),
         ("get", "/api/v1/vms/list", "//api/v1/vms/list", None),
         ("post", "/api/v1/vms/{id}/run", f"//api/v1/vms/{vm}/run", {"command": "pwd", "session_id": 4}),
     ):

@@ -14,7 +14,8 @@ from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatu
 
 import contract
 from boxwood.core import ptys
-from boxwood.engine.api import PTY_WINDOW, GuestError
+from boxwood.engine.api import GuestError
+from boxwood.engine.ptyapi import PTY_WINDOW
 from boxwood.server import listeners
 from serving import running
 

@@ -94,7 +94,9 @@ def test_a_terminal_of_a_session(vm):
     until(lambda: "sleep" not in vm.exec(["ps", "-e"]).stdout)
     with session.pty("sleep 1000"):
         pass
-    assert "sleep" in vm.exec(["ps", "-e"]).stdout
+    until(
+        lambda: "sleep" in vm.exec(["ps", "-e"]).stdout
+    )  # it lives, though its program may only now have been started
     session.delete()
     assert "sleep" not in vm.exec(["ps", "-e"]).stdout
 
@@ -144,7 +146,7 @@ def test_much_is_typed(vm):
         typing.join()
 
 
-@pytest.mark.parametrize("persist", [True, False])
+@pytest.mark.parametrize("persist", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_a_vm_with_a_terminal_is_not_parked(make_server, persist):
     server = make_server(idle_seconds=0.3)
     with server.client() as box, box.fork("ubuntu") as vm:
@@ -372,6 +374,56 @@ def test_full_screen_programs(vm, outside):
     term.type(b"exit 0\r")
     assert term.end() == 0
     assert vm.read_text("/root/file") == "hello from vim\n"
+
+
+# ncurses looks for a new size before it waits for a key: one that comes in between is seen when the waiting ends.
+CURSES = """
+import curses
+def pressed(screen):
+    while True:
+        try:
+            return screen.getkey()
+        except curses.error:
+            pass
+def main(screen):
+    screen.timeout(500)
+    while True:
+        screen.erase()
+        screen.border()
+        rows, columns = screen.getmaxyx()
+        screen.addstr(1, 1, f"size {columns}x{rows}", curses.A_REVERSE)
+        screen.refresh()
+        key = pressed(screen)
+        if key == "q":
+            return
+        if key != "KEY_RESIZE":
+            screen.addstr(2, 1, f"key {key}")
+            screen.refresh()
+            pressed(screen)
+curses.wrapper(main)
+"""
+
+
+def test_a_full_screen_program(vm, outside):
+    """Also where the image has neither vim nor top: it is told of a new size, hears of keys that are sequences, and
+    leaves the screen as it was."""
+    if vm.run("python3 -c 'import curses; curses.setupterm(\"xterm-256color\")'").exit_code:
+        pytest.skip("the image's python3 has no curses, or does not know xterm-256color")
+    vm.write_file("/root/screen.py", CURSES)
+    term = outside("shell", vm.id, columns=100, rows=30)
+    term.until(b"# ")
+    term.type(b"python3 /root/screen.py\r")
+    term.until(b"\x1b[?1049h")
+    term.until(b"size 100x30")
+    term.resize(71, 22)
+    term.until(b"71x22")
+    term.type(b"\x1bOA")
+    term.until(b"key KEY_UP")
+    term.type(b"xq")
+    term.until(b"\x1b[?1049l")
+    term.until(b"# ")
+    term.type(b"exit 4\r")
+    assert term.end() == 4
 
 
 @pytest.mark.skipif(not shutil.which("script"), reason="no script here")

@@ -193,11 +193,13 @@ async def test_members_of_a_run(api, member, ok):
     assert response.status_code == (200 if ok else 400), response.text
 
 
-async def test_policies_of_a_run_are_refused_by_name(api):
+async def test_policies_of_a_run_are_the_vms_from_then_on(api):
     vm = await api.fork()
-    body = {"command": "pwd", "policies": {"policies": [{"type": "outbound", "action": "deny"}]}}
-    error = await api.refused(422, "unsupported_operation", "POST", f"/vms/{vm}/runs", body)
-    assert error["details"] == {"reason": "feature_not_supported", "feature": "network_policy"}
+    await api.run(vm, "pwd", policies={"policies": [{"type": "outbound", "action": "deny"}]})
+    assert (await api.ok("GET", f"/vms/{vm}"))["policies"]["rules"]["rule-0"]["action"] == "deny"
+    body = {"command": "echo x > /ran", "policies": {"rules": {"rule-0": {"type": "outbound"}}}}
+    await api.refused(400, "bad_request", "POST", f"/vms/{vm}/runs", body)
+    assert (await api.run(vm, "test -e /ran"))["exit_code"]
 
 
 async def test_list_runs(either):
@@ -296,3 +298,10 @@ async def test_programs_that_are_none(api, body):
     vm = await api.fork()
     await api.refused(400, "bad_request", "POST", f"/vms/{vm}/runs", body)
     assert not api.machine.called("boot")
+
+
+@pytest.mark.parametrize(("query", "field"), [("=&=", "query"), ("=x", "query"), ("a=1&a=2", "a"), ("nope=1", "nope")])
+async def test_queries_that_make_no_sense(api, query, field):
+    error = await api.refused(400, "bad_request", "GET", f"/vms/{await api.fork()}/runs?{query}")
+    assert error["message"].startswith(f"{field}: ")
+    assert [one["field"] for one in error["details"]["violations"]] == [field]

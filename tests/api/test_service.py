@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import httpx2
 import pytest
@@ -99,21 +100,17 @@ def keyed() -> list[Operation]:
     return [operation for operation in OPERATIONS if operation.access in ("key", "operator")]
 
 
-@pytest.mark.parametrize("operation", keyed(), ids=lambda operation: operation.name)
-async def test_everything_else_wants_a_key(api, operation):
-    path = "/" + operation.prefixes[-1] + operation.path.replace("{", "").replace("}", "")
-    for header in (
-        "",
-        "Bearer",
-        "Bearer ",
-        "Bearer nope",
-        f"Basic {api.key}",
-        api.key,
-        "Bearer \xff",
-        "Bearer " + "x" * 600,
-    ):
-        headers = {"authorization": header.encode("latin-1")}
-        error = await api.refused(401, "unauthorized", operation.method, path, headers=headers)
+async def test_everything_else_wants_a_key(api):
+    """Of one server: nobody gets so far that anything changes."""
+    headers = (
+        "", "Bearer", "Bearer ", "Bearer nope", f"Basic {api.key}", api.key, "Bearer \xff", "Bearer " + "x" * 600,
+    )  # fmt: skip
+    assert len(keyed()) > 50
+    for operation, header in itertools.product(keyed(), headers):
+        path = "/" + operation.prefixes[-1] + operation.path.replace("{", "").replace("}", "")
+        answer = await api(operation.method, path, headers={"authorization": header.encode("latin-1")})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (401, "unauthorized"), (operation.name, header, answer.text)
         assert "details" not in error
 
 
@@ -129,6 +126,22 @@ async def test_only_the_operator_reaches_the_machine(api):
         await api.refused(403, "forbidden", "POST", path, body, headers={"authorization": f"Bearer {admin}"})
     for path in ("relative", "../etc", ""):
         await api.refused(400, "bad_request", "POST", "//boxwood/images", {"name": "x", "path": path})
+
+
+async def test_storage(api):
+    vm = await api.fork()
+    await api.run(vm, "put /f 12345")
+    child = (await api.ok("POST", "/fork", {"source_vm_id": vm}))["vm_id"]
+    shown = {one["vm_id"]: one for one in (await api.ok("GET", "//boxwood/storage"))["vms"]}
+    assert (shown[child]["layers"], shown[child]["own_bytes"], shown[child]["shared_bytes"]) == (1, 0, 5)
+    assert await api.ok("POST", "//boxwood/storage/verify") == {"layers": 1, "problems": []}
+    for body in ({}, {"dry_run": True}):
+        found = await api.ok("POST", "//boxwood/storage/gc", body)
+        assert found == {"dry_run": bool(body), "layer_ids": [], "bytes": 0}
+    admin = (await api.ok("POST", "/api-keys", {"name": "other"}))["key"]
+    for method, path in (("GET", ""), ("POST", "/verify"), ("POST", "/gc")):
+        headers = {"authorization": f"Bearer {admin}"}
+        await api.refused(403, "forbidden", method, f"//boxwood/storage{path}", headers=headers)
 
 
 async def test_down_parks_and_ends(api):
@@ -202,9 +215,8 @@ async def test_every_operation_of_the_contract_is_served_or_refused_by_name(eith
 @pytest.mark.parametrize(
     "method, path, feature",
     [
-        ("PUT", "/vms/x/policies", "network_policy"), ("POST", "/vms/x/mounts", "shared_filesystem"),
-        ("GET", "/filesystems", "shared_filesystem"), ("GET", "/vms/x/tunnels", "public_ingress"),
-        ("POST", "/vms/x/resize", None), ("POST", "/vms/x/syncs", "shared_filesystem"),
+        ("GET", "/vms/x/tunnels", "public_ingress"),
+        ("POST", "/vms/x/resize", None),
     ],
 )  # fmt: skip
 async def test_the_feature_is_named(api, method, path, feature):
@@ -234,7 +246,7 @@ async def test_members_nested_deeply(api):
     for _ in range(500):
         deep = {"a": deep}
     body = {"source_vm_name": "ubuntu", "policies": deep}
-    await api.refused(422, "unsupported_operation", "POST", "/fork", body)
+    await api.refused(400, "bad_request", "POST", "/fork", body)
 
 
 async def test_bodies_are_bounded(api):
@@ -263,9 +275,7 @@ async def test_a_body_is_not_read_without_a_key(api):
 # Hosts
 
 
-@pytest.mark.parametrize(
-    "host", ["127.0.0.1", "127.9.9.9:1", "localhost:18888", "[::1]:80", "LOCALHOST", "vm.localhost"]
-)
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9:1", "localhost:18888", "[::1]:80", "LOCALHOST"])
 async def test_loopback_names_are_answered(api, host):
     await api.ok("GET", "/whoami", headers={"host": host})
 

@@ -172,6 +172,24 @@ async def test_a_body_that_does_not_come(ground, monkeypatch):
         assert b" 400 " in answer.split(b"\r\n")[0]
 
 
+@pytest.mark.parametrize("before", [b"", HEAD + b"\r\n"], ids=["alone", "behind another"])
+@pytest.mark.parametrize("more", [b"content-length: 10", b"content-length: 10\r\nexpect: 100-continue"])
+async def test_a_body_that_does_not_begin_to_come(ground, monkeypatch, more, before):
+    """Nobody waits for it, and it counts no longer as a request of its key."""
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(protocol, "CONTINUE_SECONDS", 0.1)
+    config, machine = ground
+    async with running((replace(config, requests_at_once=1), machine)) as server:
+        key = server.headers["authorization"].encode()
+        asked = b"POST /v1/fork HTTP/1.1\r\nhost: localhost\r\nauthorization: " + key + b"\r\n" + more + b"\r\n\r\n"
+        answer = await asyncio.wait_for(server.raw(before + asked), 20)
+        assert answer.endswith(b"HTTP/1.1 100 Continue\r\n\r\n") == (b"expect" in more)
+        assert answer.count(b"HTTP/1.1 200 ") == (1 if before else 0) and (before or b"expect" in more or not answer)
+        while (answer := await server.http.get("/v1/whoami")).status_code == 429:
+            await asyncio.sleep(0)
+        assert answer.status_code == 200
+
+
 async def test_nonsense_is_answered_or_hung_up_on(ground):
     async with running(ground) as server:
         for sent in (

@@ -7,7 +7,7 @@ import base64
 
 import pytest
 
-from boxwood.core import runs as core_runs
+from boxwood.core import stdin as core_stdin
 from boxwood.core.model import Caller
 from boxwood.store import keys as key_rows
 from fakes import release
@@ -77,7 +77,7 @@ async def test_what_is_sent_again_is_taken_once(api, vm):
 
 
 async def test_what_there_is_no_room_for_is_not_taken(api, vm, monkeypatch):
-    monkeypatch.setattr(core_runs, "ROOM_SECONDS", 0.0)
+    monkeypatch.setattr(core_stdin, "ROOM_SECONDS", 0.0)
     run = await begin(api, vm)
     while vm not in api.machine.boxes or run not in api.machine.boxes[vm].runs:
         await asyncio.sleep(0.001)
@@ -103,7 +103,7 @@ async def test_a_pending_run_is_waited_for(api, vm, monkeypatch):
     assert await ended(api, vm, run) == "x"
     await api.run(vm, "hang", background=True)
     run = await begin(api, vm)
-    monkeypatch.setattr(core_runs, "ROOM_SECONDS", 0.01)
+    monkeypatch.setattr(core_stdin, "ROOM_SECONDS", 0.01)
     await api.refused(409, "resource_busy", "POST", f"/vms/{vm}/runs/{run}/stdin", content=b"x")
 
 
@@ -150,3 +150,13 @@ async def test_others_may_not(api, vm):
     own = await api.fork()
     await api.refused(404, "not_found", "POST", f"/vms/{own}/runs/{run}/stdin", content=b"x")
     assert (await give(api, vm, run))["offset"] == 0
+
+
+async def test_who_waits_too_long_for_another_writer_is_told_so(api, vm, monkeypatch):
+    monkeypatch.setattr(core_stdin, "INPUT_SECONDS", 0.01)
+    run = await begin(api, vm)
+    async with api.app.core.runs._lanes.find(vm, run).typing:
+        error = await api.refused(409, "resource_busy", "POST", f"/vms/{vm}/runs/{run}/stdin", content=b"x")
+        assert "somebody else writes" in error["message"]
+        assert (await give(api, vm, run))["offset"] == 0  # who only asks waits for nobody
+    assert (await give(api, vm, run, b"x"))["taken"] == 1

@@ -13,7 +13,7 @@ import pytest
 
 from boxfixtures import Runner
 
-pytestmark = [pytest.mark.root, pytest.mark.anyio]
+pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.lent_engine]
 
 SOURCE = Path(__file__).parent / "programs" / "calls.c"
 DOORS = ("syscall", "x32", "int80")

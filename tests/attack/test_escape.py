@@ -20,7 +20,7 @@ from boxfixtures import Result, Runner
 from boxwood.core.ids import new_id
 from boxwood.engine.api import RunSpec
 
-pytestmark = [pytest.mark.root, pytest.mark.anyio]
+pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.lent_engine]
 
 # Calls by number (x86-64), with arguments that do no harm where they are let through: name -> (call, errnos).
 EPERM, ENOSYS, EACCES, EFAULT, EINVAL = 1, 38, 13, 14, 22

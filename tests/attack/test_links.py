@@ -13,7 +13,7 @@ from boxfixtures import Result, Runner
 from boxwood.core.ids import new_id
 from boxwood.engine.api import GuestError, RunSpec
 
-pytestmark = [pytest.mark.root, pytest.mark.anyio]
+pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.lent_engine]
 
 
 @pytest.fixture

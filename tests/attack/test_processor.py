@@ -10,7 +10,7 @@ import pytest
 from boxfixtures import Runner
 from boxwood.engine.api import Limits
 
-pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.lent_engine, pytest.mark.timeout(120)]
 
 TURNS = """
 import os

@@ -186,18 +186,31 @@ class Answer:
 async def send(
     app: Any, method: str, path: bytes, query: bytes, headers: list[tuple[bytes, bytes]], body: bytes
 ) -> Answer:
-    """To the application as a server would hand it on. The client hangs up once it has been answered, or after a while:
-    some answers wait for something."""
+    """To the application as a server would hand it on. The client hangs up after a while, for some answers wait for
+    something; if it had no answer by then, it asks once more and has patience: this machine may be slow."""
+    answer = await sent(app, method, path, query, headers, body, 0.5)
+    return answer if answer.status else await sent(app, method, path, query, headers, body, 15)
+
+
+async def sent(
+    app: Any,
+    method: str,
+    path: bytes,
+    query: bytes,
+    headers: list[tuple[bytes, bytes]],
+    body: bytes,
+    patience: float,
+) -> Answer:
     scope = {
         "type": "http", "method": method, "path": path.decode("latin-1"), "raw_path": path, "query_string": query,
         "headers": headers, "scheme": "http", "http_version": "1.1", "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2),
     }  # fmt: skip
-    sent, gone = [{"type": "http.request", "body": body}], asyncio.Event()
+    asked, gone = [{"type": "http.request", "body": body}], asyncio.Event()
     answer = Answer(0, [], b"")
 
     async def receive() -> Any:
-        if sent:
-            return sent.pop()
+        if asked:
+            return asked.pop()
         await gone.wait()
         return {"type": "http.disconnect"}
 
@@ -207,7 +220,7 @@ async def send(
         else:
             answer.body += message.get("body", b"")
 
-    asyncio.get_running_loop().call_later(0.5, gone.set)
+    asyncio.get_running_loop().call_later(patience, gone.set)
     async with asyncio.timeout(20):
         await app(scope, receive, take)
     return answer
@@ -339,6 +352,7 @@ OURS = {
     "boxwood.db-shm",
     "root.key",
     "secret",
+    "secrets.key",
     "lock",
     "spool",
     "uploads",

@@ -13,7 +13,7 @@ from boxwood.core.ids import new_id
 from boxwood.engine.api import GuestError
 from boxwood.engine.host import HostEngine
 
-pytestmark = [pytest.mark.root, pytest.mark.anyio]
+pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.lent_engine]
 
 # Ways to make the root writable again, or to write past it: (what, a C-like call through libc.syscall, its errnos).
 CALLS = {
@@ -137,6 +137,29 @@ async def test_files_over_the_api(box: Runner) -> None:
     assert not box.box.gone.done()
 
 
+async def test_streams_that_fill_the_disk(box: Runner) -> None:
+    """They are told so, and what there was of them is given back."""
+    for _ in range(2):
+        feed = await box.box.receive_file("/tmp/f")
+        with pytest.raises(GuestError) as refused:
+            for _ in range(80):
+                await feed.give(bytes(1 << 20))
+            await feed.place()
+        feed.abandon()
+        assert refused.value.errno == errno.ENOSPC
+        assert (await box.run("ls -A /tmp; df --output=used /tmp | tail -1")).text.split() == ["0"]
+    with pytest.raises(GuestError, match="read-only"):
+        await box.box.receive_file("/root/f")
+    with pytest.raises(GuestError, match="read-only"):
+        archive = await box.box.receive_archive("/root", False, 1 << 30)
+        await archive.unpacked()
+    feed = await box.box.receive_file("/tmp/f")
+    for _ in range(50):
+        await feed.give(bytes(1 << 20))
+    assert await feed.place() == 50 << 20
+    await box.run("rm /tmp/f")
+
+
 async def test_a_place_that_is_no_directory(engine: HostEngine, golden: str, data: Path) -> None:
     """What a VM has made of its /tmp before leads the mount nowhere."""
     maker = Runner(engine, golden)
@@ -161,6 +184,7 @@ async def test_what_is_in_memory_keeps_the_box(box: Runner) -> None:
     assert (await box.box.settle()).idle
 
 
+@pytest.mark.own_engine
 async def test_ready_boxes_are_of_one_kind(data: Path, images: Path, golden: str) -> None:
     engine = HostEngine(data, images, 4, network=False)
     await engine.start()

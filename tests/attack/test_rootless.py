@@ -37,6 +37,16 @@ SAME = {
         "test_a_link_is_followed_inside_the_vm_only", "test_absolute_links_mean_the_vms_own_files",
         "test_manifests_do_not_follow_links",
     ),
+    "test_file_work.py": (
+        "test_nothing_leads_out_while_all_is_swapped", "test_a_tree_that_changes_while_it_is_deleted",
+        "test_what_is_unpacked_runs_as_nobody_else", "test_archives_that_are_none", "test_a_client_that_goes_in_the_middle",
+        "test_special_files_hold_nobody_up",
+    ),
+    "test_volumes.py": (
+        "test_a_link_as_the_place_or_on_the_way_is_refused", "test_a_place_that_changes_while_it_is_looked_for",
+        "test_nothing_but_the_volume_can_be_reached", "test_a_mount_is_not_the_boxs_to_change",
+        "test_what_the_host_mounts_in_a_volume_stays_there",
+    ),
     "test_shares.py": (
         "test_terminals_of_the_host_cannot_be_used_up", "test_asynchronous_io_of_the_host_cannot_be_used_up",
         "test_the_payload_dies_before_the_agent", "test_no_disk_of_the_host_is_named",

@@ -9,7 +9,7 @@ import pytest
 from boxfixtures import Runner
 from boxwood.engine.kernel import capabilities
 
-pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.lent_engine, pytest.mark.timeout(120)]
 
 
 async def python(runner: Runner, source: str) -> str:
@@ -55,6 +55,7 @@ async def test_no_disk_of_the_host_is_named(runner: Runner) -> None:
     assert "vda" not in (await runner.run("find /sys -follow -name serial -o -name backing_file 2>/dev/null")).text
 
 
+@pytest.mark.own_engine
 async def test_a_tree_deeper_than_any_path(runner: Runner) -> None:
     """It is listed as far as it can be named; the box is not lost over it."""
     source = (

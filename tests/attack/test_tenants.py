@@ -28,7 +28,8 @@ from wellformed import BODIES, KUBERNETES
 # What names nothing of the victim's, but everything of whoever asks: it is answered, of the asker's own world.
 OWN_WORLD = {
     "akCreate", "akRun", "akRunStream", "akBatchRun", "arlCreatePool", "arlManaged", "arlExperiment", "arlEndExperiment",
-    "createApiKey", "arlDrainPool", "arlDestroyPool",
+    "createApiKey", "arlDrainPool", "arlDestroyPool", "createFilesystem",
+    "importVm", "setSecret",
 }  # fmt: skip
 # … and what is the same for everybody, or is there for nobody.
 EVERYBODYS = {
@@ -37,15 +38,20 @@ EVERYBODYS = {
     "/api/v1/namespaces/{name}/services", "/api/v1/namespaces/{namespace}/pods/{name}/exec",
 }  # fmt: skip
 NAMED_BY_BODY = {"fork", "createWarmPool", "arlCreate", "legacyForkByName"}
+NAMING_A_FILE = {"readContent", "writeContent", "syncStream"}  # in their queries
 ABSENT = {
     "id": "01ARZ3NDEKTSV4RRFFQ69G5FAV", "run_id": "01ARZ3NDEKTSV4RRFFQ69G5FAW", "sid": "01ARZ3NDEKTSV4RRFFQ69G5FAX",
     "api_key_id": "01ARZ3NDEKTSV4RRFFQ69G5FAY", "upload_id": "01ARZ3NDEKTSV4RRFFQ69G5FAZ", "name": "nobodys",
     "uuid": "01563e3a-b5d3-d676-4c61-efb99302bd5b", "operation": "nobodys", "experiment": "nobodys",
-    "namespace": "default", "path": "secret", "rest": "x", "port": "1", "filesystem_id": "x", "mount_id": "x",
-    "sync_id": "x", "tunnel": "x", "pool_id": "x", "worker_id": "x", "vm_id": "01ARZ3NDEKTSV4RRFFQ69G5FAV",
+    "namespace": "default", "path": "secret", "rest": "x", "port": "1", "filesystem_id": "01ARZ3NDEKTSV4RRFFQ69G5FAT",
+    "mount_id": "01ARZ3NDEKTSV4RRFFQ69G5FAS", "sync_id": "01ARZ3NDEKTSV4RRFFQ69G5FAS", "tunnel": "x", "pool_id": "x", "worker_id": "x", "vm_id": "01ARZ3NDEKTSV4RRFFQ69G5FAV",
+    "snapshot": "nobodys",
 }  # fmt: skip
 LAST = {
-    "deleteVm": 9, "akStop": 1, "akDelete": 9, "arlRestore": 1, "arlReplay": 2, "arlSuspend": 3, "arlResume": 4,
+    "removeFile": 1,
+    "setSecret": 10,  # of their own, with the name that another's has
+    "deleteVm": 9, "readContent": 1,  # it is logged, and the log tells whoever asked what he asked for
+    "akStop": 1, "akDelete": 9, "arlRestore": 1, "arlReplay": 2, "arlSuspend": 3, "arlResume": 4,
     "arlDelete": 5, "arlEndExperiment": 6, "arlDrainPool": 7, "arlDestroyPool": 8,
 }  # fmt: skip
 SAID_ANEW = re.compile(r'"(timestamp|request_id)":"[^"]*"')
@@ -70,12 +76,19 @@ class Estate:
 async def estate(api, ak, arl) -> Estate:
     vm = await api.fork(name="theirs")
     await api.ok("POST", f"/vms/{vm}/runs", {"command": "put /secret of-the-victim"})
+    filesystem = (await api.ok("POST", "/filesystems", {"name": "theirs"}))["filesystem_id"]
+    mount = (await api.ok("POST", f"/vms/{vm}/mounts", {"filesystem_id": filesystem, "path": "/data"}))["mount_id"]
+    other = (await api.ok("POST", "/filesystems", {"name": "theirs-too"}))["filesystem_id"]
+    sync = (await api.ok("POST", f"/vms/{vm}/syncs", {"filesystem_id": other}))["sync_id"]
+    await api.ok("POST", f"/vms/{vm}/runs", {"command": "put /data/secret of-the-victim"})
     run = (await api.ok("POST", f"/vms/{vm}/runs", {"command": "hang", "background": True}))["run_id"]
     session = (await api.ok("POST", f"/vms/{vm}/sessions", {}))["session_id"]
     upload = {"path": "/big", "size": 4, "presigned": True}
     staged = (await api.ok("POST", f"/vms/{vm}/sync", {"op": "write", "writes": [upload]}))["results"][0]["upload_id"]
     await api.ok("POST", "/warm-pools", {"name": "theirs", "source_vm_name": "ubuntu", "replicas": 1})
+    snapshot = (await api.ok("POST", f"/vms/{vm}/snapshots", {"name": "theirs"}))["snapshot_id"]
     key = (await api.ok("POST", "/api-keys", {"name": "theirs"}))["api_key_id"]
+    await api.ok("PUT", "/secrets/theirs", {"value": "of-the-victim"})
     await ak.create("theirs-too")
     await ak.ok("PUT", "/sandboxes/theirs-too/files/secret", {"content": "of-the-victim"})
     detached = (await ak.ok("POST", "/sandboxes/theirs-too/exec/detach", {"command": ["echo", "hi"]}))["id"]
@@ -90,11 +103,13 @@ async def estate(api, ak, arl) -> Estate:
     await kube.until("sandboxes", "theirs", lambda one: "AllTasksComplete" in str(one["status"]["conditions"]))
     contract = {
         "id": vm, "run_id": run, "sid": session, "upload_id": staged, "name": "theirs", "api_key_id": key, "vm_id": vm,
+        "filesystem_id": filesystem, "mount_id": mount, "sync_id": sync,
+        "snapshot": snapshot,
     }  # fmt: skip
     return Estate(
         {
             "": contract,
-            "by name": contract | {"id": "theirs"},
+            "by name": contract | {"id": "theirs", "snapshot": "theirs"},
             "agentkernel": {"name": "theirs-too", "id": detached, "uuid": uuid},
             "agentkernel, as the contract names it": {"name": "theirs", "id": run, "uuid": uuid_of(vm)},
             "arl-gateway": {
@@ -124,7 +139,8 @@ def in_order(dialect: str) -> list[Operation]:
 
 def filled(operation: Operation, names: dict[str, str], prefix: str) -> str:
     """Its path. KeyError: a parameter that this test does not know."""
-    return prefix + re.sub(r"\{(\w+)\}", lambda found: (ABSENT | names)[found[1]], operation.path)
+    path = prefix + re.sub(r"\{(\w+)\}", lambda found: (ABSENT | names)[found[1]], operation.path)
+    return path + ("?path=/secret" if operation.name in NAMING_A_FILE else "")
 
 
 def body_of(dialect: str, operation: Operation, vm: str) -> Any:

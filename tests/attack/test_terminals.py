@@ -125,7 +125,7 @@ async def test_a_ticket_is_good_for_one_session(ground, monkeypatch):
             assert await estate.status(f"?ticket={ticket}", {}, **wrong) == 401, wrong
         for changed in (
             f"{int(expires) + 1}.{key_id}.{signature}", f"{expires}.{theirs.key_id}.{signature}",
-            f"{expires}.{key_id}.{signature[:-1]}A", f"{expires}.{key_id}.", "x", "0.0.0", f"{ticket}.x", "A" * 256,
+            f"{expires}.{key_id}.{signature[::-1]}", f"{expires}.{key_id}.", "x", "0.0.0", f"{ticket}.x", "A" * 256,
             f"{expires}.{key_id}.{signature}%0A",
         ):  # fmt: skip
             assert await estate.status(f"?ticket={changed}", {}) == 401, changed

@@ -19,7 +19,7 @@ from boxwood.core.ids import new_id
 from boxwood.engine.api import GuestError, RunSpec
 from servers import Server
 
-pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.lent_engine, pytest.mark.timeout(180)]
 
 # Takes all that a user may have of something, says how it was stopped, and holds it.
 INOTIFY = """

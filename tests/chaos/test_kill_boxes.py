@@ -6,15 +6,17 @@ import os
 import signal
 from collections.abc import Callable
 
+from amounts import amount
 from boxwood import VM
 from servers import Server, until, wait_gone
 
 Make = Callable[..., Server]
+DEPTH = amount(5, 12)
 
 
 def test_the_zygote_dies(make_server: Make) -> None:
     """Its boxes die with it; the same server starts another and VMs go on."""
-    server = make_server()
+    server = make_server(network="internet")
     with server.client() as box:
         vm = _vm_with_a_past(box.fork("ubuntu"))
         running = vm.run("echo begun; sleep 1000", background=True, session=1)
@@ -30,7 +32,7 @@ def test_the_zygote_dies(make_server: Make) -> None:
 
 def test_a_box_dies(make_server: Make) -> None:
     """The first process of a box is killed: all of the box is gone, and the VM's next use has a new one."""
-    server = make_server()
+    server = make_server(network="internet")
     with server.client() as box:
         vm, other = _vm_with_a_past(box.fork("ubuntu")), box.fork("ubuntu")
         undisturbed = other.run("read x < /dev/null; sleep 0.5; echo undisturbed", background=True)
@@ -45,7 +47,7 @@ def test_a_box_dies(make_server: Make) -> None:
 
 def test_a_stopped_agent_is_replaced(make_server: Make) -> None:
     """SIGSTOP: an agent that says nothing any more must not hold up its VM for ever, nor others at all."""
-    server = make_server()
+    server = make_server(network="internet")
     with server.client() as box:
         vm, other = _vm_with_a_past(box.fork("ubuntu")), box.fork("ubuntu")
         os.kill(_box_of(server, vm), signal.SIGSTOP)
@@ -55,7 +57,7 @@ def test_a_stopped_agent_is_replaced(make_server: Make) -> None:
 
 
 def test_everything_dies(make_server: Make) -> None:
-    server = make_server()
+    server = make_server(network="internet")
     with server.client() as box:
         first = _vm_with_a_past(box.fork("ubuntu", name="first"))
         child = first.fork(name="child")
@@ -78,10 +80,10 @@ def test_everything_dies(make_server: Make) -> None:
 
 
 def test_everything_dies_during_forks(make_server: Make) -> None:
-    server = make_server()
+    server = make_server(network="internet")
     with server.client() as box:
         vm = box.fork("ubuntu")
-        for number in range(12):
+        for number in range(DEPTH):
             vm.write_file(f"/root/{number}", str(number))
             vm = vm.fork()
             vm.run(f"echo {number} >> /root/log")
@@ -89,13 +91,13 @@ def test_everything_dies_during_forks(make_server: Make) -> None:
     server.start()
     with server.client() as box:
         vm = box.get(vm.id)
-        assert vm.run("cat /root/[0-9]* /root/log | sort -n | uniq | wc -l").stdout == "12\n"
-        assert vm.run("ls /root").stdout.split() == sorted([*map(str, range(12)), "log"])
+        assert vm.run("cat /root/[0-9]* /root/log | sort -n | uniq | wc -l").stdout == f"{DEPTH}\n"
+        assert vm.run("ls /root").stdout.split() == sorted([*map(str, range(DEPTH)), "log"])
 
 
 def test_down_and_up_again(make_server: Make) -> None:
     """`down` in good order keeps all that kill -9 keeps, and the shells too."""
-    server = make_server()
+    server = make_server(network="internet")
     with server.client() as box:
         vm = box.fork("ubuntu")
         vm.run("export WORD=kept; cd /srv; plain=also; f() { echo f; }")

@@ -6,16 +6,17 @@ import asyncio
 import threading
 from collections.abc import Callable
 
+from amounts import amount
 from boxwood import AsyncBoxwood, BoxwoodError, Pool
 from servers import PREPARED, Server, until
 
-CLAIMS, POOL = 200, 50
+CLAIMS, POOL = amount((60, 15), (200, 50))
 Make = Callable[..., Server]
 
 
 def test_a_crowd(make_server: Make) -> None:
     """More claims at once than VMs wait: each gets one of its own that nobody has used, and the pool fills up again."""
-    server = make_server(network="none", ready_boxes=0)
+    server = make_server(ready_boxes=0)
     seen: list[tuple[int, int, int]] = []
     over = threading.Event()
 
@@ -60,7 +61,7 @@ async def _claim_all(server: Server) -> list[str]:
 
 def test_the_server_dies_in_the_middle(make_server: Make) -> None:
     """Whatever was claimed is somebody's, whatever was not waits or is gone, and the numbers are true."""
-    server = make_server(network="none", ready_boxes=0)
+    server = make_server(ready_boxes=0)
     claimed: set[str] = set()
     with server.client() as box:
         pool = box.create_pool("crowd", replicas=10)

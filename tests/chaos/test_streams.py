@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from amounts import amount
 from boxwood import BoxwoodError, ConnectionFailed, RunExited, RunOutput, RunStarted
 from boxwood.core.liverun import INLINE_BYTES
 from servers import Server, until
 
 Make = Callable[..., Server]
-FOLLOWED = 8
+FOLLOWED = amount(4, 8)
 KEPT = [100, INLINE_BYTES + 1, 3_000_000]  # bytes before the server dies: in memory; in a file; more than a box keeps
 
 

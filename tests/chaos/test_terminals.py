@@ -9,11 +9,12 @@ from contextlib import ExitStack
 
 import pytest
 
+from amounts import amount
 from boxwood import ConnectionFailed, NotFound, RateLimited
 from chaos.test_kill_boxes import _box_of as box_of
 from servers import Server, until
 
-MANY = 10
+MANY = amount(4, 10)
 
 
 def test_the_server_dies_while_ten_are_looked_at(make_server: Callable[..., Server]) -> None:
@@ -57,7 +58,7 @@ def test_the_server_dies_again_and_again(make_server: Callable[..., Server]) -> 
         with session.pty("cat") as term:
             term.write("round 0\r")
             term.read_until("round 0\r\nround 0", timeout=60)
-            for number in range(1, 4):
+            for number in range(1, amount(2, 4)):
                 server.kill9()
                 server.start()
                 with box.get(vm.id).get_session(session.id).pty() as again:

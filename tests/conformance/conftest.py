@@ -16,6 +16,8 @@ import pytest
 
 import environments
 import servers
+from amounts import FULL
+from boxwood.engine.proxy.authority import make
 from scenarios import table
 from scenarios.interpreters import close_all, interpreter
 from scenarios.play import FACE, script, with_face
@@ -25,6 +27,9 @@ CACHE = Path(__file__).parents[2] / ".cache/conformance"
 CLIENTS = Path(__file__).parent / "clients"
 RECORDER = Path(__file__).parents[1] / "scenarios/recorder.cjs"
 WRITING = os.environ.get("BOXWOOD_COMPATIBILITY") == "write"
+BESIDE = ["websocket-client>=1.7"]  # what terminals of arker need: one environment of a release for all tests
+FIRST = ("0.1.0", "0.2.1")  # of arker, which know no terminals
+ONE_AUTHORITY, _ = make()  # else clients read all of the host's whenever they are made, although they use plain http
 MODULES = {"agentkernel-sdk": "agentkernel", "arker": "arker", "arl-env": "arl"}  # by package
 
 
@@ -32,10 +37,11 @@ MODULES = {"agentkernel-sdk": "agentkernel", "arker": "arker", "arl-env": "arl"}
 def check_tables(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """`check_tables(family)`, at the end of a file: docs/compatibility.md tells what the file's tests have seen.
 
-    `make compatibility` makes it so. When only some of the file's tests run, only `noted` looks at what they see.
+    `make compatibility` makes it so. When only some of the file's tests run, as in `make test`, only `noted` looks at
+    what they see.
     """
     given = request.config.option
-    chosen = given.keyword or getattr(given, "lf", False) or given.deselect or given.markexpr not in ("", "not full")
+    chosen = given.keyword or getattr(given, "lf", False) or given.deselect or given.markexpr
     whole = not chosen and not any("::" in argument for argument in request.config.args)
 
     def check(family: str) -> None:
@@ -67,6 +73,8 @@ def noted(client: str, seen: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
 
 def python_of(package: str, version: str, *more: str) -> Path:
     """The interpreter of an environment that holds this release, with `more` (requirements), and nothing of ours."""
+    if package == "arker" and version not in FIRST:
+        more = (*BESIDE, *more)
     try:
         return environments.python_of(CACHE, f"{package}=={version}", *more)
     except environments.CannotInstall as error:
@@ -106,10 +114,10 @@ def ran(
     more: Sequence[str] = (),
 ) -> str:
     """What a script prints, with that release of a client, and `more` packages beside it."""
-    python, surroundings = (
-        python_of(package, version, *more),
-        {"PATH": os.environ["PATH"], "HOME": str(home), **environment},
-    )
+    python = python_of(package, version, *more)
+    authorities = home / "authorities.pem"
+    authorities.write_bytes(ONE_AUTHORITY)
+    surroundings = {"PATH": os.environ["PATH"], "HOME": str(home), "SSL_CERT_FILE": str(authorities), **environment}
     done = interpreter(python, MODULES[package]).run(script, argv, home, surroundings)
     noted(f"{package} {version}", done.seen)
     if done.returncode:
@@ -166,7 +174,8 @@ def addresses(server: servers.Server, home: Path) -> dict[str, str]:
     arl = {"ARL_GATEWAY_URL": f"{server.url}/arl", "ARL_API_KEY": server.key}
     urls = {f"{client}_BASE_URL": server.url for client in ("AGENTKERNEL", "ARKER", "ARKER_CONTROL")}
     keys = {f"{client}_API_KEY": server.key for client in ("AGENTKERNEL", "ARKER")}
-    return {**urls, **keys, **ours, **arl, "ARKER_SOURCE": "ubuntu"}
+    sizes = {"BOXWOOD_TEST_FULL": str(int(FULL))}
+    return {**urls, **keys, **ours, **arl, **sizes, "ARKER_SOURCE": "ubuntu"}
 
 
 @pytest.fixture

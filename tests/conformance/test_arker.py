@@ -27,6 +27,7 @@ CASES = [
     "delete",
     "placement",
     "e2b_surface",
+    "policies",
     "run_log",
     "surface",
     "twenty_at_once",
@@ -35,7 +36,12 @@ Drive = Callable[[str, str, str, str], str]
 
 
 @pytest.mark.parametrize(
-    ("scenario", "version"), [(name, version) for name, told in SCENARIOS.items() for version in (*told, FACE)]
+    ("scenario", "version"),
+    [
+        pytest.param(name, version, marks=[pytest.mark.full] if version == "0.1.0" else [])
+        for name, told in SCENARIOS.items()
+        for version in (*told, FACE)
+    ],
 )
 def test_scenarios(scenario: str, version: str, played: Callable[[str, str, str], dict[str, Any]]) -> None:
     assert played(scenario, "arker", version) == expected(scenario, version)
@@ -56,9 +62,26 @@ def test_generations_between(version: str, published: Drive) -> None:
     published("arker", version, "modern", "fork_older")
 
 
-@pytest.mark.parametrize("version", ["0.9.0", "1.0.0", "1.3.0"])
+@pytest.mark.parametrize("version", ["0.5.1", "0.9.0", "1.0.0", "1.2.8", "1.3.0"])
+def test_runs(version: str, published: Callable[..., str]) -> None:
+    """Run, background, poll, cancel, signal, sessions: by one client of each kind that is still about."""
+    published("arker", version, "runs", "")
+
+
+@pytest.mark.parametrize(
+    "version",
+    ["0.5.1", pytest.param("0.9.0", marks=pytest.mark.full), pytest.param("1.0.0", marks=pytest.mark.full), "1.3.0"],
+)
+def test_filesystems(version: str, published: Drive) -> None:
+    published("arker", version, "modern", "filesystems")
+
+
+@pytest.mark.parametrize(
+    "version",
+    ["0.9.0", pytest.param("1.0.0", marks=pytest.mark.full), pytest.param("1.2.8", marks=pytest.mark.full), "1.3.0"],
+)
 def test_terminals(version: str, published: Callable[..., str]) -> None:
-    published("arker", version, "modern", "terminal", "websocket-client>=1.7")
+    published("arker", version, "modern", "terminal")
 
 
 def test_the_tables_are_true(check_tables: Callable[[str], None]) -> None:

@@ -14,7 +14,7 @@ from scenarios.play import FACE, check_differences, expected
 VERSIONS = ("0.1.4", "0.1.5")
 
 
-@pytest.mark.parametrize("version", [*VERSIONS, FACE])
+@pytest.mark.parametrize("version", [pytest.param("0.1.4", marks=pytest.mark.full), "0.1.5", FACE])
 def test_scenario(version: str, played: Callable[[str, str, str], dict[str, Any]]) -> None:
     assert played("arl_crd", "arl-env", version) == expected("arl_crd", version)
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-VERSIONS = ("0.1.3", "0.1.4", "0.1.5")
 KUBERNETES = "35.0.0"
 CASES = [
     "pools", "unknown_image", "unknown_pool", "session_without_keep_alive", "session_with_keep_alive",
@@ -23,13 +22,20 @@ CASES = [
 Drive = Callable[..., None]
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    "version", [pytest.param("0.1.3", marks=pytest.mark.full), pytest.param("0.1.4", marks=pytest.mark.full), "0.1.5"]
+)
 def test_published_clients(version: str, arl_kubernetes_cases: Drive) -> None:
     """One interpreter for all of them: to import the official client takes longer than most."""
     arl_kubernetes_cases(version, KUBERNETES, *CASES, *(["pool_status"] if version == "0.1.5" else []))
 
 
-@pytest.mark.parametrize("kubernetes", ["28.1.0", "37.0.2"])
+@pytest.mark.full
+def test_the_first_client(arl_kubernetes_cases: Drive) -> None:
+    arl_kubernetes_cases("0.1.3", KUBERNETES, "pools", "session_without_keep_alive", "file_patches")
+
+
+@pytest.mark.parametrize("kubernetes", [pytest.param("28.1.0", marks=pytest.mark.full), "37.0.2"])
 def test_other_releases_of_the_official_client(kubernetes: str, arl_kubernetes_cases: Drive) -> None:
     """37 sends no Content-Type."""
     arl_kubernetes_cases("0.1.5", kubernetes, "pools", "session_without_keep_alive")

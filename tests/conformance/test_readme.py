@@ -17,7 +17,7 @@ def test_python_quickstart(boxwood_server: servers.Server) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     environment = {"PATH": os.environ["PATH"], "BOXWOOD_DATA": str(boxwood_server.data)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout == "hello from a box\ngreen\n\nhello.py\n\n", done.stderr
+    assert done.stdout == "hello from a box\ngreen\n\nhello.py\n\n22\n", done.stderr
 
 
 def test_curl_quickstart(boxwood_server: servers.Server) -> None:

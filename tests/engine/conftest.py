@@ -1,2 +1,12 @@
-from boxfixtures import data, engine, golden, images, runner  # noqa: F401
+from boxfixtures import (  # noqa: F401
+    data,
+    engine,
+    golden,
+    host_is_known,
+    images,
+    lent_engine,
+    own_engine,
+    runner,
+    shared_engine,
+)
 from netfixtures import accounts, own, own_vm, world  # noqa: F401

@@ -16,6 +16,7 @@ from typing import Any
 
 from boxwood.engine import kernel as k
 from boxwood.engine.layers import jail
+from boxwood.engine.overlay import prepare_top
 
 Tree = dict[str, tuple[Any, ...]]
 
@@ -88,8 +89,12 @@ class Layers:
         if len(layers) == 1 and top is None:
             filesystem.set("lowerdir+", str(below))  # two at least
         if top is not None:
+            layers = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+            prepare_top(layers, top)
+            os.close(layers)
             filesystem.set("upperdir", str(self.upper(top)))
             filesystem.set("workdir", str(self.root / top / "work"))
+            filesystem.set("volatile")  # else each end flushes the host's whole file system
         fd = filesystem.create(k.ATTR_NODEV)
         k.move_mount(fd, str(self.mount_point))
         os.close(fd)
@@ -97,14 +102,14 @@ class Layers:
     def write(self, top: str, work: Callable[[Path], Any], layers: Sequence[str] = ()) -> Any:
         return self.shown(layers, top, work)
 
-    def job(self, **job: Any) -> dict[str, Any]:
-        """The answer of a job, done as a child of the zygote does it."""
+    def job(self, stream: int | None = None, **job: Any) -> dict[str, Any]:
+        """The answer of a job, done as a child of the zygote does it. `stream`: its other pipe."""
         reading, writing = os.pipe()
         fds = [os.open(directory, os.O_RDONLY | os.O_DIRECTORY) for directory in (self.root, self.images)]
         pid = os.fork()
         if pid == 0:
             gc.disable()  # as in the zygote, see `in_child`
-            jail.jailed(job, *fds, writing)
+            jail.jailed(job, *fds, writing, stream_fd=stream)
         for fd in (*fds, writing):
             os.close(fd)
         with open(reading) as f:

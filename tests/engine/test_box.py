@@ -17,7 +17,7 @@ from boxwood.core.ids import new_id
 from boxwood.engine.api import BoxGone, BoxSpec, EngineError, GuestError, Limits, SessionSpec, Stack
 from boxwood.engine.host import HostEngine
 
-pytestmark = [pytest.mark.root, pytest.mark.anyio]
+pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.lent_engine]
 
 
 async def test_a_command_runs(runner: Runner) -> None:
@@ -158,6 +158,37 @@ async def test_what_was_written_is_there_in_the_next_box(runner: Runner) -> None
     assert text == "kept\n1\n"
 
 
+@pytest.mark.parametrize("limits", [Limits(), Limits(disk=32 << 20)], ids=["plain", "in a file"])
+async def test_what_the_root_directory_looks_like_is_inherited(engine: HostEngine, golden: str, limits: Limits) -> None:
+    """By new tops, of whatever lies below them; and to have changed that alone is to have written something."""
+    look = "stat -c '%a %u:%g' /; python3 -c 'import os; print(os.getxattr(\"/\", \"user.mine\"))'"
+    source = Runner(engine, golden)
+    await source.boot(limits=limits)
+    await source.run("true")
+    assert await engine.is_empty(source.stack.top) and (await engine.contents(source.stack.top)).empty
+    await source.run('chmod 1711 /; chown 7:8 /; python3 -c \'import os; os.setxattr("/", "user.mine", b"x")\'')
+    assert (await source.run(look)).text == "1711 7:8\nb'x'\n"
+    assert not await engine.is_empty(source.stack.top) and not (await engine.contents(source.stack.top)).empty
+    await source.box.kill()
+    assert not await engine.is_empty(source.stack.top) and not (await engine.contents(source.stack.top)).empty
+    below = (source.stack.top,)
+    for other in (limits, Limits()):
+        child = Runner(engine, golden)
+        await child.boot(layers=below, limits=other)
+        assert (await child.run(look)).text == "1711 7:8\nb'x'\n"
+        assert await engine.is_empty(child.stack.top) and (await engine.contents(child.stack.top)).empty
+        await child.run("chmod 755 /; chown 0:0 /")
+        await child.box.kill()
+        assert not await engine.is_empty(child.stack.top)
+        await child.boot(layers=below, top=child.stack.top, limits=other)
+        assert (await child.run(look)).text == "755 0:0\nb'x'\n"  # as the VM has it by now
+        await child.box.kill()
+    reader = Runner(engine, golden)
+    await reader.boot(layers=below, read_only=True)
+    assert (await reader.run(look)).text == "1711 7:8\nb'x'\n"
+
+
+@pytest.mark.own_engine
 async def test_an_engine_that_comes_back_adopts_its_boxes(
     engine: HostEngine, golden: str, data: object, images: object
 ) -> None:
@@ -212,6 +243,7 @@ async def test_a_copied_top_is_the_same_and_the_source_goes_on(runner: Runner) -
     await writer.wait(runner.box)
 
 
+@pytest.mark.own_engine
 async def test_a_stranger_cannot_speak_to_the_zygote(engine: HostEngine, data: object) -> None:
     def attempt() -> bytes:
         pid = os.fork()
@@ -252,6 +284,7 @@ async def test_a_session_without_functions_comes_back(runner: Runner) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.own_engine
 async def test_a_zygote_that_nobody_can_reach_ends(engine: HostEngine, data: Path, images: Path) -> None:
     """Its data directory was removed, or another zygote has taken its place: it must not stay for ever."""
     state = json.loads((data / "zygote.json").read_text())

@@ -10,7 +10,7 @@ import pytest
 
 import rootless
 import servers
-from boxwood.engine.cgroup import MOUNTS, hierarchies
+from boxwood.engine.cgroups.files import MOUNTS, hierarchies
 
 pytestmark = pytest.mark.timeout(900)
 _JOIN = 'n=$1; shift; while [ $n -gt 0 ]; do echo 0 > "$1"; shift; n=$((n-1)); done; exec setpriv --reuid "$1" --regid "$1" --clear-groups "${@:2}"'

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from boxwood.engine import doctor
+from boxwood.engine.trials.common import DISK_SHARES
 from servers import Server
 
 
@@ -35,14 +36,14 @@ def shared_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_boxes_have_equal_shares(shared_disk: Path, make_server: Callable[..., Server]) -> None:
     checks = {check.name: check for check in doctor.checks(shared_disk / "data", shared_disk / "images")}
-    if "no weights" in checks[doctor.DISK_SHARES].why:
+    if "no weights" in checks[DISK_SHARES].why:
         pytest.skip("the cgroups of this host have no weights")
-    assert checks[doctor.DISK_SHARES].active, checks[doctor.DISK_SHARES]
+    assert checks[DISK_SHARES].active, checks[DISK_SHARES]
     server = make_server(data=shared_disk / "data", io_weight=40, disk_spare_mib=0)
     with server.client() as client:
         client.fork("ubuntu").run("true", check=True)
         health = client.health()
-        assert health.isolation[doctor.DISK_SHARES]
+        assert health.isolation[DISK_SHARES]
         while True:  # one that is being prepared has not joined its groups yet
             weights = [weights_of(pid) for pid in server.box_pids()]
             assert weights and set().union(*weights) <= {"40"}, weights

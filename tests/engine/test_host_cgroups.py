@@ -13,8 +13,13 @@ from pathlib import Path
 
 import pytest
 
+import servers
 from boxwood.engine.api import Limits
-from boxwood.engine.cgroup import MOUNTS, Cgroups, LimitUnavailable, Separate, Unified
+from boxwood.engine.cgroups import files, finding, orphans
+from boxwood.engine.cgroups.cgroups import Cgroups, LimitUnavailable
+from boxwood.engine.cgroups.files import MOUNTS
+from boxwood.engine.cgroups.separate import Separate
+from boxwood.engine.cgroups.unified import Unified
 
 BOX = "01J8Z3K4M5N6P7Q8R9S0T1V2W4"
 V2_LINE = re.compile(r"^\S+ (\S+) cgroup2 ", re.MULTILINE)
@@ -38,7 +43,7 @@ def groups(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cgroups]:
             pytest.skip("version 2 is not mounted")
         mounts = tmp_path / "mounts"
         mounts.write_text(line.group(0) + "rw 0 0\n")
-    found = Cgroups.find(new_id(), mounts)
+    found = finding.find(new_id(), mounts)
     yield found
     assert found.sweep() == set()
     parents = list(found._parents())
@@ -114,6 +119,25 @@ def test_sweep_kills_even_what_is_frozen(groups: Cgroups, start: Callable[..., s
     assert [directory for directory in directories if os.path.exists(directory)] == []
 
 
+def test_groups_of_an_instance_that_was_killed_are_orphans(
+    groups: Cgroups, start: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    parents = list(groups._parents())
+    directories = groups.make(BOX, unlimited())
+    process = start(directories, "print('up', flush=True); input()", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"up\n"
+    assert not orphans._clear(parents, 0)  # it lives
+    for fd in groups._held:
+        os.close(fd)
+    groups._held.clear()
+    assert not orphans._clear(parents, 3600) and not orphans._clear(parents, 0)  # young; not without processes
+    process.kill()
+    process.wait()
+    servers.until(lambda: orphans._clear(parents, 0))
+    assert [parent for parent in parents if os.path.exists(parent)] == []
+    groups._held += [files.hold(parent) for parent in parents]
+
+
 def test_limits_hold(groups: Cgroups, start: Callable[..., subprocess.Popen[bytes]]) -> None:
     if not groups.controllers >= {"memory", "pids"}:
         with pytest.raises(LimitUnavailable):
@@ -147,7 +171,7 @@ def test_limits_are_raised_and_lifted(groups: Cgroups, start: Callable[..., subp
 
 
 def test_this_host_is_recognised() -> None:
-    found = Cgroups.find(new_id())
+    found = finding.find(new_id())
     try:
         assert isinstance(found, Unified | Separate)
         usage_of_nothing = found.controllers

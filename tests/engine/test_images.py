@@ -8,6 +8,8 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
+import sysconfig
 import tarfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -153,7 +155,7 @@ def own_images(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-async def own_engine(data: Path, own_images: Path) -> AsyncIterator[HostEngine]:
+async def bare_engine(data: Path, own_images: Path) -> AsyncIterator[HostEngine]:
     own_images.mkdir(mode=0o700)
     engine = HostEngine(data, own_images, network=False)
     await engine.start()
@@ -172,21 +174,21 @@ def busybox_root(root: Path) -> Path:
     return root
 
 
-async def test_a_box_on_busybox_alone(own_engine: HostEngine, own_images: Path, tmp_path: Path) -> None:
+async def test_a_box_on_busybox_alone(bare_engine: HostEngine, own_images: Path, tmp_path: Path) -> None:
     image = import_rootfs(own_images, busybox_root(tmp_path / "root"))
-    runner = Runner(own_engine, image.layer_id)
+    runner = Runner(bare_engine, image.layer_id)
     await runner.boot()
     result = await runner.run("cd /home/user && id -un && cat /etc/hostname && echo x > y && cat y && stat -c %u .")
     assert result.text.split() == ["root", "boxwood", "x", "1000"], bytes(result.err)
     # What was made ahead for a bash is gone: of terminals there is the session's, of processes its shell.
-    (row,) = await own_engine._living()
+    (row,) = await bare_engine._living()
     place = f"/proc/{row['pid']}"
     opened = [os.readlink(f"{place}/fd/{fd}") for fd in os.listdir(f"{place}/fd")]
     assert sum(name.endswith("ptmx") for name in opened) == 1, opened
     assert len(Path(f"{place}/task/{row['pid']}/children").read_text().split()) == 1
 
 
-async def test_a_box_on_a_hostile_root(own_engine: HostEngine, own_images: Path, tmp_path: Path) -> None:
+async def test_a_box_on_a_hostile_root(bare_engine: HostEngine, own_images: Path, tmp_path: Path) -> None:
     """Links where a box mounts its own: they lead nowhere, neither when it is imported nor when a box boots."""
     root = busybox_root(tmp_path / "root")
     outside = tmp_path / "outside"
@@ -197,7 +199,7 @@ async def test_a_box_on_a_hostile_root(own_engine: HostEngine, own_images: Path,
     for name in ("passwd", "group", "hosts", "hostname", "resolv.conf", "machine-id"):
         (root / "etc" / name).symlink_to(outside / name)
     image = import_rootfs(own_images, root)
-    runner = Runner(own_engine, image.layer_id)
+    runner = Runner(bare_engine, image.layer_id)
     await runner.boot()
     result = await runner.run("cat /proc/self/comm; ls -d /dev/null /sys/class /tmp/. /root/.; cat /etc/hostname")
     assert result.text.split() == ["cat", "/dev/null", "/root/.", "/sys/class", "/tmp/.", "boxwood"]
@@ -270,8 +272,14 @@ def test_the_same_archive_is_the_same_layer(own_images: Path, tmp_path: Path, pa
     assert sorted(os.listdir(own_images)) == before
 
 
+def libraries_of(*programs: Path) -> set[str]:
+    """The names of those that these load: all of the host's take long to copy."""
+    told = subprocess.run(["ldd", *programs], capture_output=True, text=True).stdout
+    return {os.path.basename(word) for word in told.split() if ".so" in word}
+
+
 async def test_the_interpreter_that_runs_boxwood_runs_in_an_image(
-    own_engine: HostEngine, own_images: Path, golden_root: Path, tmp_path: Path
+    bare_engine: HostEngine, own_images: Path, golden_root: Path, tmp_path: Path
 ) -> None:
     """On a root with the host's libraries but no python of its own, as the golden of such a host has."""
     root = tmp_path / "root"
@@ -281,31 +289,33 @@ async def test_the_interpreter_that_runs_boxwood_runs_in_an_image(
             (root / name).symlink_to(os.readlink(golden_root / name))
     for name in ("usr/bin", "usr/lib", "usr/lib64"):
         (root / name).mkdir(exist_ok=True)
-    for name in ("bash", "sh", "env", "cat"):
-        shutil.copy2(golden_root / "usr/bin" / name, root / "usr/bin" / name)
+    programs = [golden_root / "usr/bin" / name for name in ("bash", "sh", "env", "cat")]
+    for program in programs:
+        shutil.copy2(program, root / "usr/bin")
+    modules = Path(sysconfig.get_path("platstdlib"), "lib-dynload").glob("*.so")
+    needed = libraries_of(*programs, Path(sys.executable).resolve(), *modules)
     for directory in golden_root.glob("usr/lib/*-linux-gnu*"):
         (root / "usr/lib" / directory.name).mkdir()
-        found = [*directory.glob("lib*.so*"), *directory.glob("ld-linux*")]
-        libraries = [path for path in found if path.is_symlink() or path.stat().st_size < 8 << 20]
-        subprocess.run(["cp", "-a", *libraries, root / "usr/lib" / directory.name], check=True)
+        libraries = [path for path in directory.iterdir() if path.name in needed]
+        subprocess.run(["cp", "-L", *libraries, root / "usr/lib" / directory.name], check=True)
     subprocess.run(["cp", "-a", f"{golden_root}/usr/lib64/.", root / "usr/lib64"], check=True)
     assert python.equip(root) is None
     image = import_rootfs(own_images, root)
-    runner = Runner(own_engine, image.layer_id)
+    runner = Runner(bare_engine, image.layer_id)
     await runner.boot()
     result = await runner.run("python3 -c 'import json, zlib, sys; print(sys.prefix)' && pip --version")
     assert result.text.startswith("/usr/local\npip "), (result.text, bytes(result.err), result.end)
 
 
 @pytest.mark.full
-async def test_a_box_on_a_debian_made_by_mmdebstrap(own_engine: HostEngine, own_images: Path, tmp_path: Path) -> None:
+async def test_a_box_on_a_debian_made_by_mmdebstrap(bare_engine: HostEngine, own_images: Path, tmp_path: Path) -> None:
     if shutil.which("mmdebstrap") is None:
         pytest.skip("needs mmdebstrap (apt install mmdebstrap)")
     archive = tmp_path / "debian.tar"
     subprocess.run(["mmdebstrap", "--quiet", "--variant=minbase", "bookworm", archive], check=True)
     image = import_rootfs(own_images, archive)
     assert image.skipped > 0  # /dev/null and its like
-    runner = Runner(own_engine, image.layer_id)
+    runner = Runner(bare_engine, image.layer_id)
     await runner.boot()
     result = await runner.run("dpkg -l apt | tail -1; cat /etc/hostname; stat -c '%a %U' /tmp; perl -e 'print 6 * 7'")
     assert result.text.startswith("ii")

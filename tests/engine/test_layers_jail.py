@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import stat
 from collections.abc import Callable, Mapping
@@ -12,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from boxwood.engine import kernel as k
-from boxwood.engine.layers import jail
-from engine.overlays import in_child
+from boxwood.engine.disk import files, image
+from boxwood.engine.layers import confinement
+from engine.overlays import Layers, in_child, new_id
 
 pytestmark = pytest.mark.root
 
@@ -32,7 +34,7 @@ def ask(tmp_path: Path) -> Callable[[Callable[[Mapping[str, int]], int]], int]:
             for name, attributes in (("source", k.ATTR_RDONLY), ("target", 0)):
                 trees[name] = k.open_tree(str(tmp_path / name))
                 k.mount_setattr(trees[name], k.ATTR_NOSUID | k.ATTR_NODEV | k.ATTR_NOEXEC | attributes)
-            return int(jail._confined(trees, lambda at: {"said": question(at)})["said"])
+            return int(confinement.confined(trees, lambda at: {"said": question(at)})["said"])
 
         return int(in_child(child))
 
@@ -103,11 +105,47 @@ def test_there_is_nobody_to_send_a_signal_to(ask: Callable[..., int]) -> None:
     assert ask(lambda at: failed_with(lambda: os.kill(here, 0))) == errno.ESRCH
 
 
+def before_linux_6_15(clone: Callable[..., int]) -> Callable[..., int]:
+    """`kernel.open_tree` as it was: what is not attached in the mount namespace that we are in is not cloned."""
+
+    def open_tree(path: str, at: int = -1, **options: bool) -> int:
+        fd = os.open(path, os.O_PATH, dir_fd=None if at < 0 else at) if path else os.dup(at)
+        try:
+            (mount,) = re.findall(r"mnt_id:\t(\d+)", Path(f"/proc/self/fdinfo/{fd}").read_text())
+        finally:
+            os.close(fd)
+        if mount not in {line.split()[0] for line in Path("/proc/self/mountinfo").read_text().splitlines()}:
+            raise OSError(errno.EINVAL, "it is not attached here")
+        return clone(path, at, **options) if at >= 0 else clone(path, **options)
+
+    return open_tree
+
+
+def test_layers_in_files_are_reached_on_older_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers, layer, target = Layers(tmp_path), new_id(), new_id()
+    files.make(layers.root, tmp_path / "templates", layer, 16 << 20)
+
+    def write() -> None:
+        disk = image.Disks(os.open(layers.root, os.O_RDONLY)).attach(layer, read_only=False)
+        assert disk is not None
+        root = image.mount(disk)
+        with open(os.open("upper/file", os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=root), "w") as f:
+            f.write("kept")
+
+    in_child(write)
+    monkeypatch.setattr(k, "open_tree", before_linux_6_15(k.open_tree))
+    with pytest.raises(AssertionError, match="not attached here"):
+        in_child(lambda: k.open_tree("", k.Filesystem("tmpfs").create()))
+    assert layers.job(kind="check", layer=layer) == {"ok": True, "inodes": 1}
+    assert layers.job(kind="merge", layers=[["data", layer]], target=target).get("ok")
+    assert (layers.upper(target) / "file").read_text() == "kept"
+
+
 def test_an_inner_process_that_dies_is_an_answer(tmp_path: Path) -> None:
     def child() -> str:
         try:
-            jail._confined({}, lambda at: os._exit(9))
-        except jail.JobFailed as error:
+            confinement.confined({}, lambda at: os._exit(9))
+        except confinement.JobFailed as error:
             return str(error)
         return ""
 

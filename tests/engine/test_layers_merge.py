@@ -6,14 +6,16 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from amounts import amount
 from engine.overlays import Layers, difference, new_id, tree
 
 pytestmark = pytest.mark.root
@@ -163,6 +165,55 @@ def test_marks_of_other_overlays_are_refused(layers: Layers, mark: str, name: st
     assert layers.names() == {ident}
 
 
+def test_layers_are_looked_through(layers: Layers) -> None:
+    stack = written(layers, base, *CASES[5], attributes)
+    for ident in stack:
+        assert layers.job(kind="check", layer=ident).get("ok")
+    os.setxattr(layers.upper(stack[0]) / "e/suid", "user.overlay.metacopy", b"")
+    assert "metacopy" in layers.job(kind="check", layer=stack[0])["error"]
+    shutil.rmtree(layers.upper(stack[1]))
+    assert "FileNotFoundError" in layers.job(kind="check", layer=stack[1])["error"]
+
+
+@pytest.fixture
+def small_layers(tmp_path: Path) -> Iterator[Layers]:
+    """On a file system of 32 MiB."""
+    picture, place = tmp_path / "small.img", tmp_path / "small"
+    with picture.open("wb") as file:
+        file.truncate(32 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-N", "16384", str(picture)], check=True, capture_output=True)
+    place.mkdir()
+    subprocess.run(["mount", "-o", "loop,nosuid,nodev", str(picture), str(place)], check=True, capture_output=True)
+    yield Layers(place)
+    subprocess.run(["umount", str(place)], check=True, capture_output=True)
+
+
+def test_a_disk_that_is_full_meanwhile_harms_nothing(small_layers: Layers) -> None:
+    layers = small_layers
+
+    def many(at: Path) -> None:
+        for number in range(1500):
+            (at / f"d{number}").mkdir()
+            (at / f"d{number}/f").touch()
+
+    stack = written(layers, many, lambda at: (at / "d7/f").write_text("other"))
+    before = layers.shown(stack, None, tree)
+    with (layers.root.parent / "ballast").open("wb", buffering=0) as ballast:
+        while ballast.tell() < 64 << 20:
+            try:
+                ballast.write(bytes(4096))
+            except OSError:
+                break
+        ballast.truncate(ballast.tell() - (1 << 20))  # so it begins, and does not get to the end
+        target = new_id()
+        answer = layers.job(kind="merge", layers=[["data", ident] for ident in stack], target=target)
+        assert "No space left" in answer["error"]
+        assert layers.names() == set(stack)
+        ballast.truncate(0)
+    one = merged(layers, stack)
+    assert difference(before, layers.shown([one], None, tree)) == {}
+
+
 def test_killed_in_the_middle_it_leaves_no_layer(layers: Layers) -> None:
     ident, target = layers.new(), new_id()
     for number in range(3000):
@@ -225,7 +276,7 @@ def make_raw(upper: Path, made: dict[str, str]) -> None:
             os.mknod(at, stat.S_IFCHR, 0)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=amount(4, 30), deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(raw_layer(), min_size=1, max_size=4),
     raw_layer(),

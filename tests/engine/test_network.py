@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from boxfixtures import Runner
+from boxfixtures import Runner, booted, started
 from boxwood.core.ids import new_id
 from boxwood.engine.api import Denial, SessionSpec, Usage
 from boxwood.engine.host import HostEngine
 from boxwood.engine.network.table import MOST_CONNECTIONS
 from boxwood.engine.network.wire import GATEWAY
 from internet import EXCEPTED, OTHER_PUBLIC, PRIVATE, PUBLIC, Internet, spoofed
-from netfixtures import REFUSED, Wired, number_of, python, router_of, started, tried, visits
+from netfixtures import REFUSED, Wired, networked, number_of, python, router_of, tried, visits
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.timeout(120)]
 
@@ -32,7 +32,8 @@ async def shared(
     world: Internet, tmp_path_factory: pytest.TempPathFactory, images: Path, accounts: list[tuple[str, Usage]]
 ) -> AsyncIterator[HostEngine]:
     """For tests that do it no harm."""
-    async with started(world, tmp_path_factory.mktemp("shared") / "data", images, accounts) as engine:
+    data = tmp_path_factory.mktemp("shared") / "data"
+    async with started(networked(world, data, images, accounts)) as engine:
         yield engine
 
 
@@ -44,10 +45,8 @@ def net(shared: HostEngine, world: Internet) -> HostEngine:
 
 @pytest.fixture
 async def vm(net: HostEngine, golden: str) -> AsyncIterator[Runner]:
-    runner = Wired(net, golden)
-    await runner.boot()
-    yield runner
-    await runner.box.kill()
+    async with booted(Wired(net, golden)) as runner:
+        yield runner
 
 
 # --- what is reached
@@ -142,20 +141,25 @@ def _own_addresses() -> list[str]:
 async def test_other_boxes_are_refused(vm: Runner, net: HostEngine, golden: str) -> None:
     other = Wired(net, golden)
     await other.boot()
-    served = asyncio.create_task(
-        python(other, "s=socket.create_server(('', 7777)); s.settimeout(3)\ntry: s.accept(); print('came')\n"
-                      "except TimeoutError: print('nobody')")
-    )  # fmt: skip
-    while ":1E61 " not in (_net(other) / "tcp").read_text():
-        await asyncio.sleep(0.01)
+    beside, served = await listening(other, "print(s.accept()[1][0])")
     said = await tried(vm, [("tcp", "4", other.box.address, 7777), ("udp", "4", other.box.address, 7777)])
     assert set(said) <= REFUSED
-    assert await served == "nobody\n"
+    await tried(beside, [("tcp", "4", "127.0.0.1", 7777)])
+    assert await served == "127.0.0.1\n", "nobody had come before"
+    await other.box.kill()
 
 
-def _net(runner: Runner) -> Path:
-    """/proc/…/net of a box: of the process whose interface has its address."""
-    return Path(f"/proc/{_pid(runner)}/net")
+async def listening(runner: Runner, then: str) -> tuple[Runner, asyncio.Task[str]]:
+    """A program in the box listens at port 7777, and does `then`, which is given the socket, `s`. Another session, and
+    what the program says."""
+    beside = Wired(runner.engine, runner.golden)
+    beside.box = runner.box
+    await beside.box.open_session(SessionSpec(beside.session))
+    await beside.run("mkfifo /tmp/listens")
+    text = f"s = socket.create_server(('', 7777)); s.settimeout(60); open('/tmp/listens', 'w').close(); {then}"
+    served = asyncio.create_task(python(runner, text))
+    await beside.run("cat /tmp/listens")
+    return beside, served
 
 
 def _is_agent(entry: Path) -> bool:
@@ -188,6 +192,25 @@ async def test_packets_with_another_s_address_go_nowhere(
     assert visits(world) == [("udp", PUBLIC, 4433)]  # the last one, which is its own
 
 
+async def test_packets_with_options_go_nowhere(vm: Runner, world: Internet) -> None:
+    """A way that a box chooses itself (source routes) would lead around what is judged by where a packet goes."""
+    gateway = ", ".join(GATEWAY.split("."))
+    said = await python(
+        vm,
+        f"""
+for options in (b'', bytes((131, 7, 4, {gateway}, 0)), bytes((137, 7, 4, {gateway}, 0)), bytes((1, 1, 1, 0)), b''):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.settimeout(0.5)
+        try:
+            s.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, options)
+            s.connect(({PUBLIC!r}, 4433)); s.send(b'hello'); print('answered', len(s.recv(99)) > 0)
+        except OSError as e: print(type(e).__name__)
+""",
+    )
+    assert said.split("\n")[0] == said.split("\n")[4] == "answered True" and "answered" not in said.split("\n")[1:4]
+    assert visits(world) == [("udp", PUBLIC, 4433)] * 2
+
+
 async def test_a_box_may_ask_the_world_to_echo(vm: Runner, world: Internet) -> None:
     echo = f"""
 def ping(address):
@@ -204,11 +227,9 @@ print(ping({PUBLIC!r}), ping('10.99.0.1'), ping('192.0.2.129'))
 
 async def test_nothing_comes_in(vm: Runner) -> None:
     """From the host neither: what listens in a box is the box's."""
-    served = asyncio.create_task(python(vm, "s=socket.create_server(('', 7777)); s.settimeout(30); s.accept()"))
-    while ":1E61 " not in (_net(vm) / "tcp").read_text():
-        await asyncio.sleep(0.01)
+    _, served = await listening(vm, "s.accept()")
     with pytest.raises(OSError):
-        socket.create_connection((vm.box.address, 7777), 3)
+        socket.create_connection((vm.box.address, 7777), 1)
     assert not served.done()
     await vm.box.kill()
     with contextlib.suppress(Exception):
@@ -450,3 +471,20 @@ async def test_a_firewall_that_is_flushed_is_put_up_again(own_vm: Runner, data: 
             await asyncio.sleep(0.01)
     said = await tried(own_vm, [("tcp", "4", "10.99.0.1", 80), ("tcp", "4", EXCEPTED, 8080), ("tcp", "4", PUBLIC, 80)])
     assert said[0] in REFUSED and said[1].endswith("hello") and said[2].endswith("hello")
+
+
+def test_a_router_changes_nothing_of_the_host(tmp_path):
+    """Whoever takes it over, by a message it reads, is root without a root's files."""
+    probe = (
+        "import os, sys; from pathlib import Path; from boxwood.engine.network import forwarding, router\n"
+        "os.chdir(sys.argv[1])\n"
+        "if sys.argv[2] == 'confined': router.drop_privileges()\n"
+        "for path in (Path(sys.argv[1], 'layer'), Path('/etc/boxwood-test')):\n"
+        "    try: path.write_text('x'); path.unlink(); print(True)\n"
+        "    except PermissionError: print(False)\n"
+        "Path('/proc/sys/net/ipv4/ip_forward').write_text(Path('/proc/sys/net/ipv4/ip_forward').read_text())\n"
+        "forwarding.pass_firewall()\n"
+    )
+    for how, said in (("free", "True\nTrue\n"), ("confined", "False\nFalse\n")):
+        done = subprocess.run([sys.executable, "-c", probe, str(tmp_path), how], capture_output=True, text=True)
+        assert (done.stdout, done.stderr) == (said, ""), how

@@ -1,4 +1,4 @@
-"""Project quotas in a machine that has them: each check of guestchecks.py, made in one boot of Debian's kernel."""
+"""Project quotas in a machine that has them: each check of guestchecks.py and quotachecks/, made in one boot of Debian's kernel."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     if wanted := guest.missing():
         pytest.fail(f"the machine with quotas needs {wanted}: `scripts/packages quotas {wanted}`")
     scratch = tmp_path_factory.mktemp("guest")
-    found: dict[str, str] = {}
-    for line in guest.run(Path(guestchecks.__file__), DISKS_MIB, scratch):
+    script, found = Path(guestchecks.__file__), dict[str, str]()
+    for line in guest.run(script, script.parent / "quotachecks", DISKS_MIB, scratch):
         print(line)
         if line.startswith('{"check"'):
             told = json.loads(line)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from boxfixtures import Runner
+from boxfixtures import Runner, started
 from boxwood.core.ids import new_id
 from boxwood.engine import ready
 from boxwood.engine.api import BoxSpec, Limits, SessionSpec, Stack
@@ -21,12 +21,8 @@ pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.timeout(120)]
 @pytest.fixture
 async def busy(data: Path, images: Path) -> AsyncIterator[HostEngine]:
     """An engine that makes two boxes ahead."""
-    engine = HostEngine(data, images, 2, network=False)
-    await engine.start()
-    try:
+    async with started(HostEngine(data, images, 2, network=False)) as engine:
         yield engine
-    finally:
-        await engine.shutdown()
 
 
 def waiting(engine: HostEngine) -> set[HostBox]:
@@ -42,7 +38,9 @@ async def fill(engine: HostEngine, count: int = 2) -> set[HostBox]:
 async def booted(engine: HostEngine, golden: str, name: str, limits: Limits = Limits()) -> Runner:
     runner = Runner(engine, golden)
     runner.stack = Stack((golden,), new_id(), frozenset({golden}))
-    runner.box = await engine.boot(BoxSpec(new_id(), runner.stack, name, limits, network=False))
+    vm = new_id()
+    runner.box = await engine.boot(BoxSpec(vm, runner.stack, name, limits, network=False))
+    assert runner.box.vm_id == vm, "whoever puts a policy in force says whose it is"
     runner.box.listen(runner)
     await runner.box.open_session(SessionSpec(runner.session))
     return runner

@@ -11,7 +11,7 @@ from boxfixtures import Result, Runner
 from boxwood.core.ids import new_id
 from boxwood.engine.api import GuestError, RunSpec, SessionSpec
 
-pytestmark = [pytest.mark.root, pytest.mark.anyio]
+pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.lent_engine]
 
 DAEMON = (
     "python3 -c 'import os, time\nos.fork() and os._exit(0)\nos.setsid()\nos.fork() and os._exit(0)\n"

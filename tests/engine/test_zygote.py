@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,35 @@ async def test_a_host_that_is_short_of_descriptors_costs_no_box(runner: Runner, 
     assert zygote_pid(data) == pid
     await other.boot()
     assert (await other.run("echo alive")).text == "alive\n"
+
+
+async def test_who_comes_while_the_host_is_short_of_descriptors_waits(runner: Runner, data: Path) -> None:
+    pid, log = zygote_pid(data), data / "log" / "zygote.log"
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    runner.engine._zygote._lost("for a test")
+    coming = asyncio.ensure_future(runner.boot(top=runner.stack.top))
+    while "has to wait" not in log.read_text() and not coming.done():
+        await asyncio.sleep(0.01)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    await coming
+    assert zygote_pid(data) == pid and (await runner.run("echo alive")).text == "alive\n"
+
+
+async def test_a_request_that_it_does_not_understand_costs_no_box(runner: Runner) -> None:
+    """As of a server of a later version: limits that this one cannot set, say."""
+    box, vm = runner.box.box_id, runner.box.vm_id
+    later = {"hostname": "later", "limits": {"unheard_of": 1}}
+    asked: list[tuple[str, dict[str, object]]] = [
+        ("sing", {}), ("change", {"box": box, **later}), ("change", {"box": box, "hostname": 7, "limits": {}}),
+        ("link", {"box": box}), ("job", {"job": {"kind": "look", "layer": vm}}), ("job", {"job": "none"}),
+        ("boot", {"box": new_id(), "vm": vm, "top": new_id(), "layers": 7}), ("freeze", {"box": [box]}),
+    ]  # fmt: skip
+    for op, fields in asked:
+        with pytest.raises(EngineError, match=f"^{op}: "):
+            await runner.engine._zygote.ask(op, fields)
+    assert (await runner.run("hostname; echo alive")).text == "testbox\nalive\n"
+    assert [row["box"] for row in await runner.engine._living()] == [box]
 
 
 async def test_a_server_that_reads_late_misses_nothing(runner: Runner) -> None:
@@ -80,6 +111,19 @@ async def test_a_connection_that_is_lost_strands_no_vm(runner: Runner, golden: s
     assert [row["box"] for row in await engine._living()] == [runner.box.box_id]
 
 
+async def test_who_does_not_wait_for_a_connection_leaves_no_half_of_one(runner: Runner) -> None:
+    engine = runner.engine
+    for turns in (1, 2, 3, 5):
+        engine._zygote._lost("for a test")
+        impatient = asyncio.ensure_future(engine.remove([new_id()]))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        impatient.cancel()
+        await asyncio.wait({impatient})
+        await runner.boot(top=runner.stack.top)
+        assert [row["box"] for row in await engine._living()] == [runner.box.box_id]
+
+
 async def test_whoever_is_late_starts_no_other_zygote(data: Path, images: Path) -> None:
     engine = HostEngine(data, images, network=False)
     await engine.start()
@@ -93,3 +137,20 @@ async def test_whoever_is_late_starts_no_other_zygote(data: Path, images: Path) 
 async def _late(engine: HostEngine) -> None:
     while True:
         await engine.remove([new_id()])  # until it is refused
+
+
+async def test_what_was_prepared_and_is_killed_costs_no_vm(runner: Runner, data: Path) -> None:
+    """A boot takes another one, though the zygote may not have heard of their end yet."""
+    pid = zygote_pid(data)
+    for _ in range(5):
+        living = {row["pid"] for row in await runner.engine._living()}
+        for child in set(children(pid)) - living:
+            os.kill(child, signal.SIGKILL)
+        other = Runner(runner.engine, runner.golden)
+        await other.boot()
+        assert (await other.run("echo alive")).text == "alive\n"
+    assert (await runner.run("echo alive")).text == "alive\n"
+
+
+def children(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

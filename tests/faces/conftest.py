@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import servers
+from faces.agentkernelstub import client  # noqa: F401
+from faces.memory import memory, session  # noqa: F401
 from unit.client.stub import StubServer, serving
 
 VARIABLES = (

@@ -1,4 +1,4 @@
-"""Objects of Kubernetes kept in memory: for what the face does whoever keeps them."""
+"""Objects of Kubernetes kept in memory: for what the face does whoever keeps them. And a session on them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
+from boxwood.faces.arl import SandboxSession
 from boxwood.faces.arl.errors import refusal
 
 Object = dict[str, Any]
@@ -66,4 +69,19 @@ class Memory:
 def no(status: int, message: str) -> Exception:
     made = refusal(status, json.dumps({"kind": "Status", "status": "Failure", "message": message}))
     assert made is not None
+    return made
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
+    kept = Memory()
+    monkeypatch.setattr("boxwood.faces.arl.connected.connect", lambda *place: kept)
+    return kept
+
+
+@pytest.fixture
+def session(memory: Memory) -> SandboxSession:
+    made = SandboxSession("pool")
+    made.create_sandbox()
+    memory.asked.clear()
     return made

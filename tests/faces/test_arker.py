@@ -260,21 +260,33 @@ def test_resize_and_delete(arker: Arker, server: StubServer) -> None:
     assert (twice.value.code, twice.value.status) == ("not_found", 404)
 
 
-def test_what_is_coming_says_so(arker: Arker, server: StubServer) -> None:
-    vm = arker.vm(VM_ID)
-    for act in (
-        lambda: arker.fork("ubuntu-full", durable=True),
-        lambda: arker.create_filesystem(name="f"),
-        arker.list_filesystems,
-        lambda: arker.delete_filesystem("f"),
-        lambda: vm.create_sync(filesystem_id="f", path="/data"),
-        vm.list_syncs,
-        lambda: vm.delete_sync("s"),
-    ):
-        with pytest.raises(ArkerError, match="coming") as refused:
-            act()
-        assert (refused.value.code, refused.value.status) == ("unsupported_operation", 422)
-    assert server.requests == []
+def test_filesystems(arker: Arker, server: StubServer) -> None:
+    one = {
+        "filesystem_id": "F",
+        "name": "data",
+        "owner_org_id": "o",
+        "created_at": "2026-01-01T00:00:00Z",
+        "size_bytes": 5,
+    }
+    server.script("POST /v1/filesystems", (200, one))
+    server.script("GET /v1/filesystems", (200, {"filesystems": [one], "next_cursor": None}))
+    server.script("DELETE /v1/filesystems/F", (200, {"deleted": True}))
+    made = arker.create_filesystem(name="data")
+    assert (made.filesystem_id, made.created_at, made.size_bytes) == ("F", "2026-01-01T00:00:00Z", 5)
+    assert list(arker.list_filesystems()) == arker.list_filesystems().filesystems == [made]
+    vm, path = arker.vm(VM_ID), f"/v1/vms/{VM_ID}/mounts"
+    mount = {"mount_id": "M", "vm_id": VM_ID, "filesystem_id": "F", "path": "/data", "state": "attaching"}
+    server.script(f"POST {path}", (200, mount))
+    server.script(f"GET {path}", (200, {"mounts": [mount]}), (200, {"mounts": [mount | {"state": "mounted"}]}))
+    server.script(f"DELETE {path}/M", (200, {"deleted": True}))
+    bound = vm.create_sync(filesystem_id="F", path="/data")
+    assert (bound.sync_id, bound.path, len(vm.list_syncs()), vm.list_syncs().syncs) == ("M", "/data", 1, [bound])
+    vm.delete_sync("M")
+    arker.delete_filesystem("F")
+    server.script(f"POST {path}", (200, mount | {"state": "failed", "state_detail": "a link"}))
+    with pytest.raises(ArkerError, match="a link") as refused:
+        vm.create_sync(filesystem_id="F", path="/data")
+    assert refused.value.code == "internal"
 
 
 # --- errors and retries

@@ -158,7 +158,8 @@ def test_background_runs_happen_once(arker: Arker) -> None:
     vm.delete()
 
 
-def test_no_durability_says_so(arker: Arker) -> None:
-    with pytest.raises(ArkerError) as refused:
-        arker.fork("ubuntu-full", durable=True)
-    assert refused.value.code == "unsupported_operation"
+def test_a_durable_computer(arker: Arker) -> None:
+    vm = arker.fork("ubuntu-full", durable=True)
+    vm.sync("/srv/kept", b"kept")
+    assert vm.run("cat /srv/kept").stdout == b"kept"
+    vm.delete()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import servers
+from amounts import amount
 from boxwood.faces.arl import ApiException, SandboxSession, TaskTimeout, WarmPoolManager, WarmPoolNotFound
 from boxwood.faces.arl.ours import BoxwoodObjects
 from faces.test_arl_carriers import kubeconfig
@@ -275,6 +276,7 @@ def test_reuse_sandboxes_for_related_tasks(make_server: Any, monkeypatch: pytest
     """What is installed comes over this machine's own mirror, which the operator allows."""
     from api.test_installs import exceptions
 
+    package = amount("six", "numpy")
     server = make_server(
         network_allow=",".join(exceptions()),
         share_client_config="true",
@@ -286,10 +288,10 @@ def test_reuse_sandboxes_for_related_tasks(make_server: Any, monkeypatch: pytest
     session = SandboxSession(pool_ref="python-pool", keep_alive=True, **place)
     try:
         session.create_sandbox()
-        step = {"name": "install", "type": "Command", "command": ["pip", "install", "numpy"]}
+        step = {"name": "install", "type": "Command", "command": ["pip", "install", package]}
         installed = session.execute([step], timeout="4m")
         assert installed["status"]["state"] == "Succeeded", installed["status"]["stderr"]
-        script = "import numpy, pathlib\nruns = pathlib.Path('runs')\nruns.open('a').write('x')\nprint(len(runs.read_text()))"
+        script = f"import {package}, pathlib\nruns = pathlib.Path('runs')\nruns.open('a').write('x')\nprint(len(runs.read_text()))"
         session.execute([{"name": "w", "type": "FilePatch", "path": "script.py", "content": script}])
         for i in range(10):
             result = session.execute([{"name": f"run_{i}", "type": "Command", "command": ["python", "script.py"]}])

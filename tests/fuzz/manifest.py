@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from boxwood.engine import hostbox
+from boxwood.engine import hostmanifest
 from boxwood.engine.frames import FrameError
 from fuzz.target import joined, lines
 
@@ -22,7 +22,7 @@ WORDS = lines(
 
 def check(data: bytes) -> None:
     try:
-        entries = hostbox._entries(data, _LIMIT)
+        entries = hostmanifest.entries(data, _LIMIT)
     except FrameError:
         return
     assert len(entries) <= _LIMIT

@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-NAMES = ("agent", "manifest", "report", "state", "archive", "unpacker", "question", "answer")
+NAMES = (
+    "agent", "manifest", "report", "state", "context", "archive", "tarball", "layers", "unpacker", "question", "answer",
+)  # fmt: skip
 CORPUS = Path(__file__).parent / "corpus"
 _EDGES = (0, 1, 0x7F, 0x80, 0xFF)
 

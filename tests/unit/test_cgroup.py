@@ -6,15 +6,19 @@ Version 1, and version 2 for real, are in tests/engine.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from boxwood.engine import cgroup
 from boxwood.engine.api import EngineUnavailable, Limits
-from boxwood.engine.cgroup import Cgroups, LimitUnavailable, Separate, Unified
+from boxwood.engine.cgroups import files, finding, orphans
+from boxwood.engine.cgroups.cgroups import Cgroups, LimitUnavailable
+from boxwood.engine.cgroups.removals import Removals
+from boxwood.engine.cgroups.separate import Separate
+from boxwood.engine.cgroups.unified import Unified
 
 INSTANCE = "01J8Z3K4M5N6P7Q8R9S0T1V2W3"
 BOX, OTHER = "01J8Z3K4M5N6P7Q8R9S0T1V2W4", "01J8Z3K4M5N6P7Q8R9S0T1V2W5"
@@ -26,11 +30,11 @@ class FakeKernel:
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, controllers: str) -> None:
         self.root, self._controllers = root, controllers
-        self._mkdir, self._rmdir, self._write = os.mkdir, os.rmdir, cgroup._write
+        self._mkdir, self._rmdir, self._write = os.mkdir, os.rmdir, files.write
         self.busy: set[str] = set()
         monkeypatch.setattr(os, "mkdir", self.mkdir)
         monkeypatch.setattr(os, "rmdir", self.rmdir)
-        monkeypatch.setattr(cgroup, "_write", self.write)
+        monkeypatch.setattr(files, "write", self.write)
         self.mkdir(str(root))
 
     def mkdir(self, path: str, mode: int = 0o777, **more: Any) -> None:
@@ -90,7 +94,7 @@ def found(kernel: FakeKernel, *more: str, io_weight: int = 0) -> Cgroups:
     mounts.write_text(
         "\n".join(["proc /proc proc rw 0 0", f"cgroup2 {kernel.root} cgroup2 rw,nosuid 0 0", *more]) + "\n"
     )
-    return Cgroups.find(INSTANCE, mounts, io_weight)
+    return finding.find(INSTANCE, mounts, io_weight)
 
 
 def test_boxes_have_equal_shares_of_the_disk(kernel: FakeKernel) -> None:
@@ -127,20 +131,20 @@ def test_shares_of_version_1_are_a_hierarchy_more(tmp_path: Path, monkeypatch: p
             Path(path, "blkio.bfq.weight").write_text("100")
 
     monkeypatch.setattr(os, "mkdir", born)
-    groups = Cgroups.find(INSTANCE, tmp_path / "mounts", 20)
+    groups = finding.find(INSTANCE, tmp_path / "mounts", 20)
     directories = groups.make(BOX, Limits(pids=0))
     assert groups.io_weight == 20 and len(directories) == 4
     assert (weights.parent / BOX / "blkio.bfq.weight").read_text().startswith("20")
     weights.unlink()
     for io_weight in (20, 0):
-        groups = Cgroups.find(INSTANCE, tmp_path / "mounts", io_weight)
+        groups = finding.find(INSTANCE, tmp_path / "mounts", io_weight)
         assert groups.io_weight is None and len(groups.make(OTHER if io_weight else SECOND, Limits(pids=0))) == 3
 
 
 def test_a_host_with_nothing_but_shares_has_no_limits(tmp_path: Path) -> None:
     (tmp_path / "mounts").write_text(f"cgroup {tmp_path} cgroup rw,blkio 0 0\n")
     with pytest.raises(EngineUnavailable, match="cgroup"):
-        Cgroups.find(INSTANCE, tmp_path / "mounts", 100)
+        finding.find(INSTANCE, tmp_path / "mounts", 100)
 
 
 def test_a_box_has_a_group_with_its_limits(kernel: FakeKernel) -> None:
@@ -216,8 +220,47 @@ def test_sweep_kills_what_a_dead_zygote_left(kernel: FakeKernel) -> None:
 def test_sweep_leaves_other_instances_alone(kernel: FakeKernel) -> None:
     found(kernel).make(BOX, Limits())
     mounts = kernel.root.parent / "mounts"
-    Cgroups.find(OTHER, mounts).sweep()
+    finding.find(OTHER, mounts).sweep()
     assert (kernel.root / f"boxwood-{INSTANCE}" / BOX).is_dir()
+
+
+def test_what_is_left_of_instances_that_are_gone_is_cleared(kernel: FakeKernel) -> None:
+    gone, lives, populated = (f"{kernel.root}/boxwood-{ident}" for ident in (BOX, OTHER, SECOND))
+    for group in (gone, populated):
+        kernel.mkdir(group)
+        kernel.mkdir(f"{group}/{BOX}")
+    (Path(populated) / BOX / "cgroup.procs").write_text("0\n")
+    kernel.mkdir(f"{kernel.root}/boxwood-aside")
+    other = finding.find(OTHER, kernel.root.parent / "mounts") if found(kernel) else None
+    assert other is not None
+    parents = list(found(kernel)._parents())
+    assert orphans.clear(parents) == []  # they are young
+    assert orphans.clear(parents, young=-1) == [BOX]
+    assert not os.path.exists(gone) and os.path.exists(lives) and os.path.exists(f"{populated}/{BOX}")
+    os.truncate(f"{populated}/{BOX}/cgroup.procs", 0)
+    assert orphans.clear(parents, young=-1) == [SECOND]
+    assert os.path.exists(parents[0]) and os.path.exists(f"{kernel.root}/boxwood-aside")
+
+
+def test_who_comes_while_it_is_cleared_has_a_group_all_the_same(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the directory open already, which is about to go."""
+    group = f"{kernel.root}/boxwood-{BOX}"
+    lock, cleared = fcntl.flock, []
+
+    def flock(fd: int, how: int) -> None:
+        if not cleared:
+            cleared.append(group)
+            kernel.rmdir(group)
+        lock(fd, how)
+
+    kernel.mkdir(group)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    fd = files.hold(group)
+    assert cleared and os.path.samestat(os.fstat(fd), os.stat(group))
+    assert files.hold_orphan(group) is None
+    os.close(fd)
 
 
 def test_usage(kernel: FakeKernel) -> None:
@@ -243,7 +286,7 @@ def test_nothing_but_a_ulid_becomes_a_path(kernel: FakeKernel, box: Any) -> None
         with pytest.raises(ValueError, match="ULID"):
             ask()
     with pytest.raises(ValueError, match="ULID"):
-        Cgroups.find(box, kernel.root.parent / "mounts")
+        finding.find(box, kernel.root.parent / "mounts")
 
 
 def test_a_limit_without_its_controller_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +315,7 @@ def test_a_hybrid_host_uses_version_1(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_no_hierarchy_at_all(tmp_path: Path) -> None:
     (tmp_path / "mounts").write_text("proc /proc proc rw 0 0\n")
     with pytest.raises(EngineUnavailable, match="cgroup"):
-        Cgroups.find(INSTANCE, tmp_path / "mounts")
+        finding.find(INSTANCE, tmp_path / "mounts")
 
 
 def test_limits_change_and_are_lifted(kernel: FakeKernel) -> None:
@@ -305,14 +348,37 @@ def test_all_of_a_change_or_nothing(kernel: FakeKernel, monkeypatch: pytest.Monk
     group = Unified(INSTANCE, str(kernel.root))
     group.make(BOX, Limits(memory_mib=100, vcpu=1))
     at = kernel.root / f"boxwood-{INSTANCE}" / BOX
-    write = cgroup._write
+    write = files.write
 
     def refuse(path: str, text: str) -> None:
         if path.endswith("cpu.max") and text.startswith("200000"):
             raise OSError(errno.EBUSY, "busy")
         write(path, text)
 
-    monkeypatch.setattr(cgroup, "_write", refuse)
+    monkeypatch.setattr(files, "write", refuse)
     with pytest.raises(LimitUnavailable):
         group.change(BOX, Limits(memory_mib=200, vcpu=2), Limits(memory_mib=100, vcpu=1))
     assert (at / "memory.max").read_text() == str(100 << 20)
+
+
+def test_a_group_that_cannot_be_removed_is_told_of_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """And tried again: a host that is short of descriptors may be so for long."""
+
+    class Short:
+        opens = False
+
+        def remove(self, group: str) -> bool:
+            if not self.opens:
+                raise OSError(errno.EMFILE, "no more descriptors")
+            return True
+
+    removals, short = Removals(), Short()
+    removals.cgroups = cast(Cgroups, short)
+    removals.remove(BOX)
+    assert capsys.readouterr().err.count("Traceback") == 1
+    for _ in range(3):
+        removals.try_again()
+    assert len(removals) == 1 and not capsys.readouterr().err
+    short.opens = True
+    removals.try_again()
+    assert not len(removals)

@@ -13,8 +13,8 @@ import pytest
 from boxwood.engine import doctor, idmap, levels, seccomp
 from boxwood.engine import kernel as k
 from boxwood.engine.api import EngineUnavailable
-from boxwood.engine.doctor import Check
 from boxwood.engine.host import HostEngine
+from boxwood.engine.trials.common import DISK, DISK_SHARES, LANDLOCK, Check
 
 
 def test_missing_is_what_boxes_cannot_do_without() -> None:
@@ -73,7 +73,7 @@ def test_without_root_what_takes_none_is_tried(tmp_path: Path, monkeypatch: pyte
     assert [check.name for check in doctor.missing(list(found.values()))] == ["user namespace"]
     assert "refused" in found["user namespace"].why and found["user namespace"].fix
     assert "1000" in found["root"].why and "sudo" in found["root"].fix
-    assert not found[doctor.DISK].active if doctor.DISK in found else True
+    assert not found[DISK].active if DISK in found else True
     assert list(tmp_path.iterdir()) == []
 
 
@@ -91,7 +91,7 @@ def test_an_old_kernel_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_this_host_runs_boxes(tmp_path: Path) -> None:
     found = doctor.checks(tmp_path / "data", tmp_path / "not/there/yet")
     assert doctor.missing(found) == []
-    assert {check.name for check in found if not check.active} <= {doctor.DISK_SHARES}
+    assert {check.name for check in found if not check.active} <= {DISK_SHARES, LANDLOCK}
     names = [check.name for check in found]
     assert len(names) == len(set(names))
     assert {f"cgroup {name}" for name in ("memory", "cpu", "pids", "freezer")} <= set(names)

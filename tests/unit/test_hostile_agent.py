@@ -5,82 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from boxwood.engine.api import BoxGone, GuestError, PtyEnd, PtySpec, RunEnd, RunSpec, SessionSpec
+from boxwood.engine import hostbox
+from boxwood.engine.api import BoxGone, GuestError, RunEnd, RunSpec, SessionSpec
 from boxwood.engine.frames import pack
-from boxwood.engine.hostbox import HostBox
+from boxwood.engine.kernel import EXT4_MAGIC
+from boxwood.engine.ptyapi import PtySpec
+from unit.hostile import PTY, RUN, SESSION, Hostile, Screen, Sink, start
 
 pytestmark = pytest.mark.anyio
-RUN, SESSION = "01JD0000000000000000000000", "01JD0000000000000000000001"
-PTY, OTHER = "01JD0000000000000000000005", "01JD0000000000000000000006"
-
-
-class Sink:
-    def __init__(self) -> None:
-        self.got: list[tuple[int, int, bytes]] = []
-        self.end: RunEnd | None = None
-        self.heard = asyncio.Event()
-
-    def output(self, stream: int, offset: int, data: bytes) -> None:
-        self.got.append((stream, offset, data))
-        self.heard.set()
-
-    def finished(self, end: RunEnd) -> None:
-        self.end = end
-
-
-class Hostile:
-    """The far end of a box's link, under our control."""
-
-    def __init__(self) -> None:
-        ours, self.far = socket.socketpair()
-        self.downs: list[str] = []
-        self.box = HostBox(
-            "01JD0000000000000000000002", "01JD0000000000000000000003", "01JD0000000000000000000004", self._down
-        )
-        self.sock = ours
-        self.down = asyncio.Event()
-
-    async def _down(self, box_id: str) -> None:
-        self.downs.append(box_id)
-        self.down.set()
-        self.box.died("put down")
-
-    async def hello(self) -> HostBox:
-        self.say({"ev": "hello", "runs": [], "sessions": []})
-        await self.box.attach(self.sock)
-        return self.box
-
-    def say(self, header: dict[str, Any], payload: bytes = b"", fds: list[int] | None = None) -> None:
-        data = pack({**header, "fds": len(fds)} if fds else header, payload)
-        socket.send_fds(self.far, [data], fds or [])
-
-    async def put_down(self) -> None:
-        async with asyncio.timeout(10):
-            await self.down.wait()
-        assert self.downs == [self.box.box_id]
-
-
-@pytest.fixture
-async def hostile() -> AsyncIterator[Hostile]:
-    hostile = Hostile()
-    yield hostile
-    hostile.box.died("the test is over")
-    hostile.far.close()
-    hostile.sock.close()
-
-
-async def start(hostile: Hostile) -> Sink:
-    sink = Sink()
-    hostile.say({"re": 1})
-    await hostile.box.start_run(RunSpec(RUN, SESSION, b"true"), sink)
-    return sink
 
 
 @pytest.mark.parametrize(
@@ -139,6 +77,28 @@ async def test_an_answer_that_makes_no_sense_ends_the_box(hostile: Hostile, answ
     hostile.say({"re": 1, **answer})
     with pytest.raises(BoxGone, match="makes no sense"):
         await (hostile.box.write_file("/x", b"x") if "size" in answer else hostile.box.settle())
+    await hostile.put_down()
+
+
+NONSENSE = {"at": "0", "pty": 7, "size": -1}
+
+
+@pytest.mark.parametrize("ask", ["run.stdin", "pty.open", "file.unpack", "file.place"])
+async def test_an_answer_without_what_was_asked_for_ends_the_box(hostile: Hostile, ask: str) -> None:
+    box = await hostile.hello()
+    hostile.say({"re": 1, **NONSENSE})
+    with pytest.raises(BoxGone, match="makes no sense"):
+        match ask:
+            case "run.stdin":
+                await box.write_stdin(RUN, None, b"x", False)
+            case "pty.open":
+                await box.ptys.open(PtySpec(PTY, SESSION), Screen())
+            case "file.unpack":
+                await (await box.receive_archive("/x", False, 1)).unpacked()
+            case _:
+                feed = await box.receive_file("/x")
+                hostile.say({"re": 2, **NONSENSE})
+                await feed.place()
     await hostile.put_down()
 
 
@@ -215,6 +175,28 @@ async def test_only_files_of_the_vm_are_taken(hostile: Hostile, handed: Callable
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
+@pytest.mark.parametrize("handed", [_pipe, lambda: os.open("/", os.O_RDONLY), lambda: os.memfd_create("x")])
+async def test_of_a_box_with_volumes_files_of_disks_are_taken_too(
+    hostile: Hostile, handed: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hostile.hello()
+    hostile.box.mounts.add("a volume's")
+    good = os.open(__file__, os.O_RDONLY)
+    hostile.say({"re": 1, "size": 5, "mode": 0o644}, fds=[good])
+    os.close(good)
+    with monkeypatch.context() as patch:  # wherever this file lies
+        patch.setattr(hostbox, "filesystem_type", lambda fd: EXT4_MAGIC)
+        opened = await hostile.box.read_file("/v/x")
+    assert opened.size == os.path.getsize(__file__)
+    os.close(opened.fd)
+    fd = handed()
+    hostile.say({"re": 2, "size": 5, "mode": 0o644}, fds=[fd])
+    os.close(fd)
+    with pytest.raises(BoxGone):
+        await hostile.box.read_file("/v/x")
+    await hostile.put_down()
+
+
 async def test_descriptors_that_nobody_asked_for_are_closed(hostile: Hostile) -> None:
     await hostile.hello()
     sink = await start(hostile)
@@ -226,6 +208,30 @@ async def test_descriptors_that_nobody_asked_for_are_closed(hostile: Hostile) ->
             await sink.heard.wait()
         sink.heard.clear()
     os.close(fd)
+    assert len(os.listdir("/proc/self/fd")) == before and not hostile.downs
+
+
+@pytest.mark.parametrize("answered", [True, False])
+async def test_a_file_that_nobody_waits_for_any_more_is_closed(hostile: Hostile, answered: bool) -> None:
+    """Whoever asked for it may be cancelled when the answer is there already, or before."""
+    await hostile.hello()
+    before = len(os.listdir("/proc/self/fd"))
+    reading = asyncio.ensure_future(hostile.box.read_file("/x"))
+    await asyncio.sleep(0)  # asked
+    if answered:
+        with open("/etc/passwd", "rb") as file:
+            hostile.say({"re": 1, "size": 5, "mode": 0o644}, fds=[file.fileno()])
+        assert hostile.box._link is not None
+        hostile.box._link._readable()
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    if not answered:
+        with open("/etc/passwd", "rb") as file:
+            hostile.say({"re": 1, "size": 5, "mode": 0o644}, fds=[file.fileno()])
+    hostile.say({"re": 2, "runs": 0, "processes": 0})
+    await hostile.box.settle()
     assert len(os.listdir("/proc/self/fd")) == before and not hostile.downs
 
 
@@ -360,103 +366,3 @@ async def test_a_program_in_a_box_that_an_older_version_has_made_is_started_by_a
         assert (header["argv"], header["env"], payload) == (True, None, b"echo\0a b\0\xff'\0")
     else:  # beside the session's shell
         assert (header["argv"], header["env"], payload) == (False, {}, b"exec echo 'a b' '\xff'\"'\"''")
-
-
-# --- terminals
-
-
-class Screen:
-    def __init__(self) -> None:
-        self.shown = b""
-        self.told: list[int] = []
-        self.end: PtyEnd | None = None
-        self.heard = asyncio.Event()
-
-    def output(self, data: bytes) -> None:
-        self.shown += data
-        self.heard.set()
-
-    def taken(self, size: int) -> None:
-        self.told.append(size)
-        self.heard.set()
-
-    def ended(self, end: PtyEnd) -> None:
-        self.end = end
-        self.heard.set()
-
-
-async def look(hostile: Hostile) -> Screen:
-    """A terminal with number 1; what comes before the answer has been heard counts."""
-    screen = Screen()
-    hostile.say({"re": 1, "pty": PTY})
-    hostile.say({"ev": "pty.out", "pty": PTY, "view": 1, "at": 7}, b"early")
-    assert await hostile.box.ptys.open(PtySpec(PTY, SESSION), screen) == PTY
-    while not screen.shown:
-        await screen.heard.wait()
-    assert screen.shown == b"early"
-    return screen
-
-
-BAD_PTYS: dict[str, list[tuple[dict[str, Any], bytes]]] = {
-    "output at another offset": [({"ev": "pty.out", "pty": PTY, "view": 1, "at": 13}, b"x")],
-    "output beyond the window": [
-        ({"ev": "pty.out", "pty": PTY, "view": 1, "at": 12 + at}, b"x" * 65536) for at in (0, 65536)
-    ],
-    "input taken that nobody typed": [({"ev": "pty.taken", "pty": PTY, "size": 6}, b"")],
-    "a code that there is none": [({"ev": "pty.end", "pty": PTY, "view": 1, "code": 256, "reason": "exit"}, b"")],
-    "no code": [({"ev": "pty.end", "pty": PTY, "view": 1, "reason": "exit"}, b"")],
-    "a reason that there is none": [({"ev": "pty.end", "pty": PTY, "view": 1, "code": 0, "reason": "x"}, b"")],
-    "an id that is none": [({"ev": "pty.taken", "pty": ["x"], "size": 0}, b"")],
-    "a look that is none": [({"ev": "pty.out", "pty": PTY, "view": "1", "at": 0}, b"x")],
-}
-
-
-@pytest.mark.parametrize("what", BAD_PTYS)
-async def test_terminals_that_make_no_sense(hostile: Hostile, what: str) -> None:
-    await hostile.hello()
-    await look(hostile)
-    hostile.box.ptys.write(PTY, b"typed")
-    for header, payload in BAD_PTYS[what]:
-        hostile.say(header, payload)
-    await hostile.put_down()
-
-
-async def test_terminals_that_nobody_asked_for(hostile: Hostile) -> None:
-    """Nothing comes of them."""
-    await hostile.hello()
-    screen = await look(hostile)
-    hostile.say({"ev": "pty.out", "pty": OTHER, "view": 77, "at": 0}, b"x")
-    hostile.say({"ev": "pty.taken", "pty": OTHER, "size": 1 << 40})
-    hostile.say({"ev": "pty.end", "pty": OTHER, "view": 0, "code": 0, "reason": "exit"})
-    hostile.box.ptys.write(PTY, b"typed")
-    hostile.say({"ev": "pty.taken", "pty": PTY, "size": 5})
-    hostile.say({"ev": "pty.end", "pty": PTY, "view": 1, "code": 3, "reason": "exit"})
-    hostile.say({"ev": "pty.out", "pty": PTY, "view": 1, "at": 12}, b"from the dead")
-    hostile.say({"ev": "pty.end", "pty": PTY, "view": 1, "code": 4, "reason": "exit"})
-    while screen.end is None:
-        await screen.heard.wait()
-        screen.heard.clear()
-    assert (screen.shown, screen.told, screen.end) == (b"early", [5], PtyEnd(3))
-    assert not hostile.downs and not hostile.box.ptys.known
-
-
-@pytest.mark.parametrize(
-    "ptys", ["x", [1], [{"pty": 1, "sid": "x"}], [{"sid": "x"}], [{"pty": "x" * 99, "sid": "x"}], [{}] * 1001]
-)
-async def test_a_greeting_with_terminals_that_make_no_sense(hostile: Hostile, ptys: Any) -> None:
-    hostile.say({"ev": "hello", "runs": [], "sessions": [], "ptys": ptys})
-    with pytest.raises(BoxGone):
-        await hostile.box.attach(hostile.sock)
-    await hostile.put_down()
-
-
-async def test_an_agent_that_says_it_has_read_what_it_has_not(hostile: Hostile) -> None:
-    """What is typed is not piled up for it."""
-    await hostile.hello()
-    await look(hostile)
-    with pytest.raises((BoxGone, BrokenPipeError)):
-        for _ in range(10_000):
-            hostile.box.ptys.write(PTY, bytes(16384))
-            hostile.say({"ev": "pty.taken", "pty": PTY, "size": 16384})
-            await asyncio.sleep(0)
-    await hostile.put_down()

@@ -9,7 +9,7 @@ import threading
 import pytest
 import uvloop
 
-from boxwood.engine import host
+from boxwood.engine import pipes
 
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
@@ -33,7 +33,7 @@ def test_descriptors_of_others_are_left_alone(new_loop: type[asyncio.AbstractEve
             os.set_blocking(reading, False)
             os.write(writing, b"%d" % number)
             os.close(writing)
-            assert await host._read_to_end(reading, 10) == b"%d" % number
+            assert await pipes.read_to_end(reading, 10) == b"%d" % number
             await asyncio.sleep(0)
 
     others = [threading.Thread(target=other) for _ in range(2)]
@@ -54,7 +54,7 @@ def test_an_answer_that_never_ends_is_cut_off() -> None:
         reading, writing = os.pipe()
         os.set_blocking(reading, False)
         with pytest.raises(TimeoutError):
-            await host._read_to_end(reading, 0.01)
+            await pipes.read_to_end(reading, 0.01)
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(reading)
         os.close(writing)

@@ -100,3 +100,10 @@ def test_bench_puts_tables_between_markers(tmp_path: Path, monkeypatch: pytest.M
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text and "**missed**" in text
     for document in (HOME / "README.md", HOME / "docs/benchmarks.md"):
         assert document.read_text().count(reports.BEGIN) == document.read_text().count(reports.END) == 1
+
+
+def test_every_number_in_the_readme_is_one_of_the_benchmarks() -> None:
+    measured = re.compile(r"\d[\d.,]* (?:µs|ms|s|[KMG]iB|runs/s|×)(?!\w)")
+    page = set(measured.findall((HOME / "docs/benchmarks.md").read_text()))
+    told = measured.findall((HOME / "README.md").read_text())
+    assert len(told) > 10 and [number for number in told if number not in page] == []

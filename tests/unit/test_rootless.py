@@ -14,12 +14,16 @@ from boxwood.core.config import Config
 from boxwood.core.errors import Unsupported
 from boxwood.core.held import Held
 from boxwood.core.model import Resources
-from boxwood.engine import delegated, idmap, modes, trials
+from boxwood.engine import idmap, modes
 from boxwood.engine.api import EngineUnavailable, Feature, Limits
-from boxwood.engine.cgroup import LimitUnavailable, Separate, Unified
-from boxwood.engine.delegated import Bare
-from boxwood.engine.doctor import Check
+from boxwood.engine.cgroups import delegated
+from boxwood.engine.cgroups.cgroups import LimitUnavailable
+from boxwood.engine.cgroups.delegated import Bare
+from boxwood.engine.cgroups.separate import Separate
+from boxwood.engine.cgroups.unified import Unified
 from boxwood.engine.idmap import IdMap, NoSubordinateIds
+from boxwood.engine.trials import rootless as trials
+from boxwood.engine.trials.common import Check
 
 INSTANCE = "01J8Z3K4M5N6P7Q8R9S0T1V2W3"
 ALONE = IdMap(1000, 1001)

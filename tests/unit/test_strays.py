@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import array
 import asyncio
+import errno
 import os
+import select
 import socket
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,24 @@ async def broken(agent: socket.socket, ours: socket.socket) -> str:
     finally:
         link.close()
         agent.close()
+
+
+async def test_where_no_process_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are closed all the same: whoever sends them would fill the server."""
+
+    def none(*command: object, **options: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "no more processes")
+
+    monkeypatch.setattr(subprocess, "Popen", none)
+    agent, ours = socket.socketpair()
+    reading, writing = os.pipe()
+    send(agent, [writing], pack({"ev": "hello", "fds": 1}))
+    os.close(writing)
+    assert "no regular file" in await broken(agent, ours)
+    poll = select.poll()
+    poll.register(reading, 0)
+    assert await asyncio.to_thread(poll.poll, 10_000)  # nobody has the other end
+    os.close(reading)
 
 
 @pytest.mark.timeout(60)

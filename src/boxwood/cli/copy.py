@@ -6,6 +6,7 @@ but those of permission.
 
 from __future__ import annotations
 
+import io
 import os
 import posixpath
 import stat
@@ -13,23 +14,18 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
-from boxwood.cli.options import Json, connect
-from boxwood.cli.output import note, say_json, write_bytes
+from boxwood.cli.bar import Bar
+from boxwood.cli.options import Json, connect, place
+from boxwood.cli.output import note, say, say_json, write_bytes
 from boxwood.client.errors import BoxwoodError
+from boxwood.client.mirror import Progress
 
 if TYPE_CHECKING:
     from boxwood import VM
-
-CHMOD_AT_ONCE = 500  # files per command line
-
-
-class Remote(NamedTuple):
-    vm: str
-    path: str
 
 
 def cp(
@@ -42,7 +38,7 @@ def cp(
 
     `boxwood cp data.csv VM:/workspace/`, `boxwood cp VM:/etc/hostname -`, `boxwood cp -r src VM:/workspace/src`
     """
-    there, here = _remote(source), _remote(target)
+    there, here = place(source), place(target)
     if (there is None) == (here is None):
         raise typer.BadParameter("one of the two is VM:PATH and the other a path here (./a:b for a name with a colon)")
     with connect() as box:
@@ -56,13 +52,32 @@ def cp(
     return 0
 
 
-def _remote(text: str) -> Remote | None:
-    vm, colon, path = text.partition(":")
-    if not colon or not vm or "/" in vm:
-        return None
-    if not path.startswith("/") or "\0" in path:
-        raise typer.BadParameter(f"a path in a VM is absolute: {vm}:/…, not {text!r}")
-    return Remote(vm, path)
+def sync(
+    source: Annotated[str, typer.Argument(help="A directory here.")],
+    target: Annotated[str, typer.Argument(help="VM:PATH, the directory that it goes to.")],
+    ignore: Annotated[list[str] | None, typer.Option(help="Leave out what fits this pattern; may be repeated.")] = None,
+    ignore_file: Annotated[Path | None, typer.Option(help="A file of patterns, as a .dockerignore.")] = None,
+    json: Json = False,
+) -> int:
+    """Bring a directory's files into a VM: those that it does not have, or with other bytes. Nothing is deleted there.
+
+    `boxwood sync src VM:/workspace/src --ignore '**/__pycache__' --ignore-file .dockerignore`
+    """
+    there = place(target)
+    if there is None or not os.path.isdir(source):
+        raise typer.BadParameter("a directory here, and VM:PATH")
+    patterns = [*_patterns(ignore_file), *(ignore or [])]
+    with connect() as box, Bar(source) as bar:
+        done = box.vm(there.vm).sync_dir(source, there.path, ignore=patterns or None, progress=bar)
+    if json:
+        say_json(done)
+    else:
+        say(f"{done.sent} files sent, {done.unchanged} unchanged, {done.bytes_sent} bytes")
+    return 0
+
+
+def _patterns(file: Path | None) -> list[str]:
+    return [] if file is None else os.fsdecode(file.read_bytes()).splitlines()
 
 
 def _upload(vm: VM, source: str, path: str, recursive: bool) -> dict[str, int]:
@@ -72,71 +87,81 @@ def _upload(vm: VM, source: str, path: str, recursive: bool) -> dict[str, int]:
         return {"files": 1}
     if os.path.isdir(source):
         _refuse(not recursive, f"{source} is a directory: add -r")
-        return _upload_tree(vm, Path(source), path)
-    with open(source, "rb") as file:
+        return _upload_tree(vm, source, path)
+    with open(source, "rb") as file, Bar(source) as bar:
         info = os.fstat(file.fileno())
         where = posixpath.join(path, os.path.basename(source)) if path.endswith("/") else path
-        vm.write_file(where, file, mode=0o755 if info.st_mode & stat.S_IXUSR else None)
+        mode = 0o755 if info.st_mode & stat.S_IXUSR else None
+        vm.write_file(where, _Watched(file, info.st_size, bar), mode=mode)
     return {"files": 1, "bytes": info.st_size}
 
 
-def _upload_tree(vm: VM, root: Path, path: str) -> dict[str, int]:
-    copied = skipped = size = 0
-    executable: list[str] = []
-    for local in _walk(root):
-        info = local.lstat()
-        if not stat.S_ISREG(info.st_mode):
-            note(f"boxwood: skipped {local}: not a regular file")
-            skipped += 1
-            continue
-        where = posixpath.join(path, local.relative_to(root).as_posix())
-        with open(os.open(local, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-            vm.write_file(where, file)
-        if info.st_mode & stat.S_IXUSR:
-            executable.append(where)
-        copied, size = copied + 1, size + info.st_size
-    for at in range(0, len(executable), CHMOD_AT_ONCE):
-        vm.run(["chmod", "+x", "--", *executable[at : at + CHMOD_AT_ONCE]], cwd="/", check=True)
-    return {"files": copied, "bytes": size, "skipped": skipped}
+class _Watched(io.RawIOBase):
+    """A file that tells how much of it has been read."""
+
+    def __init__(self, file: IO[bytes], size: int, bar: Bar) -> None:
+        self._file = file
+        self._size = size
+        self._bar = bar
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        if self._file.seekable():
+            self._bar(Progress(0, 1, self._file.tell(), self._size))
+        return data
+
+    def seekable(self) -> bool:
+        return self._file.seekable()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    for directory, below, files in os.walk(root):
-        links = [name for name in below if os.path.islink(os.path.join(directory, name))]
-        for name in sorted([*files, *links]):
-            yield Path(directory, name)
+def _upload_tree(vm: VM, root: str, path: str) -> dict[str, int]:
+    with Bar(root) as bar:
+        done = vm.sync_dir(root, path, progress=bar, everything=True)
+    if done.skipped:
+        note(f"boxwood: skipped {done.skipped} that are neither files nor directories, links among them")
+    return {"files": done.sent, "bytes": done.bytes_sent, "skipped": done.skipped}
 
 
 def _download(vm: VM, path: str, target: str, recursive: bool) -> dict[str, int]:
     if recursive:
         _refuse(target == "-", "a directory cannot go to standard output")
         return _download_tree(vm, path, Path(target))
-    data = vm.read_file(path)
+    pieces = vm.read_stream(path)
     if target == "-":
-        write_bytes(data)
-    else:
-        local = Path(target)
-        if target.endswith("/") or local.is_dir():
-            name = posixpath.basename(path)
-            _refuse(name in ("", ".", ".."), f"{path} names no file")
-            local = local / name
-        _write(local, data, None)
-    return {"files": 1, "bytes": len(data)}
+        size = 0
+        for piece in pieces:
+            write_bytes(piece)
+            size += len(piece)
+        return {"files": 1, "bytes": size}
+    local = Path(target)
+    if target.endswith("/") or local.is_dir():
+        name = posixpath.basename(path)
+        _refuse(name in ("", ".", ".."), f"{path} names no file")
+        local = local / name
+    return {"files": 1, "bytes": _write(local, pieces, None)}
 
 
 def _download_tree(vm: VM, path: str, target: Path) -> dict[str, int]:
     manifest = vm.manifest(path)
     if manifest.truncated:
         raise BoxwoodError("too_many_files", f"{path} holds more files than the server lists: pack it with tar first")
-    size = 0
+    size, all_bytes, count = 0, sum(entry.size for entry in manifest.entries), len(manifest.entries)
+    if not count and not vm.files.stat(path, follow=True).is_dir:  # of what is not there nothing is listed either
+        raise BoxwoodError("not_a_directory", f"{path} is not a directory: leave out -r")
     target.mkdir(exist_ok=True)
-    for entry in manifest.entries:
-        local = target / _below(entry.path)
-        local.parent.mkdir(parents=True, exist_ok=True)
-        data = vm.read_file(posixpath.join(manifest.root, entry.path))
-        _write(local, data, entry.mode)
-        size += len(data)
-    return {"files": len(manifest.entries), "bytes": size}
+    with Bar(path) as bar:
+        for number, entry in enumerate(manifest.entries):
+            local = target / _below(entry.path)
+            local.parent.mkdir(parents=True, exist_ok=True)
+            size += _write(local, vm.read_stream(posixpath.join(manifest.root, entry.path)), entry.mode)
+            bar(Progress(number + 1, count, min(size, all_bytes), all_bytes))
+    return {"files": count, "bytes": size}
 
 
 def _below(path: str) -> PurePosixPath:
@@ -146,22 +171,33 @@ def _below(path: str) -> PurePosixPath:
     return PurePosixPath(*parts)
 
 
-def _write(local: Path, data: bytes, mode: int | None) -> None:
-    """A whole new file in place of what was there: a link there is replaced, not followed. To a device, through it."""
+def _write(local: Path, pieces: Iterator[bytes], mode: int | None) -> int:
+    """A whole new file in place of what was there: a link there is replaced, not followed. To a device, through it.
+    How many bytes those were."""
     if local.exists() and not local.is_file():
-        local.write_bytes(data)
-        return
+        with local.open("wb") as there:
+            return _put(there, pieces)
     umask = os.umask(0)
     os.umask(umask)
     bits = (0o777 if mode is not None and mode & 0o100 else 0o666) & ~umask
     with tempfile.NamedTemporaryFile(dir=local.parent, prefix=".boxwood-", delete=False) as file:
         try:
-            file.write(data)
+            size = _put(file, pieces)
             os.fchmod(file.fileno(), bits)
+            file.flush()
             os.replace(file.name, local)
         except BaseException:
             os.unlink(file.name)
             raise
+    return size
+
+
+def _put(file: IO[bytes], pieces: Iterator[bytes]) -> int:
+    size = 0
+    for piece in pieces:
+        file.write(piece)
+        size += len(piece)
+    return size
 
 
 def _refuse(wrong: bool, why: str) -> None:

@@ -1,6 +1,6 @@
 """`boxwood`: the commands, and what becomes of errors.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted; `boxwood run` and `shell` exit as their command did.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted; `run`, `shell` and `python` exit as what they ran did.
 """
 
 from __future__ import annotations
@@ -12,14 +12,33 @@ from typing import Annotated, NoReturn
 import typer
 
 import boxwood
-from boxwood.cli import copy, image, key, kubeconfig, network, pool, run, server, shell, storage, vms
+from boxwood.cli import (
+    copy,
+    exports,
+    fs,
+    image,
+    key,
+    kubeconfig,
+    network,
+    policy,
+    pool,
+    ports,
+    python,
+    run,
+    server,
+    shell,
+    snapshots,
+    storage,
+    vms,
+    volume,
+)
 from boxwood.cli.output import abandon_output, report, say
 from boxwood.client.errors import BoxwoodError
 
 app = typer.Typer(
     name="boxwood",
     help="Computers for programs: fork one in milliseconds, run commands in it, fork it again, throw it away.",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage; run and shell exit as their command did.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage; run, shell and python exit as what they ran did.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -48,16 +67,33 @@ app.command("doctor")(server.doctor)
 app.command("fork")(vms.fork)
 app.command("run")(run.run)
 app.command("shell")(shell.shell)
+app.command("python")(python.python)
 app.command("ls")(vms.ls)
 app.command("rm")(vms.rm)
 app.command("prune")(vms.prune)
 app.command("cp")(copy.cp)
+app.command("mount")(volume.mount)
+app.command("unmount")(volume.unmount)
+app.command("snapshot")(snapshots.snapshot)
+app.command("snapshots")(snapshots.snapshots)
+app.command("restore")(snapshots.restore)
+app.command("diff")(snapshots.diff)
+app.command("commit")(snapshots.commit)
+app.command("export")(exports.export)
+app.command("import")(exports.import_vm)
+app.command("sync")(copy.sync)
 app.command("net")(network.net)
+app.command("forward")(ports.forward)
+app.command("url")(ports.url)
 app.command("kubeconfig")(kubeconfig.kubeconfig)
+app.add_typer(fs.app, name="fs")
 app.add_typer(image.app, name="image")
 app.add_typer(key.app, name="key")
+app.add_typer(policy.app, name="policy")
 app.add_typer(pool.app, name="pool")
+app.add_typer(policy.secrets, name="secret")
 app.add_typer(storage.app, name="storage")
+app.add_typer(volume.app, name="volume")
 
 
 def execute(args: Sequence[str]) -> int:
@@ -80,7 +116,8 @@ def execute(args: Sequence[str]) -> int:
     except BrokenPipeError:
         abandon_output()
     except OSError as error:
-        report(f"{error.filename}: {error.strerror}" if error.filename else str(error), as_json, code="os_error")
+        what = error.strerror or str(error)
+        report(f"{error.filename}: {what}" if error.filename else what, as_json, code="os_error")
     except (KeyboardInterrupt, typer.Abort):
         report("interrupted", as_json, code="interrupted")
         return 130

@@ -70,18 +70,18 @@ def run(
                 source.hand_on(begun)
                 ended = _tell(begun.events())
                 source.end()
-                return _exit_code(ended)
+                return exit_code(ended)
             if not json and not background:
-                return _exit_code(_tell(box.vm(vm).run_stream(what, **wanted)))
+                return exit_code(_tell(box.vm(vm).run_stream(what, **wanted)))
             done = box.vm(vm).run(what, background=background, **wanted)
         except KeyboardInterrupt:
             note("boxwood: no longer waiting; what was started goes on in the VM")
             raise
     if json:
-        say_json(_facts(done))
-        return _exit_code(done, quiet=True)
+        say_json(facts(done))
+        return exit_code(done, quiet=True)
     say(done.run_id)
-    return _exit_code(done)
+    return exit_code(done)
 
 
 class _Wanted(TypedDict):
@@ -95,17 +95,19 @@ class _Wanted(TypedDict):
 
 def _tell(events: Iterable[RunEvent]) -> RunExited:
     """Hand on what comes, as it comes."""
-    from boxwood import RunExited, RunOutput
+    from boxwood import RunExited, RunOutput, RunStarted
 
     for event in events:
         if isinstance(event, RunOutput):
             write_bytes(event.data, error=event.stream == "stderr")
         elif isinstance(event, RunExited):
             return event
+        elif isinstance(event, RunStarted) and event.retry_count:
+            note("boxwood: the host had stopped: the run has been begun again, and so does its output")
     raise AssertionError("the SDK's events end with the run")
 
 
-def _exit_code(done: Run | RunExited, quiet: bool = False) -> int:
+def exit_code(done: Run | RunExited, quiet: bool = False) -> int:
     if done.truncated and not quiet:
         note(f"boxwood: {done.truncated} bytes of output were not kept")
     if done.state in ("failed", "cancelled") and not quiet:
@@ -115,7 +117,8 @@ def _exit_code(done: Run | RunExited, quiet: bool = False) -> int:
     return 1 if done.state in ("failed", "cancelled") else 0
 
 
-def _facts(done: Run) -> dict[str, object]:
+def facts(done: Run) -> dict[str, object]:
+    """What `--json` tells of a run."""
     return {name: getattr(done, name) for name in FACTS}
 
 

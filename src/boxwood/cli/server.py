@@ -44,6 +44,9 @@ def up(
         bool,
         typer.Option("--share-client-config", help="Give VMs this machine's pip, npm, apt settings and certificates."),
     ] = False,
+    ssh: Annotated[
+        str | None, typer.Option(metavar="ADDRESS:PORT", help="Take SSH into VMs there; default: nowhere.")
+    ] = None,
     require: Annotated[
         str | None, typer.Option(metavar="LEVEL", help="Do not start below this level: basic, limits or full.")
     ] = None,
@@ -60,7 +63,7 @@ def up(
     command = [sys.executable, "-m", "boxwood.server", "--data", str(where)]
     command += ["--host", host] if host is not None else []
     command += ["--port", str(port)] if port is not None else []
-    env = dict(os.environ) | _settings(images, network, network_allow, share_client_config, require)
+    env = dict(os.environ) | _settings(images, network, network_allow, share_client_config, require, ssh)
     return (_up_detached if detach else _up_here)(command, env, where, json)
 
 
@@ -84,6 +87,7 @@ def _settings(
     network_allow: list[str] | None,
     share_client_config: bool,
     require: str | None,
+    ssh: str | None,
 ) -> dict[str, str]:
     """What was said here, as the server takes it from its environment; the rest it looks up for itself."""
     said = {
@@ -92,6 +96,7 @@ def _settings(
         "BOXWOOD_NETWORK_ALLOW": ",".join(network_allow) if network_allow else None,
         "BOXWOOD_SHARE_CLIENT_CONFIG": "true" if share_client_config else None,
         "BOXWOOD_REQUIRE": require,
+        "BOXWOOD_SSH": ssh,
     }
     return {name: value for name, value in said.items() if value is not None}
 

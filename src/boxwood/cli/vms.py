@@ -29,6 +29,7 @@ def fork(
     ttl: Annotated[
         float | None, typer.Option(metavar="SECONDS", min=0, help="Delete it by itself after so long.")
     ] = None,
+    durable: Annotated[bool, typer.Option("--durable", help="What it acknowledges survives a loss of power.")] = False,
     network: Annotated[
         str | None, typer.Option(metavar="MODE", help="internet or none; default: as the source, or the server.")
     ] = None,
@@ -41,7 +42,7 @@ def fork(
             called = f"{name}-{number}" if name and count > 1 else name
             vm = box.fork(
                 source, called, description=description, public=public, vcpu=vcpu, memory_mib=memory, disk_mib=disk,
-                pids=pids, nofile=nofile, network=network, ttl=ttl,
+                pids=pids, nofile=nofile, network=network, ttl=ttl, durable=durable,
             )  # fmt: skip
             made.append(vm.record)
             if not json:

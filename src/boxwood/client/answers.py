@@ -71,7 +71,12 @@ def _error_object(body: bytes) -> Mapping[str, Any] | None:
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     error = found.get("error") if isinstance(found, dict) else None
-    return error if isinstance(error, dict) and isinstance(error.get("code"), str) else None
+    if not isinstance(error, dict) or not isinstance(error.get("code"), str):
+        return None
+    if isinstance(collisions := found.get("collisions"), list):  # of a commit
+        details = error.get("details")
+        error["details"] = {**(details if isinstance(details, dict) else {}), "collisions": collisions}
+    return error
 
 
 @dataclass(frozen=True, slots=True)

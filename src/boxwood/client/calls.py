@@ -1,4 +1,6 @@
-"""Requests of the contract, built and checked; no I/O. Each function's name is the operation that it is for."""
+"""Requests of the contract, built and checked; no I/O. Each function's name is the operation that it is for.
+
+Those about files, pools, snapshots and volumes have modules of their own."""
 
 from __future__ import annotations
 
@@ -6,7 +8,6 @@ import json
 import re
 import secrets
 import shlex
-import time
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,11 +16,9 @@ from urllib.parse import quote, urlencode
 
 from boxwood.client.errors import BadRequest
 
-CHUNK = 4 * 1024 * 1024  # bytes of a file per request
 STDIN_PIECE = 1024 * 1024  # bytes for a run's standard input per request
 WINDOW = 300.0  # seconds for which the server may hold the answer to a run
 SIGNALS = ("SIGINT", "SIGTERM", "SIGKILL", "SIGHUP")
-CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 VM_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}", re.IGNORECASE)
 
 
@@ -38,9 +37,9 @@ class Call:
     content: bytes | None = None  # a body that is no JSON
 
 
-def get(path: str, **query: Any) -> Call:
-    given = {name: _text(value) for name, value in query.items() if value is not None}
-    return Call("GET", f"{path}?{urlencode(given)}" if given else path, replay_safe=True)
+def get(path: str, /, **query: Any) -> Call:
+    told = {name: _text(value) for name, value in given(**query).items()}
+    return Call("GET", f"{path}?{urlencode(told)}" if told else path, replay_safe=True)
 
 
 def get_run(vm: str, run_id: str, wait: float) -> Call:
@@ -88,18 +87,19 @@ def fork(
     nofile: int | None,
     ttl: float | None,
     network: str | None,
+    durable: bool,
+    policies: Mapping[str, Any] | None = None,
     command: str | Sequence[str] | None,
     idempotency_key: str | None,
 ) -> Call:
     """Without a key the call gets one of its own."""
-    body = _source(source)
-    sizes = _given(vcpu=vcpu, memory_mib=memory_mib, disk_mib=disk_mib, pids=pids, nofile=nofile)
-    body |= _given(name=name, description=description, public=public or None, resources=sizes or None)
-    body |= _given(network=network, ttl=ttl)
+    body = source_member(source)
+    sizes = given(vcpu=vcpu, memory_mib=memory_mib, disk_mib=disk_mib, pids=pids, nofile=nofile)
+    body |= given(name=name, description=description, public=public or None, resources=sizes or None)
+    body |= given(network=network, ttl=ttl, durable=durable or None, policies=policies)
     if command is not None:
         body["command"] = command_text(command)
-    key = idempotency_key if idempotency_key is not None else f"boxwood-{secrets.token_hex(16)}"
-    return Call("POST", "/v1/fork", body, {"idempotency-key": checked_key(key)}, replay_safe=True, patience=60)
+    return Call("POST", "/v1/fork", body, own_key(idempotency_key), replay_safe=True, patience=60)
 
 
 def create_run(
@@ -116,7 +116,7 @@ def create_run(
     session: str | int | None,
     idempotency_key: str | None,
 ) -> Call:
-    body: dict[str, Any] = {"command": command_text(command), **_given(timeout=_number(timeout), cwd=cwd, user=user)}
+    body: dict[str, Any] = {"command": command_text(command), **given(timeout=number(timeout), cwd=cwd, user=user)}
     if env is not None:
         body["env"] = dict(env)
     if stdin is not None:
@@ -170,10 +170,9 @@ def execute(
 
 def streamed(call: Call) -> Call:
     """The same run, told as it happens: with a key of its own, so that it may be asked for again."""
-    key = call.headers.get("idempotency-key") or f"boxwood-{secrets.token_hex(16)}"
     body = {name: value for name, value in (call.body or {}).items() if name != "time_to_background"}
-    path = f"{call.path}?encoding=base64"
-    return replace(call, path=path, body=body, headers={**call.headers, "idempotency-key": key}, replay_safe=True)
+    path, headers = f"{call.path}?encoding=base64", own_key(None) | dict(call.headers)
+    return replace(call, path=path, body=body, headers=headers, replay_safe=True)
 
 
 def run_events(vm: str, run_id: str, position: str) -> Call:
@@ -191,87 +190,22 @@ def write_stdin(vm: str, run_id: str, data: bytes, offset: int | None, eof: bool
 def signal(vm: str, name: str, session_id: str | None) -> Call:
     if name not in SIGNALS:
         raise BadRequest("bad_request", f"not a signal that can be sent: {name!r}; there are {', '.join(SIGNALS)}")
-    return Call("POST", vm_path(vm, "runs"), {"signal": name, **_given(session_id=session_id)})
+    return Call("POST", vm_path(vm, "runs"), {"signal": name, **given(session_id=session_id)})
 
 
-def sync_read(vm: str, path: str) -> Call:
-    return Call("POST", vm_path(vm, "sync"), {"op": "read", "path": path}, replay_safe=True)
-
-
-def sync_manifest(vm: str, path: str) -> Call:
-    return Call("POST", vm_path(vm, "sync"), {"op": "manifest", "path": path}, replay_safe=True)
-
-
-def sync_write(vm: str, path: str, size: int, upload_id: str, start: int, data: bytes) -> Call:
-    """The upload id makes a chunk that comes twice one chunk."""
-    entry = {"path": path, "size": size, "upload_id": upload_id, "start": start, "end": start + len(data)}
-    entry["content"] = b64encode(data).decode("ascii")
-    return Call("POST", vm_path(vm, "sync"), {"op": "write", "writes": [entry]}, replay_safe=True)
-
-
-def create_pool(
-    name: str,
-    source: str,
-    *,
-    namespace: str,
-    replicas: int,
-    vcpu: int | None,
-    memory_mib: int | None,
-    disk_mib: int | None,
-    network: str | None,
-) -> Call:
-    sizes = _given(vcpu=vcpu, memory_mib=memory_mib, disk_mib=disk_mib)
-    body: dict[str, Any] = {"name": name, "namespace": namespace, "replicas": replicas, **_source(source)}
-    return Call("POST", "/v1/warm-pools", body | _given(resources=sizes or None, network=network))
-
-
-def get_pool(name: str, namespace: str) -> Call:
-    return get(_pool_path(name), namespace=namespace)
-
-
-def change_pool(name: str, namespace: str, replicas: int) -> Call:
-    return Call("PATCH", _in_namespace(_pool_path(name), namespace), {"replicas": replicas}, replay_safe=True)
-
-
-def delete_pool(name: str, namespace: str, vms: bool) -> Call:
-    return delete(_in_namespace(_pool_path(name), namespace) + ("&vms=true" if vms else ""))
-
-
-def claim(
-    pool: str,
-    namespace: str,
-    *,
-    name: str | None,
-    description: str | None,
-    ttl: float | None,
-    idempotency_key: str | None,
-) -> Call:
-    """Without a key the call gets one of its own."""
-    key = idempotency_key if idempotency_key is not None else f"boxwood-{secrets.token_hex(16)}"
-    body = _given(name=name, description=description, ttl=_number(ttl))
-    path = _in_namespace(_pool_path(pool, "claim"), namespace)
-    return Call("POST", path, body, {"idempotency-key": checked_key(key)}, replay_safe=True, patience=60)
-
-
-def _pool_path(name: str, *rest: str) -> str:
-    return "/".join(["/v1/warm-pools", *(segment(part) for part in (name, *rest))])
-
-
-def _in_namespace(path: str, namespace: str) -> str:
-    return f"{path}?{urlencode({'namespace': namespace})}"
-
-
-def _source(source: str) -> dict[str, Any]:
+def source_member(source: str) -> dict[str, Any]:
     """What has the shape of an id is one: no name has it."""
     return {"source_vm_id": source.upper()} if VM_ID.fullmatch(source) else {"source_vm_name": source}
 
 
-def update_vm(vm: str, changes: Mapping[str, Any]) -> Call:
-    return Call("PATCH", vm_path(vm), changes)
+def update_vm(vm: str, sizes: Mapping[str, int | None], **changes: Any) -> Call:
+    """What is None stays as it is."""
+    return Call("PATCH", vm_path(vm), given(resources=given(**sizes) or None, **changes))
 
 
-def create_session(vm: str, env: Mapping[str, str] | None, cwd: str | None) -> Call:
-    return Call("POST", vm_path(vm, "sessions"), _given(env=dict(env) if env is not None else None, cwd=cwd))
+def create_session(vm: str, env: Mapping[str, str] | None, cwd: str | None, kind: str | None = None) -> Call:
+    body = given(env=dict(env) if env is not None else None, cwd=cwd, kind=kind)
+    return Call("POST", vm_path(vm, "sessions"), body)
 
 
 def pty_path(
@@ -289,14 +223,14 @@ def pty_path(
     argv = None
     if command is not None:
         argv = json.dumps(["sh", "-c", command] if isinstance(command, str) else list(command))
-    given = _given(
-        cols=columns, rows=rows, argv=argv, persist=_text(persist), cancel_ttl_secs=_number(idle_timeout), term=term
+    query = given(
+        cols=columns, rows=rows, argv=argv, persist=_text(persist), cancel_ttl_secs=number(idle_timeout), term=term
     )  # fmt: skip
-    return f"{vm_path(vm, 'sessions', session_id, 'pty')}?{urlencode(given)}"
+    return f"{vm_path(vm, 'sessions', session_id, 'pty')}?{urlencode(query)}"
 
 
 def create_key(name: str | None, ttl_default: float | None, ttl_most: float | None, expires_in: float | None) -> Call:
-    body = _given(name=name, ttl_default=ttl_default, ttl_most=ttl_most, expires_in=expires_in)
+    body = given(name=name, ttl_default=ttl_default, ttl_most=ttl_most, expires_in=expires_in)
     return Call("POST", "/v1/api-keys", body)
 
 
@@ -306,8 +240,21 @@ def revoke_key(key_id: str) -> Call:
 
 def import_image(name: str, path: str, replace: bool) -> Call:
     """A big root filesystem takes minutes: the server may take an hour."""
-    body = {"name": name, "path": path, **_given(replace=replace or None)}
+    body = {"name": name, "path": path, **given(replace=replace or None)}
     return Call("POST", "/boxwood/images", body, patience=3600)
+
+
+def show_storage() -> Call:
+    """Layers that nobody has measured yet take a minute at most."""
+    return Call("GET", "/boxwood/storage", patience=300)
+
+
+def verify_storage() -> Call:
+    return Call("POST", "/boxwood/storage/verify", {}, patience=3600)
+
+
+def collect_storage(dry_run: bool) -> Call:
+    return Call("POST", "/boxwood/storage/gc", given(dry_run=dry_run or None), patience=3600)
 
 
 def down() -> Call:
@@ -328,16 +275,15 @@ def command_text(command: str | Sequence[str]) -> str:
     return shlex.join(texts)
 
 
+def own_key(key: str | None) -> dict[str, str]:
+    """The header with this idempotency key, or with one that no other request has."""
+    return {"idempotency-key": checked_key(key if key is not None else f"boxwood-{secrets.token_hex(16)}")}
+
+
 def checked_key(key: str) -> str:
     if not 1 <= len(key) <= 64 or not key.isascii() or not key.isprintable():
         raise BadRequest("bad_request", "an idempotency key has 1 to 64 printable ASCII characters")
     return key
-
-
-def new_upload_id() -> str:
-    """A ULID: 48 bits of milliseconds, 80 random ones."""
-    value = int(time.time() * 1000) << 80 | secrets.randbits(80)
-    return "".join(CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
 
 
 def _stdin(data: str | bytes) -> dict[str, str]:
@@ -346,12 +292,14 @@ def _stdin(data: str | bytes) -> dict[str, str]:
     return {"stdin": b64encode(data).decode("ascii"), "stdin_encoding": "base64"}
 
 
-def _number(seconds: float | None) -> float | int | None:
+def number(seconds: float | None) -> float | int | None:
+    """A whole number as one: servers of the contract take no other."""
     whole = seconds is not None and float(seconds).is_integer()
     return int(seconds) if seconds is not None and whole else seconds
 
 
-def _given(**members: Any) -> dict[str, Any]:
+def given(**members: Any) -> dict[str, Any]:
+    """Those that are not None."""
     return {name: value for name, value in members.items() if value is not None}
 
 

@@ -92,9 +92,9 @@ def data_directories(env: Mapping[str, str] = os.environ) -> Iterator[Path]:
         yield Path(home, ".local/share/boxwood")
 
 
-def default_data(env: Mapping[str, str] = os.environ) -> Path:
+def default_data() -> Path:
     """Where a server of this user keeps its data."""
-    return next(iter(data_directories(env))) if os.geteuid() == 0 else list(data_directories(env))[-1]
+    return next(data_directories()) if os.geteuid() == 0 else list(data_directories())[-1]
 
 
 def local_servers(env: Mapping[str, str] = os.environ) -> Iterator[LocalServer]:

@@ -12,6 +12,7 @@ import msgspec
 from boxwood.client.answers import LOST
 from boxwood.client.errors import BoxwoodError, ConnectionFailed, ServerError, error_from
 from boxwood.client.models import decode_bytes
+from boxwood.client.python import PythonContext, PythonError, PythonResult
 
 EVENTS = "text/event-stream"
 EVENT_BYTES = 16 << 20  # of one event; a server sends less than one
@@ -20,12 +21,14 @@ T = TypeVar("T")
 
 class RunStarted(msgspec.Struct, frozen=True):
     """The run has been accepted. `pending`: it waits for the run before it in its session; when it begins, this comes
-    again."""
+    again. `retry_count`: of a durable VM's, how often it was begun again because its host had stopped; when it grows,
+    what has been put out before is no output of the run any more, and the offsets begin anew."""
 
     run_id: str
     session_id: str
     started_at: datetime | None = None
     pending: bool = False
+    retry_count: int = 0
 
 
 class RunOutput(msgspec.Struct, frozen=True):
@@ -56,14 +59,16 @@ class RunExited(msgspec.Struct, frozen=True):
         return self.state == "completed" and self.exit_code == 0
 
 
-RunEvent = RunStarted | RunOutput | RunExited
+RunEvent = RunStarted | RunOutput | RunExited | PythonResult | PythonError | PythonContext
+"""The last three of runs in Python contexts alone."""
 
 
 class Said(NamedTuple):
-    """An event as the server sent it: its name and its data."""
+    """An event as the server sent it: its name, its data and its id."""
 
     kind: str
     data: bytes
+    ident: bytes = b""
 
 
 class Parser:
@@ -80,7 +85,7 @@ class Parser:
         for block in blocks:
             fields = dict(line.split(b": ", 1) for line in block.split(b"\n") if b": " in line)
             if b"event" in fields:
-                yield Said(fields[b"event"].decode("latin-1"), fields.get(b"data", b""))
+                yield Said(fields[b"event"].decode("latin-1"), fields.get(b"data", b""), fields.get(b"id", b""))
 
 
 class _Output(msgspec.Struct, frozen=True):
@@ -89,19 +94,33 @@ class _Output(msgspec.Struct, frozen=True):
     offset: int
 
 
+_OF_PYTHON: dict[str, type[PythonResult] | type[PythonError] | type[PythonContext]] = {
+    "result": PythonResult,
+    "exception": PythonError,
+    "context": PythonContext,
+}
+
+
 class Follower:
     """How far one has come with a run. `run_id` is None until the server has told it."""
 
     def __init__(self, run_id: str | None = None) -> None:
         self.run_id = run_id
         self.ended = False
+        self._retry = 0
+        self._begun: bool | None = None  # None: not heard of; False: pending
+        self._from_the_beginning()
+
+    def _from_the_beginning(self) -> None:
         self._at = {"stdout": 0, "stderr": 0}
         self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in self._at}
-        self._begun: bool | None = None  # None: not heard of; False: pending
+        self._reports = 0  # bytes of what a Python context has said of it
 
     @property
     def position(self) -> str:
-        return f"{self._at['stdout']}.{self._at['stderr']}"
+        at = f"{self._at['stdout']}.{self._at['stderr']}"
+        third = self._reports or self._retry  # a run in a context is never begun again
+        return f"{at}.{third}" if third else at
 
     def take(self, said: Said) -> Iterator[RunEvent]:
         """:raises BoxwoodError: what the server says is an error, or makes no sense."""
@@ -109,13 +128,21 @@ class Follower:
             case "pending" | "started":
                 started = _decoded(said, RunStarted)
                 self.run_id = started.run_id
-                begun = said.kind == "started"
-                if begun != self._begun:  # else it is told again after a break
+                begun, retry = said.kind == "started", started.retry_count
+                if (begun, retry) != (self._begun, self._retry):  # else it is told again after a break
+                    if retry != self._retry:
+                        self._retry = retry
+                        self._from_the_beginning()
                     self._begun = begun
-                    yield RunStarted(started.run_id, started.session_id, started.started_at, pending=not begun)
+                    yield RunStarted(started.run_id, started.session_id, started.started_at, not begun, retry)
             case "stdout" | "stderr":
                 if (output := self._output(said)) is not None:
                     yield output
+            case "result" | "exception" | "context" as kind:
+                at = said.ident.split(b".")[2:]
+                if at and at[0].isdigit() and int(at[0]) > self._reports:
+                    self._reports = int(at[0])
+                    yield _decoded(said, _OF_PYTHON[kind])
             case "exit":
                 for name, decoder in self._decoders.items():
                     if text := decoder.decode(b"", final=True):

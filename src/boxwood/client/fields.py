@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import cached_property
+from urllib.parse import urlsplit
 
 from boxwood.client.models import (
     ENDED,
@@ -15,6 +16,9 @@ from boxwood.client.models import (
     VMRecord,
     decode_bytes,
 )
+from boxwood.client.python import PythonContext, PythonError, PythonResult
+
+DEFAULT_PORT = 8080  # which the hostname of a VM stands for
 
 
 class VMFields:
@@ -53,6 +57,11 @@ class VMFields:
     def resources(self) -> Resources:
         """vcpu in cores, memory_mib and disk_mib in MiB."""
         return self._record.resources or Resources()
+
+    @property
+    def hostname(self) -> str | None:
+        """At which its port 8080 is shown over HTTP; for another one `-PORT` stands before the first dot."""
+        return self._record.hostname
 
     @property
     def address(self) -> str | None:
@@ -130,6 +139,11 @@ class SessionFields:
         return self._record.cwd
 
     @property
+    def kind(self) -> str:
+        """shell, or python: an interpreter whose variables live on; its runs are source."""
+        return self._record.kind
+
+    @property
     def env(self) -> dict[str, str]:
         """What it was created with."""
         return dict(self._record.env or {})
@@ -181,6 +195,11 @@ class RunFields:
         return self._record.exit_code
 
     @property
+    def retry_count(self) -> int:
+        """Of a durable VM: how often it was begun again, its host having stopped. Its output is of the last time."""
+        return self._record.retry_count
+
+    @property
     def fail_reason(self) -> str | None:
         return self._record.fail_reason
 
@@ -201,6 +220,31 @@ class RunFields:
     def truncated(self) -> int:
         """Bytes of output that the server did not keep."""
         return self._record.truncated
+
+    @property
+    def results(self) -> list[PythonResult]:
+        """Of a run in a Python context: what it has shown so far, in order."""
+        return self._record.results
+
+    @property
+    def result(self) -> PythonResult | None:
+        """Of a run in a Python context: the value of its last expression, if it has one that is not None."""
+        return next((result for result in reversed(self.results) if result.kind == "value"), None)
+
+    @property
+    def error(self) -> PythonError | None:
+        """Of a run in a Python context: the exception that has ended it."""
+        return self._record.exception
+
+    @property
+    def context(self) -> PythonContext | None:
+        """Of a run in a Python context: which interpreter it had, a new one say."""
+        return self._record.context
+
+    @property
+    def results_lost(self) -> int:
+        """Results that were too many or too large to be kept."""
+        return self._record.results_lost
 
     @cached_property
     def stdout_bytes(self) -> bytes:
@@ -237,3 +281,11 @@ class RunFields:
 
 def _shown(text: str | None, encoding: str, data: bytes) -> str:
     return text if text is not None and encoding != "base64" else data.decode("utf-8", "replace")
+
+
+def port_url(server: str, hostname: str, port: int) -> str:
+    """Of a port of a VM, where the server at this URL shows it."""
+    parts = urlsplit(server)
+    label, dot, domain = hostname.partition(".")
+    shown = hostname if port == DEFAULT_PORT else f"{label}-{port}{dot}{domain}"
+    return f"{parts.scheme}://{shown}" + (f":{parts.port}/" if parts.port else "/")

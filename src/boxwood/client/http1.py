@@ -15,6 +15,8 @@ import httptools
 from boxwood.client.errors import BadRequest
 
 HEAD_LIMIT = 65536  # bytes of an answer's status line and headers
+JOINED_BYTES = 1 << 16  # of a piece of a body: up to this it is copied, to leave in one packet with its frame
+LAST = b"0\r\n\r\n"  # behind the pieces of a body without a length
 
 
 class BadAnswer(Exception):
@@ -34,6 +36,17 @@ class Origin(NamedTuple):
         return cls(parts.hostname or "", parts.port or 80, parts.netloc.encode("ascii"))
 
 
+class Asked(NamedTuple):
+    """A request, whoever carries it. `headers` have been checked: no line breaks. `timeout`: seconds that are waited
+    for each bit of the answer, or of a body that is sent."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    timeout: float
+    body: bytes | None = None
+
+
 def target(url: str) -> str:
     """What of a url goes into the request line.
 
@@ -46,13 +59,33 @@ def target(url: str) -> str:
     return found
 
 
-def request(method: str, path: str, origin: Origin, headers: Mapping[str, str], body: bytes | None) -> bytes:
-    """The whole request. `headers` have been checked: no line breaks."""
-    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
-    if body is not None:
-        lines.append(f"content-length: {len(body)}")
+def request(asked: Asked, origin: Origin) -> bytes:
+    """The whole request.
+
+    :raises BadRequest: as `target`.
+    """
+    lines = [f"{asked.method} {target(asked.url)} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in asked.headers.items()]
+    if asked.body is not None:
+        lines.append(f"content-length: {len(asked.body)}")
     head = "\r\n".join(lines).encode("ascii")
-    return head + b"\r\nhost: " + origin.header + b"\r\n\r\n" + (body or b"")
+    return head + b"\r\nhost: " + origin.header + b"\r\n\r\n" + (asked.body or b"")
+
+
+def head(asked: Asked, origin: Origin, length: int | None) -> bytes:
+    """A request up to its body, which follows: `length` bytes, or None: as many as there will be, each piece `framed`.
+
+    :raises BadRequest: as `target`.
+    """
+    framing = {"transfer-encoding": "chunked"} if length is None else {"content-length": str(length)}
+    return request(asked._replace(headers={**asked.headers, **framing}), origin)
+
+
+def framed(piece: bytes) -> tuple[bytes, ...]:
+    """A piece of a body without a length, as it is sent; LAST comes after the last one. A large one is not copied."""
+    if len(piece) > JOINED_BYTES:
+        return b"%x\r\n" % len(piece), piece, b"\r\n"
+    return (b"%x\r\n%b\r\n" % (len(piece), piece),) if piece else ()
 
 
 class Reply:
@@ -69,6 +102,7 @@ class Reply:
         self._framed = False
         self.held = 0  # bytes of the body that nobody has taken
         self.media_type = ""
+        self.headers: dict[str, str] = {}  # by their names in lower case
 
     @property
     def body(self) -> bytes:
@@ -109,6 +143,7 @@ class Reply:
             raise BadAnswer("more than the answer came")
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.lower().decode("latin-1")] = value.decode("latin-1")
         if name.lower() in (b"content-length", b"transfer-encoding"):
             self._framed = True
         elif name.lower() == b"content-type":

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from boxwood.client.errors import ServerError
+from boxwood.client.python import PythonContext, PythonError, PythonResult
 
 __all__ = [
     "ApiKey",
@@ -52,6 +53,7 @@ class SessionRecord(msgspec.Struct, frozen=True):
     session_idx: int = 0
     env: dict[str, str] | None = None
     started_at: datetime | None = None
+    kind: str = "shell"
 
 
 class CopyReport(msgspec.Struct, frozen=True):
@@ -91,12 +93,15 @@ class VMRecord(msgspec.Struct, frozen=True):
     copied: CopyReport | None = None
     network: VMNetwork | None = None
     expires_at: datetime | None = None
+    durable: bool = False
+    hostname: str | None = None
 
 
 class Denial(msgspec.Struct, frozen=True):
     """What a VM tried on the network and was refused. `address` and `port`: where to; empty and 0 where a `name` was
     asked for. `reason`: private (not an address of the internet), name (one with such an address, or none that is
-    resolved) or flood (too much at once). The texts are the VM's own choice."""
+    resolved), policy (the VM's own rules; where `protocol` is http, the rule's name) or flood (too much at once). The
+    texts are the VM's own choice."""
 
     at: datetime
     protocol: str = ""
@@ -136,6 +141,11 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     fail_reason: str | None = None
     duration_ms: float | None = None
     truncated: int = 0
+    retry_count: int = 0
+    results: list[PythonResult] = []
+    exception: PythonError | None = None
+    context: PythonContext | None = None
+    results_lost: int = 0
 
 
 class ManifestEntry(msgspec.Struct, frozen=True):

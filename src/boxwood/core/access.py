@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from boxwood.core import clock
+from boxwood.core import clock, sshkeys
 from boxwood.core.boxes import Boxes
 from boxwood.core.errors import BadRequest, Forbidden, InvalidState, NotFound
+from boxwood.core.hostnames import label
 from boxwood.core.ids import has_id_shape, is_id
 from boxwood.core.model import PUBLIC_ORG, VM, Caller, Resources, Session
 from boxwood.engine.api import CopyReport
@@ -19,12 +20,18 @@ from boxwood.store.sessions import SessionRow
 from boxwood.store.vms import VMRow
 
 _REFERENCE_CHARACTERS = 256
+_ROWS = 1024
 
 
 class Access:
-    def __init__(self, database: Database, boxes: Boxes) -> None:
+    """`domain`: below which VMs' ports are shown; empty: they are not."""
+
+    def __init__(self, database: Database, boxes: Boxes, domain: str = "") -> None:
         self._database = database
         self._boxes = boxes
+        self._domain = domain
+        self._rows: dict[str, VMRow] = {}
+        self._read_at = -1
 
     def seen(self, caller: Caller, vm: str) -> VMRow:
         """One's own or a public one, by id or name (public names first). NotFound."""
@@ -47,19 +54,28 @@ class Access:
             raise _no_vm(name)
         return row
 
+    def row(self, vm_id: str) -> VMRow:
+        """As it is now. NotFound."""
+        row = vm_rows.by_id(self._database.near, vm_id)
+        if row is None:
+            raise _no_vm(vm_id)
+        return row
+
     def usable(self, caller: Caller, vm: str) -> VMRow:
         """To be run in, read and written. NotFound, Forbidden, InvalidState (immutable, stopped)."""
-        row = self.mutable(caller, vm)
-        if row.stopped:
-            raise InvalidState("vm", "running", "the VM has been stopped: start it", row.id)
-        return row
+        return _not_stopped(self.mutable(caller, vm))
+
+    def still_usable(self, vm_id: str) -> None:
+        """A VM that was usable when it was asked for, before a body came, say: now that its box is in use it stays so
+        until that ends. NotFound, InvalidState."""
+        row = self._by_id(vm_id)
+        if row is None:
+            raise _no_vm(vm_id)
+        _not_stopped(_not_immutable(row))
 
     def mutable(self, caller: Caller, vm: str) -> VMRow:
         """To be changed. NotFound, Forbidden, InvalidState."""
-        row = self.own(caller, vm)
-        if row.immutable:
-            raise InvalidState("vm", "mutable", "the VM is immutable: fork it and use the fork", row.id)
-        return row
+        return _not_immutable(self.own(caller, vm))
 
     def source(self, caller: Caller, source_id: str | None, name: str | None, org: str | None) -> VMRow:
         """Of a fork: by id, or by name in an organisation, without one first in the caller's. BadRequest, NotFound."""
@@ -86,12 +102,22 @@ class Access:
         near = self._database.near
         if has_id_shape(reference):
             ident = reference.upper()
-            row = vm_rows.by_id(near, ident) if is_id(ident) else None
+            row = self._by_id(ident) if is_id(ident) else None
             return None if row is None or (row.hidden and row.pool_id is not None) else row  # it waits in a pool
         if len(reference) > _REFERENCE_CHARACTERS or not reference.isascii():
             return None
         rows = (vm_rows.by_name(near, org, reference) for org in orgs)
         return next((row for row in rows if row is not None), None)
+
+    def _by_id(self, ident: str) -> VMRow | None:
+        """Rows are kept until the next commit: whoever works on the files of a VM makes few."""
+        if self._read_at != self._database.version or len(self._rows) >= _ROWS:
+            self._rows.clear()
+            self._read_at = self._database.version
+        row = self._rows.get(ident) or vm_rows.by_id(self._database.near, ident)
+        if row is not None:
+            self._rows[ident] = row
+        return row
 
     # Shapes
 
@@ -106,7 +132,7 @@ class Access:
             state="running" if self._boxes.running(row.id) else "idle",
             live=self._boxes.live(row.id),
             resources=resources_of(row),
-            network=self._boxes.network(row),
+            network=self._boxes.making.network(row),
             address=self._boxes.address(row.id),
             root_source_id=row.root_source_id,
             root_source_name=row.root_source_name,
@@ -120,6 +146,9 @@ class Access:
             labels=json.loads(row.labels) if row.labels else {},
             pool_id=row.pool_id,
             read_only=bool(row.read_only),
+            durable=bool(row.durable),
+            ssh_keys=sshkeys.stored(row.ssh_keys),
+            hostname=f"{label(row.id)}.{self._domain}" if self._domain else None,
         )
 
     def session(self, row: SessionRow) -> Session:
@@ -131,6 +160,7 @@ class Access:
             cwd=row.cwd,
             env=session_rows.env_of(row.env),
             started_at=clock.shown_or_none(row.started_at),
+            kind=row.kind,
         )
 
 
@@ -143,6 +173,18 @@ def resources_of(row: VMRow) -> Resources:
 
 def _may_see(caller: Caller, row: VMRow) -> bool:
     return row.org_id == caller.org_id or bool(row.public)
+
+
+def _not_immutable(row: VMRow) -> VMRow:
+    if row.immutable:
+        raise InvalidState("vm", "mutable", "the VM is immutable: fork it and use the fork", row.id)
+    return row
+
+
+def _not_stopped(row: VMRow) -> VMRow:
+    if row.stopped:
+        raise InvalidState("vm", "running", "the VM has been stopped: start it", row.id)
+    return row
 
 
 def _no_vm(vm: str) -> NotFound:

@@ -40,8 +40,11 @@ class Activity:
 
     def add(self, caller: Caller, entry: ActivityRow) -> None:
         """`entry.vm_id`: an id or a name."""
+        vm_id = self._vm_id(caller, entry.vm_id)
         command, path = entry.command[:COMMAND_CHARACTERS], entry.path[:PATH_CHARACTERS]
-        self._waiting.append(replace(entry, vm_id=self._vm_id(caller, entry.vm_id), command=command, path=path))
+        if (vm_id, command, path) != (entry.vm_id, entry.command, entry.path):
+            entry = replace(entry, vm_id=vm_id, command=command, path=path)
+        self._waiting.append(entry)
         if len(self._waiting) >= MOST_WAITING:
             self.write()
         elif self._timer is None:
@@ -67,8 +70,8 @@ class Activity:
     async def list(self, caller: Caller, where: ActivityFilter) -> list[tuple[ActivityRow, Known]]:
         """The caller's organisation's own, also of VMs that are not there any more. BadRequest."""
         conditions, params = _conditions(caller.org_id, where)
+        await asyncio.sleep(0)  # what has been answered just now is added in the same turn
         self.write()
-        await self._database.flush()
         return await self._database.read(
             lambda connection: rows.page(
                 connection, conditions, params, where.sort, where.descending, where.limit, where.offset

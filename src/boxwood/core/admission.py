@@ -41,6 +41,10 @@ class Admission:
             raise CapacityUnavailable(
                 f"this server has {self._vms} VMs and may have {most} (vms_most): delete some", RETRY_SECONDS
             )
+        self.check_disk()
+
+    def check_disk(self) -> None:
+        """CapacityUnavailable: what is to stay free of the disk is all that is left."""
         spare, free = self._config.disk_spare_mib, self._engine.free_disk() // MIB
         if free < spare:
             raise CapacityUnavailable(

@@ -1,40 +1,36 @@
 """The live side: which VMs have a box, who uses it, when it is made and put down.
 
-A `Slot` is one VM's place: its box if it has one, the count of short uses (`ops`) and the runs in it. Its lock is held
-while a box is made or put down and while the VM's layers are changed; whoever holds it and has waited for the short
-uses to end (`alone`) has the VM to himself, but for runs. Who merely uses a box takes no lock.
+The lock of a VM's `Slot` is held while a box is made or put down and while the VM's layers are changed; whoever holds
+it and has waited for the short uses to end (`alone`) has the VM to himself, but for runs. Who merely uses a box takes
+no lock.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Protocol
+from typing import TypeVar
 
 from boxwood.core import clock
 from boxwood.core.admission import Admission
 from boxwood.core.ceilings import Ceilings
 from boxwood.core.config import Config
 from boxwood.core.disks import Disks
-from boxwood.core.errors import CapacityUnavailable, Conflict, CoreError, Internal, InvalidState, NotFound, Unavailable
-from boxwood.core.held import Held
+from boxwood.core.errors import CapacityUnavailable, Internal, NotFound, Unavailable
+from boxwood.core.making import Making, hostname
+from boxwood.core.slot import Slot
 from boxwood.core.tasks import Tasks
 from boxwood.engine.api import (
     Box,
     BoxGone,
-    BoxSpec,
     Engine,
     EngineError,
-    EngineUnavailable,
     SessionSpec,
-    Stack,
 )
-from boxwood.store import layers as layer_rows
 from boxwood.store import sessions as session_rows
 from boxwood.store import vms as vm_rows
 from boxwood.store.database import Database
@@ -43,92 +39,38 @@ from boxwood.store.vms import VMRow
 ACTIVE_MARK_SECONDS = 60.0
 SPARED_SECONDS = 1.0  # after a VM turned out not to be idle
 SETTLE_SECONDS = 1.0  # for an answer that can do without
-STATE_BYTES = 8 << 20
+GONE_SECONDS = 2.0  # that a box may take to end, whose agent answers no more
+T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-
-class Resident(Protocol):
-    """A run in a box, as the box's slot sees it."""
-
-    def lost(self, reason: str) -> None: ...
-
-
-class Slot:
-    """One VM's place among the living. Hears of its sessions' states (`api.SessionSink`)."""
-
-    def __init__(self, vm_id: str, database: Database) -> None:
-        self.vm_id = vm_id
-        self.lock = asyncio.Lock()
-        self.box: Box | None = None
-        self.ops = 0
-        self.runs: dict[str, Resident] = {}
-        self.opened: set[str] = set()  # sessions that this box knows
-        self.sessions: set[str] = set()  # sessions that it may speak of
-        self.directories: dict[str, str] = {}  # where sessions are, as far as this box has said
-        self.deleted = False
-        self.idle_since = 0.0
-        self.spared_until = 0.0
-        self.memory_kills: int | None = None  # as far as is known, since when somebody has looked
-        self.marked_at = float("-inf")
-        self.timer: asyncio.TimerHandle | None = None
-        self._drained: asyncio.Future[None] | None = None
-        self._database = database
-        self._unsaved: dict[str, tuple[str, dict[str, str], bytes]] = {}
-
-    @property
-    def busy(self) -> bool:
-        return self.ops > 0 or bool(self.runs)
-
-    @property
-    def still(self) -> bool:
-        """It has no box, and none is being made."""
-        return self.box is None and not self.lock.locked()
-
-    async def drain(self) -> None:
-        """Wait for the end of all short uses; only with the lock held, so that no new ones begin."""
-        while self.ops:
-            if self._drained is None or self._drained.done():
-                self._drained = asyncio.get_running_loop().create_future()
-            await self._drained
-
-    def used(self) -> None:
-        if not self.ops and self._drained is not None and not self._drained.done():
-            self._drained.set_result(None)
-
-    def state(self, session_id: str, cwd: str, env: dict[str, str], state: bytes) -> None:
-        if session_id not in self.sessions or len(state) > STATE_BYTES:
-            log.warning("VM %s: a state that nobody asked for was dropped", self.vm_id)
-            return
-        # Only the newest is kept: a box that sends states without end costs no memory.
-        self.directories[session_id] = cwd = cwd.encode(errors="replace").decode()
-        self._unsaved[session_id] = (cwd, env, state)
-
-        def save(connection: sqlite3.Connection) -> None:
-            if newest := self._unsaved.pop(session_id, None):
-                session_rows.save(connection, self.vm_id, session_id, *newest)
-
-        self._database.post(save)
 
 
 class Boxes:
     def __init__(
-        self, database: Database, engine: Engine, config: Config, tasks: Tasks, admission: Admission, disks: Disks
+        self,
+        database: Database,
+        engine: Engine,
+        config: Config,
+        tasks: Tasks,
+        admission: Admission,
+        disks: Disks,
+        ceilings: Ceilings,
     ) -> None:
         self._database = database
         self._engine = engine
         self._disks = disks
+        self.making = Making(database, engine, config, disks, ceilings)
         self._admission = admission
         self._booting = 0
         self._config = config
-        self._ceilings = Ceilings(config)
+        self._ceilings = ceilings
         self._tasks = tasks
         self._slots: weakref.WeakValueDictionary[str, Slot] = weakref.WeakValueDictionary()
         self._live: dict[str, Slot] = {}  # those with a box
         self._closing = False
-        self.held = Held(config)
         self.session_states: dict[str, str] = {}  # of those that are not idle
         self._kept: dict[str, Callable[[], None]] = {}  # who have their boxes whether they are used or not
         self.put_down_hook: Callable[[], None] = lambda: None  # a box is gone: its layers may be collected
+        self.environment_hook: Callable[[str], Mapping[str, str]] = lambda _: {}  # of a VM's shells: they may differ
 
     def slot(self, vm_id: str) -> Slot:
         slot = self._slots.get(vm_id)
@@ -145,10 +87,6 @@ class Boxes:
 
     def running_ids(self) -> list[str]:
         return [vm_id for vm_id, slot in self._live.items() if slot.busy]
-
-    def network(self, row: VMRow) -> str:
-        """What the VM's next box has of the network; one that lives has what it was made with."""
-        return row.network or self._config.network
 
     def address(self, vm_id: str) -> str | None:
         slot = self._live.get(vm_id)
@@ -187,6 +125,20 @@ class Boxes:
         finally:
             self.leave(slot)
 
+    async def asked(self, vm_id: str, ask: Callable[[Box], Awaitable[T]]) -> T:
+        """What a VM's box answers. BoxGone: it is gone, and who tries again gets another; and as `enter`."""
+        async with self.using(vm_id) as (_, box):
+            try:
+                return await ask(box)
+            except BoxGone:
+                await self.lost(box)
+                raise
+
+    async def lost(self, box: Box) -> None:
+        """Its agent answers no more: wait until it is gone, that whoever asks again gets another."""
+        if not self._closing:
+            await asyncio.wait((box.gone,), timeout=GONE_SECONDS)
+
     @asynccontextmanager
     async def alone(self, vm_id: str) -> AsyncIterator[Slot]:
         """Nobody else begins to use the VM, and all short uses have ended. For tasks that nobody cancels."""
@@ -208,9 +160,10 @@ class Boxes:
         if row is None:
             raise NotFound("session", f"there is no session {session_id}")
         env = session_rows.env_of(row.exported) or session_rows.env_of(row.env) or {}
+        env = {**self.environment_hook(slot.vm_id), **env}
         state = session_rows.saved_state(near, session_id)
         slot.sessions.add(session_id)
-        await box.open_session(SessionSpec(session_id, env, row.cwd, state))
+        await box.open_session(SessionSpec(session_id, env, row.cwd, state, row.kind))
         if slot.box is box:
             slot.opened.add(session_id)
 
@@ -227,8 +180,8 @@ class Boxes:
         if slot.box is None:
             return True
         try:
-            limits = self.held.of(row, self._ceilings.limits(row, await self._disks.left(row)))
-            await self._engine.change(slot.box, _hostname(row), limits)
+            limits = self._ceilings.limits(row, await self._disks.left(row))
+            await self._engine.change(slot.box, hostname(row), limits)
         except EngineError as error:
             log.warning("VM %s: its box could not be changed: %s", slot.vm_id, error)
             return False
@@ -273,7 +226,7 @@ class Boxes:
             await self._make_room(slot.vm_id)
             self._booting += 1
             try:
-                self._install(slot, await self._boot(slot))
+                self._install(slot, await self.making.make(slot))
             finally:
                 self._booting -= 1
 
@@ -298,66 +251,6 @@ class Boxes:
     def _waits_in_a_pool(self, vm_id: str) -> bool:
         row = vm_rows.by_id(self._database.near, vm_id)
         return row is not None and row.hidden and row.pool_id is not None
-
-    async def _boot(self, slot: Slot) -> Box:
-        """The mark that its layers are in use is committed while the box is made. Whoever could take the layers away
-        is asked of later than the mark; a box that lives without one is put down by the next server."""
-        near, vm_id = self._database.near, slot.vm_id
-        row = self._bootable(vm_id)
-        disk = 0
-        if row.disk_mib is not None and not row.read_only:
-            try:
-                await self._disks.make_fit(row)
-                disk = await self._disks.left(self._bootable(vm_id))
-            except EngineError as error:
-                raise self._not_made(row, (), error) from error
-            row = self._bootable(vm_id)  # what it stands on may have been replaced meanwhile
-        layers, images = layer_rows.chain(near, row.base)
-        slot.marked_at = asyncio.get_running_loop().time()
-        mark = partial(vm_rows.boot, vm_id=vm_id, base=row.base, at=clock.now())
-        marked = self._database.submit(mark, small=True)
-        try:
-            stack, networked = Stack(layers, row.top, images), self.network(row) != "none"
-            spec = BoxSpec(
-                vm_id, stack, _hostname(row), self.held.of(row, self._ceilings.limits(row, disk)), networked,
-                ahead=bool(row.hidden and row.pool_id), read_only=bool(row.read_only),
-            )  # fmt: skip
-            box = await self._engine.boot(spec)
-        except EngineError as error:
-            if not marked.cancel():  # as a wait: it is committed all the same, and taken back
-                marked.exception()
-            self._database.post(lambda connection: vm_rows.parked(connection, vm_id), small=True)
-            raise self._not_made(row, images, error) from error
-        try:
-            await marked
-        except BaseException:
-            await box.kill()
-            raise
-        return box
-
-    def _bootable(self, vm_id: str) -> VMRow:
-        """NotFound, InvalidState."""
-        row = vm_rows.by_id(self._database.near, vm_id)
-        if row is None:
-            raise NotFound("vm", f"there is no VM {vm_id}")
-        if row.stopped:
-            raise InvalidState("vm", "running", "the VM has been stopped: start it", vm_id)
-        return row
-
-    def _not_made(self, row: VMRow, images: Iterable[str], error: EngineError) -> CoreError:
-        log.error("VM %s: its box could not be made: %s", row.id, error)
-        if isinstance(error, EngineUnavailable):
-            return Unavailable(f"boxes cannot be made now: {error}")
-        place = self._config.images
-        missing = [layer for layer in images if not (place / layer / "upper").is_dir()]
-        if missing:
-            name = row.root_source_name or "an image without a name"
-            return Conflict(
-                "vm",
-                f"the VM stands on {name} (image layer {missing[0]}), which is not in {place}: put its directory back, "
-                "or start the server with the images directory that has it",
-            )
-        return Internal(f"the VM's box could not be made: {error}")
 
     def _install(self, slot: Slot, box: Box) -> None:
         slot.box = box
@@ -386,21 +279,29 @@ class Boxes:
             slot.timer = None
         runs = list(slot.runs.values())
         slot.runs.clear()
-        self._database.post(lambda connection: vm_rows.parked(connection, slot.vm_id), small=True)
+        self.making.unmark(slot.vm_id)
         if (lost := self._kept.pop(slot.vm_id, None)) is not None:
             lost()
         for run in runs:
             run.lost(reason)
         self.put_down_hook()
 
-    async def put_down(self, slot: Slot, reason: str) -> None:
-        """End the box, with the lock held. Its runs are told the reason."""
+    async def dismiss(self, slot: Slot, reason: str) -> asyncio.Future[str] | None:
+        """As `put_down`, of a VM that is never booted again; what tells when nothing is left of its box, if that is
+        later."""
+        box = slot.box
+        await self.put_down(slot, reason, later=True)
+        return None if box is None or box.gone.done() else box.gone
+
+    async def put_down(self, slot: Slot, reason: str, *, later: bool = False) -> None:
+        """End the box, with the lock held. Its runs are told the reason. `later`: it is enough that nothing runs in it
+        any more."""
         box = slot.box
         if box is None:
             return
         slot.box = None  # its death is no surprise
         try:
-            await box.kill()
+            await (box.dismiss() if later else box.kill())
         except BoxGone:
             pass
         except EngineError as error:
@@ -505,8 +406,3 @@ class Boxes:
             if slot.timer is not None:
                 slot.timer.cancel()
                 slot.timer = None
-
-
-def _hostname(row: VMRow) -> str:
-    name = (row.name or "boxwood").replace("_", "-").strip(".-")
-    return name if name and len(name) <= 63 else "boxwood"

@@ -1,4 +1,5 @@
-"""What VMs may be given of the host: the operator's ceilings, and what a VM has that was not told otherwise."""
+"""What VMs may be given of the host: the operator's ceilings, what the host can hold, and what a VM has that was not
+told otherwise."""
 
 from __future__ import annotations
 
@@ -6,7 +7,9 @@ from typing import TypeVar
 
 from boxwood.core import words
 from boxwood.core.config import NOFILE_LEAST, PIDS_LEAST, Config
+from boxwood.core.disks import Disks
 from boxwood.core.errors import BadRequest, InsufficientResources
+from boxwood.core.held import Held
 from boxwood.core.model import Resources
 from boxwood.engine.api import Limits
 from boxwood.store.vms import VMRow
@@ -18,11 +21,14 @@ _LARGEST = {"vcpu": 255, "memory_mib": 1 << 40, "disk_mib": 8 << 20, "pids": 1 <
 
 
 class Ceilings:
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, held: Held, disks: Disks) -> None:
         self._config = config
+        self._held = held
+        self._disks = disks
 
     def check(self, wanted: Resources) -> None:
-        """BadRequest (more than there may be: it names the ceiling), InsufficientResources (less than is of use)."""
+        """BadRequest (more than there may be: it names the ceiling), InsufficientResources (less than is of use),
+        Unsupported (the host cannot hold a VM to it)."""
         for name, largest in _LARGEST.items():
             value = getattr(wanted, name)
             if value is None:
@@ -42,18 +48,21 @@ class Ceilings:
         for name, value, least in (("pids", wanted.pids, PIDS_LEAST), ("nofile", wanted.nofile, NOFILE_LEAST)):
             if value is not None and value < least:
                 raise words.refuse(name, f"at least {least}")
+        self._held.check(wanted)
+        self._disks.check(wanted)
 
     def limits(self, row: VMRow, disk: int) -> Limits:
         """What the box of a VM has: the VM's own or the default, and never more than the ceiling as it is now. `disk`:
         bytes of its top."""
         config = self._config
-        return Limits(
+        limits = Limits(
             vcpu=_within(config.vcpu if row.vcpu is None else row.vcpu, config.vcpu_most),
             memory_mib=_within(config.memory_mib if row.memory_mib is None else row.memory_mib, config.memory_mib_most),
             pids=_within(config.pids if row.pids is None else row.pids, config.pids_most),
             disk=disk,
             nofile=_within(config.nofile if row.nofile is None else row.nofile, config.nofile_most),
         )
+        return self._held.of(row, limits)
 
 
 def _within(value: T, most: int) -> T | int:

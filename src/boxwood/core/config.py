@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from boxwood.core.hostnames import is_domain
 from boxwood.engine.levels import LEVELS
 
 MIB = 1 << 20
@@ -48,6 +49,7 @@ class Config:
     pool_vms: int = 512  # that may wait in all pools together
     pool_vms_each: int = 256  # … in those of one organisation
     ready_boxes: int = 8  # booted ahead of demand, of the images and VMs that are forked these days
+    awake_ms: float = 20.0  # after a request in which idle processors do not go to sleep; 0: they do as they like
     vms_most: int = 100_000  # there may be, of all organisations
     boxes_most: int = 4096  # live boxes at once; idle ones are parked for others
     memory_spare_mib: int = 256  # of the host's, without which no more boxes are booted
@@ -83,6 +85,8 @@ class Config:
     require: str = ""  # level of isolation below which no server starts: basic, limits, full; empty: what boxes need
     network: str = "internet"  # of a VM that was not told otherwise; or "none"
     network_allow: tuple[str, ...] = ()  # private addresses and names that VMs may reach all the same
+    ports_domain: str = "localhost"  # VM-PORT.DOMAIN is a port of a VM; empty: nothing is
+    ssh: str = ""  # ADDRESS:PORT at which VMs take SSH; empty: nowhere
     share_client_config: bool = False  # the host image has the host's pip, npm and apt settings and its certificates
     dialects: tuple[str, ...] = DIALECTS  # which of them are spoken
     image_names: Mapping[str, str] = field(default_factory=lambda: dict(IMAGE_NAMES))  # goldens by images' names
@@ -126,6 +130,10 @@ class Config:
             raise ConfigError("host is empty: give an address to listen on, such as 127.0.0.1")
         if self.network not in NETWORKS:
             raise ConfigError(f"network is {self.network!r}: it must be {' or '.join(NETWORKS)}")
+        if self.ports_domain and not is_domain(self.ports_domain):
+            raise ConfigError(
+                f"ports_domain is {self.ports_domain!r}: it must be a name in small letters like localhost, or empty"
+            )
         if self.require and self.require not in LEVELS:
             raise ConfigError(f"require is {self.require!r}: it must be {' or '.join(LEVELS)}, or empty")
         if unknown := set(self.dialects) - set(DIALECTS):
@@ -150,6 +158,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("pool_vms", 0, 100_000),
     ("pool_vms_each", 0, 100_000),
     ("ready_boxes", 0, 1000),
+    ("awake_ms", 0, 1000),
     ("vms_most", 0, 1 << 40),
     ("boxes_most", 1, 1 << 20),
     ("memory_spare_mib", 0, 1 << 24),

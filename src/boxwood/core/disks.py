@@ -57,6 +57,11 @@ class Disks:
         self._check_host()
         return min(size, most) if most else size
 
+    def check_durable(self, size: int | None) -> None:
+        """Can a durable VM have a disk of so many MiB? Unsupported."""
+        if size is not None and (problem := self._engine.durable_problem()):
+            raise Unsupported(f"durable: {problem}", "durability")
+
     def _check_host(self) -> None:
         if problem := self._engine.disk_problem():
             raise Unsupported(f"this host cannot limit disks (disk_mib): {problem}")

@@ -6,6 +6,7 @@ CoreError                      code, message, details, recovery, retry_after
 ├── NotFound                   no such thing, or not yours: the text does not tell which
 ├── AlreadyExists              the name is taken
 ├── Conflict / ResourceBusy    the thing is in a state that does not allow it / wait for the running work
+├── Collisions                 a Conflict that names the paths which two VMs have both changed
 ├── InvalidState               needs to be running, mutable, …
 ├── IdempotencyConflict        the key was used for another request
 ├── PayloadTooLarge            `maximum_bytes`
@@ -14,6 +15,7 @@ CoreError                      code, message, details, recovery, retry_after
 ├── Unsupported                a member or feature that this server does not have: `feature` or the member's name
 ├── Unrecoverable              proven loss of what was stored
 ├── CapacityUnavailable        not now; nothing was started
+├── NotListening               the VM is there, but nothing answers on its port
 ├── Unavailable                the server is starting or stopping; nothing was started
 └── Internal                   our fault
 """
@@ -100,6 +102,16 @@ class AlreadyExists(_AboutResource):
 
 class Conflict(_AboutResource):
     code = "conflict"
+
+
+class Collisions(CoreError):
+    """Two VMs have changed the same paths, and not to the same. `paths`: some of them, if there are many."""
+
+    code = "conflict"
+
+    def __init__(self, message: str, paths: list[str]) -> None:
+        super().__init__(message, details={"resource": "vm"})
+        self.paths = paths
 
 
 class ResourceBusy(_AboutResource):
@@ -189,6 +201,16 @@ class Unavailable(CoreError):
 
     def __init__(self, message: str, *, not_started: bool = True, retry_after: int = 1) -> None:
         super().__init__(message, recovery=dict(NOT_STARTED) if not_started else None, retry_after=retry_after)
+
+
+class NotListening(CoreError):
+    """Nothing in the VM listens on the port, or what does takes no connections."""
+
+    code = "unavailable"
+
+    def __init__(self, port: int, message: str) -> None:
+        super().__init__(message, retry_after=1)
+        self.port = port
 
 
 class Internal(CoreError):

@@ -25,6 +25,7 @@ from boxwood.core.tasks import Tasks
 from boxwood.core.uploads import Uploads, whole
 from boxwood.engine.api import Box, BoxGone, EngineError, Manifest, OpenFile
 from boxwood.store.uploads import UploadRow
+from boxwood.store.vms import VMRow
 
 SMALL_BYTES = 64 << 10  # so much is read at once
 T = TypeVar("T")
@@ -48,12 +49,7 @@ class Files:
         BadRequest (path, a directory, a device), NotFound (vm, file), Forbidden."""
         clean = words.file_path(path)
         row = self._access.usable(caller, vm)
-        task = self._tasks.start(self._asked(row.id, lambda box: box.read_file(clean)), heard=True)
-        try:
-            return _content(clean, await asyncio.shield(task))
-        except asyncio.CancelledError:
-            task.add_done_callback(_let_go)
-            raise
+        return _content(clean, await self.asked(row.id, lambda box: box.read_file(clean)))
 
     async def manifest(self, caller: Caller, vm: str, path: str) -> Manifest:
         """Regular files below a directory other than the root; a missing one has none. BadRequest, NotFound."""
@@ -61,14 +57,19 @@ class Files:
         if clean == "/":
             raise words.refuse("path", "any directory but the root")
         row = self._access.usable(caller, vm)
-        return await self._asked(row.id, lambda box: box.manifest(clean))
+        return await self.asked(row.id, lambda box: box.manifest(clean))
 
-    async def _asked(self, vm_id: str, ask: Callable[[Box], Awaitable[T]]) -> T:
-        """Ask the VM's box; if it dies, once more another one: for what may be done twice."""
+    async def asked(self, vm_id: str, ask: Callable[[Box], Awaitable[T]]) -> T:
+        """Ask the VM's box; if it dies, once more another one: for what may be done twice. InvalidState: the VM has
+        become immutable meanwhile."""
+
+        def permitted(box: Box) -> Awaitable[T]:
+            self._access.still_usable(vm_id)
+            return ask(box)
+
         for last in (False, True):
             try:
-                async with self._boxes.using(vm_id) as (_, box):
-                    return await ask(box)
+                return await self._boxes.asked(vm_id, permitted)
             except BoxGone as error:
                 if last:
                     raise of_engine(error) from error
@@ -90,9 +91,10 @@ class Files:
         if chunk.start < 0 or end > chunk.size or (not chunk.data and chunk.size):
             raise words.refuse("start", f"the chunk must hold bytes, and lie within the {chunk.size} bytes of the file")
         row = self._access.usable(caller, vm)
-        return await self._tasks.finish(self._write(row.id, path, upload_id, sha256, chunk))
+        return await self._tasks.finish(self._write(row, path, upload_id, sha256, chunk))
 
-    async def _write(self, vm_id: str, path: str, upload_id: str, sha256: str | None, chunk: Chunk) -> Written:
+    async def _write(self, row: VMRow, path: str, upload_id: str, sha256: str | None, chunk: Chunk) -> Written:
+        vm_id = row.id
         async with self._uploads.alone(vm_id, upload_id):
             upload = self._uploads.find(vm_id, upload_id)
             if upload is not None:
@@ -102,28 +104,28 @@ class Files:
                 if upload.complete:
                     return _complete(path, chunk.size)
             if upload is None and len(chunk.data) == chunk.size:
-                return await self._write_at_once(vm_id, path, upload_id, sha256, chunk.data)
+                return await self._write_at_once(row, path, upload_id, sha256, chunk.data)
             if upload is None:
                 upload = await self._uploads.begin(vm_id, upload_id, path, chunk.size)
             upload = await self._uploads.take(upload, chunk.start, chunk.data, sha256)
             if whole(upload):
-                return await self._place(upload, sha256)
+                return await self._place(upload, sha256, durable=bool(row.durable))
             received = sum(end - start for start, end in upload.ranges)
             return Written(path, chunk.size, received, upload.ranges, complete=False, written=False)
 
-    async def _write_at_once(self, vm_id: str, path: str, upload_id: str, sha256: str | None, data: bytes) -> Written:
+    async def _write_at_once(self, row: VMRow, path: str, upload_id: str, sha256: str | None, data: bytes) -> Written:
         if sha256 is not None and await asyncio.to_thread(_digest, data) != sha256:
             raise BadRequest("sha256: the bytes that came have another one")
-        await self._asked(vm_id, lambda box: box.write_file(path, data))
-        await self._uploads.done_at_once(vm_id, upload_id, path, len(data))
+        await self.asked(row.id, lambda box: box.write_file(path, data, durable=bool(row.durable)))
+        await self._uploads.done_at_once(row.id, upload_id, path, len(data))
         return _complete(path, len(data))
 
-    async def _place(self, upload: UploadRow, sha256: str | None) -> Written:
+    async def _place(self, upload: UploadRow, sha256: str | None, *, durable: bool) -> Written:
         """All bytes are there: check them, and let the box put the file in place."""
         await self._uploads.verify(upload, sha256)
         descriptor = await self._uploads.open(upload)
         try:
-            await self._asked(upload.vm_id, lambda box: box.write_file(upload.path, descriptor))
+            await self.asked(upload.vm_id, lambda box: box.write_file(upload.path, descriptor, durable=durable))
         finally:
             os.close(descriptor)
         await self._uploads.done(upload)
@@ -167,9 +169,10 @@ class Files:
         expected = words.sha256(sha256)
         words.upload_id(upload_id)
         row = self._access.usable(caller, vm)
-        return await self._tasks.finish(self._commit(row.id, clean, size, upload_id, expected))
+        return await self._tasks.finish(self._commit(row, clean, size, upload_id, expected))
 
-    async def _commit(self, vm_id: str, path: str, size: int, upload_id: str, sha256: str | None) -> Written:
+    async def _commit(self, row: VMRow, path: str, size: int, upload_id: str, sha256: str | None) -> Written:
+        vm_id = row.id
         async with self._uploads.alone(vm_id, upload_id):
             upload = self._uploads.find(vm_id, upload_id)
             if upload is None:
@@ -179,7 +182,7 @@ class Files:
                 return _complete(path, size)
             if not whole(upload):
                 raise Conflict("upload", "not all bytes of this upload have come yet")
-            return await self._place(upload, sha256)
+            return await self._place(upload, sha256, durable=bool(row.durable))
 
     def sign(self, purpose: str, *fields: str, seconds: int = 900) -> Signature:
         """Sign any words (method, org, vm, path, upload id, …) for so many seconds."""
@@ -188,12 +191,6 @@ class Files:
     def verify(self, purpose: str, *fields: str, expires: int, signature: str) -> None:
         """Forbidden if these words were not signed here, Expired (upload) if it is too late."""
         self._signer.verify(purpose, *fields, expires=expires, signature=signature)
-
-
-def _let_go(task: asyncio.Task[OpenFile]) -> None:
-    """Nobody wants the file any more."""
-    if not task.cancelled() and task.exception() is None:
-        os.close(task.result().fd)
 
 
 def _content(path: str, opened: OpenFile) -> FileContent:

@@ -8,24 +8,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from boxwood.core import clock, lifetimes, words
+from boxwood.core import clock, lifetimes, sshkeys, words
 from boxwood.core.access import Access
 from boxwood.core.admission import Admission
-from boxwood.core.boxes import Boxes, Slot
+from boxwood.core.boxes import Boxes
 from boxwood.core.ceilings import Ceilings
 from boxwood.core.config import Config
 from boxwood.core.disks import Disks
-from boxwood.core.errors import AlreadyExists, Internal, NotFound, ResourceBusy
+from boxwood.core.errors import AlreadyExists, Internal, NotFound, ResourceBusy, Unsupported
 from boxwood.core.goldens import Goldens
 from boxwood.core.idempotency import Claim, Idempotency
 from boxwood.core.ids import new_id
 from boxwood.core.layers import Layers
 from boxwood.core.model import VM, Caller, ForkRequest
+from boxwood.core.policies import Policies
 from boxwood.core.records import Records
 from boxwood.core.refusals import of_engine
 from boxwood.core.runs import Runs
+from boxwood.core.slot import Slot
 from boxwood.core.tasks import Tasks
-from boxwood.engine.api import Box, BoxGone, Contents, CopyReport, Engine, EngineError
+from boxwood.engine.api import Box, BoxGone, Contents, CopyReport, Engine, EngineError, NotHere
+from boxwood.engine.policies import Update
 from boxwood.store import layers as layer_rows
 from boxwood.store import sessions as session_rows
 from boxwood.store import vms as rows
@@ -87,8 +90,11 @@ class Forks:
         config: Config,
         tasks: Tasks,
         disks: Disks,
+        ceilings: Ceilings,
+        policies: Policies,
         expiring: Callable[[], None],
     ) -> None:
+        self._policies = policies
         self._database = database
         self._engine = engine
         self._boxes = boxes
@@ -100,7 +106,7 @@ class Forks:
         self._idempotency = idempotency
         self._records = records
         self._config = config
-        self.ceilings = Ceilings(config)
+        self.ceilings = ceilings
         self._tasks = tasks
         self._disks = disks
         self._expiring = expiring
@@ -111,23 +117,28 @@ class Forks:
         BadRequest (no source or several, a bad name), NotFound (source), Forbidden, AlreadyExists (name),
         InsufficientResources, ResourceBusy (more layers than can be stacked: they are being merged),
         IdempotencyConflict, Unavailable (the same key is still being worked on; the host image is still being made),
-        CapacityUnavailable; of `record` NotFound, Conflict (it has a VM).
+        CapacityUnavailable, Unsupported (`durable`, with a limited disk on some hosts); of `record` NotFound, Conflict
+        (it has a VM).
         """
         request = replace(request, ttl=lifetimes.of_new(caller, request.ttl), ttl_most=caller.ttl_most)
         request = checked(request, self.ceilings)
-        self._boxes.held.check(request.resources)
+        if request.ssh_keys is not None:
+            sshkeys.updated({}, request.ssh_keys)
+        update = None if request.policies is None else self._policies.parse(request.policies)
         with self._idempotency.claim(f"fork:{caller.org_id}", idempotency_key, request) as claim:
             if claim is not None and claim.made is not None:
-                return self._made_before(caller, claim.made)
-            return await self._tasks.finish(self._fork(caller, request, claim))
+                return await self._made_before(caller, claim.made)
+            return await self._tasks.finish(self._fork(caller, request, claim, update))
 
-    def _made_before(self, caller: Caller, vm_id: str) -> VM:
+    async def _made_before(self, caller: Caller, vm_id: str) -> VM:
         row = rows.by_id(self._database.near, vm_id)
         if row is None or row.org_id != caller.org_id:
             raise NotFound("vm", "the VM that was made with this Idempotency-Key is not there any more")
+        if row.durable:  # nobody may have been told of it then, for want of just this
+            await self._secure_made(row.base)
         return self._access.vm(row, session_rows.of_vm(self._database.near, row.id))
 
-    async def _fork(self, caller: Caller, request: ForkRequest, claim: Claim | None) -> VM:
+    async def _fork(self, caller: Caller, request: ForkRequest, claim: Claim | None, update: Update | None) -> VM:
         source = self.source(caller, request)
         request = lifetimes.of_copy(caller, source.ends_by, request)
         bound: RecordRow | None = None
@@ -136,6 +147,8 @@ class Forks:
             nonlocal bound
             if claim is not None:
                 claim.record(connection, vm_id)
+            if update:
+                self._policies.apply(connection, vm_id=vm_id, org_id=caller.org_id, update=update)
             if request.record is not None:
                 bound = self._records.bind(connection, caller.org_id, request.record, vm_id)
 
@@ -156,17 +169,27 @@ class Forks:
     ) -> Made:
         """Of a request that has been checked. `also` is done in the same transaction, with the new VM's id."""
         self._admission.check_vm()
-        self._disks.check(request.resources)
         disk = self._disks.of_fork(source, request.resources)
         request = replace(request, resources=replace(request.resources, disk_mib=disk))
+        if source.depth >= self._config.layers_refused_above:
+            if why := await self._layers.shortened(source.id):
+                raise ResourceBusy("source", f"the VM has {source.depth} layers: {why}", retry_after=1)
+            source = self._again(source)
+        secured: frozenset[str] = frozenset()
+        if request.durable:
+            self._disks.check_durable(disk)
         if self._boxes.slot(source.id).still and not source.written:
             plan = _Plan()
             await self._check_room(source, plan, disk)
+            if request.durable:
+                secured = await self._secure(source, plan)
             row, sessions = await self._make(org_id, request, source, plan, also, home)
         else:
             async with self._boxes.alone(source.id) as slot:
-                plan = await self._plan(slot)
+                plan = await self._plan(slot, source)
                 await self._check_room(source, plan, disk)
+                if request.durable:
+                    secured = await self._secure(source, plan)
                 row, sessions = await self._make(org_id, request, source, plan, also, home)
         self._admission.made()
         if plan.seal and source.disk_mib is not None:
@@ -174,6 +197,8 @@ class Forks:
         self._layers.grown(row.base, row.depth)
         if row.expires_at is not None:
             self._expiring()
+        if row.durable:  # should that fail, the VM is there all the same
+            await self._secure_made(row.base, secured)
         return Made(row, sessions, plan.report)
 
     async def _check_room(self, source: VMRow, plan: _Plan, disk: int | None) -> None:
@@ -190,11 +215,88 @@ class Forks:
                 raise of_engine(error, "source") from error
             raise
 
-    async def _plan(self, slot: Slot) -> _Plan:
-        """Bring a source, which is held alone, into a state in which it can be forked."""
-        row = rows.by_id(self._database.near, slot.vm_id)
+    def _again(self, source: VMRow) -> VMRow:
+        """As it is now: somebody has been waited for. NotFound."""
+        row = rows.by_id(self._database.near, source.id)
         if row is None:
             raise NotFound("source", "the VM to fork is not there any more")
+        return row
+
+    async def _secure(self, source: VMRow, plan: _Plan) -> frozenset[str]:
+        """All that a durable VM is to stand on is on the disk, before there is a row that says so: these layers.
+        Unsupported."""
+        now = rows.by_id(self._database.near, source.id)
+        if now is None:
+            return frozenset()
+        layers, images = layer_rows.chain(self._database.near, now.base)
+        new = now.top if plan.seal else plan.copy
+        wanted = [layer for layer in (new, *layers) if layer and layer not in images]
+        try:
+            await self._engine.secure(wanted)
+            return frozenset(wanted)
+        except BaseException as error:
+            if plan.copy is not None:
+                self._layers.orphaned(plan.copy)
+            if isinstance(error, NotHere):
+                raise Unsupported(f"durable: {error}", "durability") from error
+            if isinstance(error, EngineError):
+                raise of_engine(error, "source") from error
+            raise
+
+    async def _secure_made(self, base: str, secured: frozenset[str] = frozenset()) -> None:
+        """The row of a durable VM, and what it stands on beside the layers that are on the disk already: a merge, or
+        another fork, may have put its source on others meanwhile. Internal."""
+        layers, images = layer_rows.chain(self._database.near, base)
+        if rest := [layer for layer in layers if layer not in secured and layer not in images]:
+            try:
+                await self._engine.secure(rest)
+            except EngineError as error:
+                raise of_engine(error, "source") from error
+        await self._database.secure()
+
+    def check_room(self) -> None:
+        """For one more VM. QuotaExceeded, CapacityUnavailable."""
+        self._admission.check_vm()
+
+    async def seal(self, source: VMRow, also: Also) -> str:
+        """The layer that shows what a VM shows now. `also` is told in the transaction in which it is made: it has to
+        see to it that something stands on the layer. NotFound, ResourceBusy, Internal."""
+        if self._boxes.slot(source.id).still and not source.written:
+            return await self._seal(source, _Plan(), also)
+        async with self._boxes.alone(source.id) as slot:
+            return await self.seal_held(slot, source, also)
+
+    async def seal_held(self, slot: Slot, source: VMRow, also: Also) -> str:
+        """The same of a VM that the caller has alone."""
+        return await self._seal(source, await self._plan(slot, source), also)
+
+    async def _seal(self, source: VMRow, plan: _Plan, also: Also) -> str:
+        def seal(connection: sqlite3.Connection) -> tuple[str, int]:
+            now = rows.by_id(connection, source.id)
+            if now is None:
+                raise NotFound("source", "the VM is not there any more")
+            base, depth = _stacked(connection, now, plan)
+            also(connection, base)
+            return base, depth
+
+        if source.durable:
+            await self._secure(source, plan)
+        try:
+            base, depth = await self._database.write(seal, small=True)
+        except BaseException:
+            if plan.copy is not None:
+                self._layers.orphaned(plan.copy)
+            raise
+        if plan.seal and source.disk_mib is not None:
+            self._disks.sealed_hook(base)
+        self._layers.grown(base, depth)
+        if source.durable:
+            await self._database.secure()
+        return base
+
+    async def _plan(self, slot: Slot, source: VMRow) -> _Plan:
+        """Bring a source, which is held alone, into a state in which it can be forked."""
+        row = self._again(source)
         if row.depth >= self._config.layers_refused_above:
             raise ResourceBusy(
                 "source", f"the VM has {row.depth} layers: they are being merged, try again", retry_after=1
@@ -203,8 +305,10 @@ class Forks:
             try:
                 held = await self._held(row)
                 if slot.box is not None:
-                    if held.empty and await self._is_unchanged(slot, slot.box, row):
-                        return _Plan()
+                    if held.empty or slot.runs:  # what idle shells have come to is the child's, whatever else runs
+                        await slot.box.settle()
+                    if held.empty and await self._engine.is_empty(row.top):
+                        return _Plan()  # nothing has been written since the box was made: it can live on
                     if not await self._boxes.park_held(slot):
                         return await self._copy(slot.box, row)
                     return _Plan(seal=True, size=held.bytes or None)
@@ -229,13 +333,6 @@ class Forks:
         """Nothing has been written to the VM's top."""
         return not row.written or await self._engine.is_empty(row.top)
 
-    async def _is_unchanged(self, slot: Slot, box: Box, row: VMRow) -> bool:
-        """Nothing has been written since the box was made, even when its shells are saved, for the child to have them:
-        it can live on, whatever runs in it."""
-        if not slot.runs:
-            await box.settle()
-        return await self._engine.is_empty(row.top)
-
     async def _copy(self, box: Box, row: VMRow) -> _Plan:
         """Its processes go on; the child gets a copy of the top."""
         target = new_id()
@@ -255,12 +352,7 @@ class Forks:
             now = rows.by_id(connection, source.id)  # its base may have been merged since
             if now is None:
                 raise NotFound("source", "the VM to fork is not there any more")
-            base, depth = now.base, now.depth
-            if plan.seal:
-                base, depth = now.top, layer_rows.insert(connection, now.top, now.base, plan.size)
-                rows.retop(connection, now.id, base, new_id())
-            elif plan.copy is not None:
-                base, depth = plan.copy, layer_rows.insert(connection, plan.copy, now.base)
+            base, depth = _stacked(connection, now, plan)
             row = VMRow(
                 id=vm_id,
                 org_id=org_id,
@@ -289,9 +381,14 @@ class Forks:
                 pool_id=home.pool_id,
                 hidden=home.hidden or request.hidden,
                 read_only=bool(now.read_only if request.read_only is None else request.read_only),
+                durable=request.durable,
+                parent_id=now.id,
+                fork_base=base,
+                ssh_keys=None if request.ssh_keys is None else sshkeys.to_store(sshkeys.updated({}, request.ssh_keys)),
                 depth=depth,
             )
             _insert(connection, row)
+            self._policies.inherit(connection, now, row)
             sessions = session_rows.copy(connection, source.id, vm_id, new_id, at)
             if not sessions or sessions[0].idx != 0:
                 sessions.insert(0, SessionRow(new_id(), vm_id, 0, "", None, None, at, None))
@@ -306,6 +403,17 @@ class Forks:
             if plan.copy is not None:
                 self._layers.orphaned(plan.copy)
             raise
+
+
+def _stacked(connection: sqlite3.Connection, now: VMRow, plan: _Plan) -> tuple[str, int]:
+    """Carry out a plan; the layer that a child stands on, and its depth."""
+    if plan.seal:
+        depth = layer_rows.insert(connection, now.top, now.base, plan.size)
+        rows.retop(connection, now.id, now.top, new_id())
+        return now.top, depth
+    if plan.copy is not None:
+        return plan.copy, layer_rows.insert(connection, plan.copy, now.base)
+    return now.base, now.depth
 
 
 def _insert(connection: sqlite3.Connection, row: VMRow) -> None:

@@ -73,16 +73,19 @@ class Keys:
         # Looking a hash up tells nobody about the key; it is compared once more in constant time all the same.
         if found is None or not hmac.compare_digest(found[0].hash, mark):
             raise Unauthorized("this API key is not valid here")
-        if found[0].expires_at is not None and found[0].expires_at <= clock.now():
+        if _is_over(found[0]):
             raise Unauthorized("this API key has expired")
         return found[1]
 
+    def known(self, key: str) -> Caller | None:
+        """Whose this is, if it is somebody's. For what may be a key, or something of another's."""
+        found = self._callers.get(_hash(key))
+        return None if found is None or _is_over(found[0]) else found[1]
+
     def caller(self, key_id: str) -> Caller | None:
         """Whose the key with this id is, unless it has been revoked or its time is over."""
-        for row, caller in self._callers.values():
-            if row.id == key_id:
-                return None if row.expires_at is not None and row.expires_at <= clock.now() else caller
-        return None
+        found = next((found for found in self._callers.values() if found[0].id == key_id), None)
+        return None if found is None or _is_over(found[0]) else found[1]
 
     async def create(
         self,
@@ -139,7 +142,7 @@ class Keys:
     async def expire(self, key_id: str) -> None:
         """The key's time is over: it is forgotten, and its streams end."""
         row = next((row for row, _ in self._callers.values() if row.id == key_id), None)
-        if row is not None and row.expires_at is not None and row.expires_at <= clock.now():
+        if row is not None and _is_over(row):
             await self._forget(row)
 
     async def _forget(self, row: KeyRow) -> None:
@@ -147,6 +150,10 @@ class Keys:
         self._callers.pop(row.hash, None)
         for hook in self.revoked_hooks:
             hook(row.id)
+
+
+def _is_over(row: KeyRow) -> bool:
+    return row.expires_at is not None and row.expires_at <= clock.now()
 
 
 def _caller(row: KeyRow, org_name: str) -> Caller:

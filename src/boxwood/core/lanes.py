@@ -2,6 +2,9 @@
 
 A run is accepted (`enqueue`), handed to the VM's box when its turn comes, and when it has ended its row is written;
 only then may anyone be told of the end, and the box forget the run.
+
+In a durable VM the disk comes first: that a run begins is there before its command is handed over; its output, what it
+has left of its session, and its end are there before anybody is told of it, and before the next run begins.
 """
 
 from __future__ import annotations
@@ -10,15 +13,19 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from boxwood.core.boxes import Boxes, Slot
+from boxwood.core.boxes import Boxes
 from boxwood.core.config import Config
-from boxwood.core.errors import CoreError, Internal, ResourceBusy, Unavailable
+from boxwood.core.ends import END_SECONDS, Ends
+from boxwood.core.errors import CapacityUnavailable, CoreError, Internal, ResourceBusy, Unavailable
+from boxwood.core.interruptions import why_not_again
 from boxwood.core.liverun import LiveRun, Options
 from boxwood.core.refusals import clean, of_engine
+from boxwood.core.slot import Slot
 from boxwood.core.tasks import Tasks
 from boxwood.engine.api import Box, BoxGone, EngineError, GuestError, RunEnd
 from boxwood.store import runs as run_rows
@@ -27,8 +34,7 @@ from boxwood.store.database import Database
 from boxwood.store.runs import RunRow
 
 PENDING_RUNS = 1000  # behind one session
-KILLED = 137  # the exit code of what SIGKILL has ended
-END_SECONDS = 30.0  # until a killed run must have ended
+ROOM_SECONDS = 1.0  # between looks whether there is room for a run that was interrupted
 _NEVER_STARTED = "the server was stopped before the run was started"
 _LOST = "the box was lost while the server was down"
 log = logging.getLogger(__name__)
@@ -58,6 +64,7 @@ class Lanes:
         self.recorded_hook: Callable[[str, int], None] = lambda vm_id, output: None  # its end is on record
         self._lanes: dict[str, Lane] = {}
         self._stopped = False
+        self._ends = Ends(database, boxes, tasks, self._stored)
 
     def find(self, vm_id: str, run_id: str) -> LiveRun | None:
         run = self._live.get(run_id)
@@ -70,6 +77,10 @@ class Lanes:
     def free(self, session_id: str) -> bool:
         """Would a run in this session begin at once?"""
         return session_id not in self._lanes
+
+    def busy(self, vm_id: str) -> bool:
+        """Is there a run that has not ended, whether it has reached a box or not?"""
+        return any(run.vm_id == vm_id and not run.over for run in self._live.values())
 
     def pending(self, vm_id: str) -> list[LiveRun]:
         """Oldest first."""
@@ -87,6 +98,7 @@ class Lanes:
         command: str,
         options: Options,
         tag: str | None = None,
+        durable: bool = False,
     ) -> LiveRun:
         """A run that is nowhere yet."""
         return LiveRun(
@@ -101,6 +113,7 @@ class Lanes:
             bound=self._config.output_bytes,
             ended=self._over,
             flooded=self._flooded,
+            durable=durable,
         )
 
     def enqueue(self, run: LiveRun) -> None:
@@ -129,7 +142,7 @@ class Lanes:
 
     def give_up_after(self, run: LiveRun, seconds: float) -> None:
         """If it is still pending then, it never begins."""
-        asyncio.get_running_loop().call_later(seconds, self._queued_too_long, run)
+        run.patience = asyncio.get_running_loop().call_later(seconds, self._queued_too_long, run)
 
     def _queued_too_long(self, run: LiveRun) -> None:
         if self._withdraw(run):
@@ -148,7 +161,7 @@ class Lanes:
         """Hand a run to a box; to another one, if the first died before the command was on its way."""
         try:
             for _ in range(2):
-                slot = await self._boxes.enter(run.vm_id)
+                slot = await self._enter(run)
                 try:
                     await self._hand_over(run, slot)
                     return
@@ -170,11 +183,23 @@ class Lanes:
             log.exception("run %s", run.id)
             run.finish("failed", None, f"internal error: {type(error).__name__}")
 
+    async def _enter(self, run: LiveRun) -> Slot:
+        """One that is begun again waits until there is room: after a start of the host all of them come at once."""
+        while True:
+            try:
+                return await self._boxes.enter(run.vm_id)
+            except CapacityUnavailable:
+                if not run.retries or run.over or run.cancelling:
+                    raise
+            await asyncio.sleep(ROOM_SECONDS)
+
     async def _hand_over(self, run: LiveRun, slot: Slot) -> None:
         box = slot.box
         if box is None:
             raise BoxGone("the box died")
         await self._boxes.open_session(slot, box, run.session_id)
+        if run.durable and not run.over:
+            await self._begins(run, box)
         if run.over:
             return
         if slot.box is not box:
@@ -185,6 +210,15 @@ class Lanes:
         except GuestError:
             slot.opened.discard(run.session_id)  # it may be the session that could not be opened
             raise
+
+    async def _begins(self, run: LiveRun, box: Box) -> None:
+        """From here on the host may stop at any time: what comes then finds that the run had begun. Internal."""
+        if self._ends.prompts.get(run.session_id) is box and not run.options.beside:
+            run.options = replace(run.options, typed=True)
+            self._database.post(partial(run_rows.put, row=run.row()), run.start_lost)
+        await self._database.secure()
+        if run.lost_start is not None:
+            raise Internal(f"its start could not be recorded: {run.lost_start}")
 
     def _flooded(self, run: LiveRun) -> None:
         if run.slot is not None and run.box is not None and run.slot.box is run.box:
@@ -198,6 +232,24 @@ class Lanes:
         if run.slot is not None:
             run.slot.runs.pop(run.id, None)
             self._boxes.touch(run.slot)
+        if not run.durable:
+            self._advance(run)
+        self._ends.record(run)
+
+    def _stored(self, run: LiveRun) -> None:
+        """The end of a run is on record, or could not be."""
+        if run.recorded:
+            self._live.pop(run.id, None)
+            self.recorded_hook(run.vm_id, sum(stream.kept for stream in run.streams.values()))
+        if run.durable:
+            self._advance(run)
+
+    async def on_record(self, run: LiveRun) -> None:
+        """See `Ends.on_record`."""
+        await self._ends.on_record(run)
+
+    def _advance(self, run: LiveRun) -> None:
+        """Let the next one begin, if this was the current one of its session."""
         lane = self._lanes.get(run.session_id)
         if lane is not None and lane.current is run and not self._stopped:
             lane.current = lane.behind.popleft() if lane.behind else None
@@ -208,55 +260,6 @@ class Lanes:
                 self._database.post(partial(run_rows.put, row=lane.current.row()))
                 self._tasks.start(self._drive(lane.current))
             self._mark(run.session_id)
-        if run.unspooled or run.exit_code == KILLED:
-            self._tasks.start(self._record_later(run))
-        else:
-            self._record(run)
-
-    async def _record_later(self, run: LiveRun) -> None:
-        """Once its output is on the disk, and it is known what killed it."""
-        if run.unspooled:
-            await run.spooled()
-        if run.exit_code == KILLED and run.fail_reason is None and run.slot is not None and run.box is not None:
-            kills = await self._boxes.memory_kills(run.slot, run.box)
-            if kills:
-                run.fail_reason = f"out of memory: {kills} of the VM's processes were killed at its limit"
-        self._record(run)
-
-    def _record(self, run: LiveRun) -> None:
-        run.close()
-        run.recording = True
-        row = run.row()
-        stored = self._database.submit(lambda connection: run_rows.put(connection, row), small=row.small)
-        stored.add_done_callback(partial(self._recorded, run))
-
-    def _recorded(self, run: LiveRun, stored: asyncio.Future[None]) -> None:
-        if stored.cancelled():
-            error: BaseException | None = Internal("the server was stopped")
-        else:
-            error = stored.exception()
-        if error is not None:  # it stays here, and its output in the box: the next one to ask has it recorded
-            log.error("run %s ended, which could not be recorded: %s", run.id, error)
-            run.failure = run.failure or Internal(
-                f"the run has ended, but its end could not be recorded: {error}",
-                recovery={"work": "stopped", "context": {"vm_id": run.vm_id, "run_id": run.id}},
-            )
-        else:
-            run.recorded = True
-            self._live.pop(run.id, None)
-            self.recorded_hook(run.vm_id, sum(stream.kept for stream in run.streams.values()))
-            if run.box is not None and not run.box.gone.done():
-                run.box.forget(run.id)
-        run.wake()
-
-    async def on_record(self, run: LiveRun) -> None:
-        """What is told of an ended run must have been stored before; if that failed, it is tried again."""
-        if isinstance(run.failure, Internal):
-            run.failure = None
-            self._record(run)
-        await run.wait(END_SECONDS)
-        if run.failure is not None:
-            raise run.failure
 
     async def cancel(self, run: LiveRun) -> bool:
         """End it as cancelled. False: it takes longer than it may."""
@@ -285,6 +288,7 @@ class Lanes:
             slot.opened.discard(session_id)
             slot.sessions.discard(session_id)
             slot.directories.pop(session_id, None)
+        self._ends.prompts.pop(session_id, None)
         for run in runs:
             await run.wait(END_SECONDS)
             if not run.over:
@@ -293,6 +297,7 @@ class Lanes:
     def end_vm(self, vm_id: str) -> None:
         """The VM is being deleted or stopped: whatever ends from now on ends as cancelled, and nothing more begins."""
         self._end_as_cancelled([run for run in self._live.values() if run.vm_id == vm_id])
+        self._ends.vm_ends(vm_id)
 
     def _end_as_cancelled(self, runs: list[LiveRun]) -> None:
         for run in runs:
@@ -307,9 +312,11 @@ class Lanes:
             await run.wait(END_SECONDS)
 
     def stop(self) -> None:
-        """Nothing more begins: what is pending is left to the next server. Whoever waits is answered now."""
+        """Nothing more begins: what is pending is left to the next server, and what is interrupted from now on and can
+        be begun again too. Whoever waits is answered now."""
         self._stopped = True
         for run in self._live.values():
+            run.left = run.durable
             run.wake()
 
     async def close(self) -> None:
@@ -326,29 +333,48 @@ class Lanes:
 
     async def recover(self, adopted: Mapping[str, Slot]) -> None:
         """Go on with the runs that an earlier server left: those in boxes that live, and those that were pending."""
+        near = self._database.near
         rows = {row.id: row for row in await self._database.read(run_rows.unfinished)}
         for slot in adopted.values():
             if slot.box is not None:
                 for run_id, end in list(slot.box.known_runs.items()):
                     await self._take_over(slot, slot.box, run_id, end, rows.pop(run_id, None))
-        for row in rows.values():
-            run = self._remake(row)
-            if row.state == "pending":
-                run.state = "pending"
+                if vm_rows.is_durable(near, slot.vm_id):
+                    self._ends.prompts |= dict.fromkeys(run_rows.at_a_prompt(near, slot.vm_id), slot.box)
+        runs = [self._remake(row) for row in rows.values()]
+        again = [run for run in runs if run.state != "pending" and run.durable and why_not_again(run) is None]
+        if again:
+            await self._count_retries(again)
+        for run in runs:
+            if run.state == "pending":
+                run.begin_again()
                 self.enqueue(run)
                 self._database.post(partial(run_rows.put, row=run.row()))
             else:
                 self._live[run.id] = run
-                run.finish("failed", None, _NEVER_STARTED if row.vm_id in adopted else _LOST)
+                run.reopen()
+                lost = _NEVER_STARTED if run.vm_id in adopted else _LOST
+                run.finish("failed", None, (run.durable and why_not_again(run)) or lost)
+
+    async def _count_retries(self, runs: Sequence[LiveRun]) -> None:
+        """They were interrupted and are pending now. On record before anything of it is done: should this server end in
+        the middle, the next one finds them so, and does not count the same interruption again."""
+        ids = [run.id for run in runs]
+        await self._database.write(lambda connection: run_rows.begin_again(connection, ids))
+        await self._database.secure()
+        for run in runs:
+            log.info("run %s was interrupted and is begun again", run.id)
+            run.state = "pending"
+            run.retries += 1
 
     def _remake(self, row: RunRow) -> LiveRun:
         vm = vm_rows.by_id(self._database.near, row.vm_id)
-        name = None if vm is None else vm.name
-        run = self.make(row.id, row.vm_id, name, row.session_id, row.command, Options.read(row.options), row.tag)
+        name, durable = (None, False) if vm is None else (vm.name, bool(vm.durable))
+        options = Options.read(row.options)
+        run = self.make(row.id, row.vm_id, name, row.session_id, row.command, options, row.tag, durable)
         run.began_before(row.started_at)
-        run.state = "running"
-        for stream in run.streams.values():
-            stream.reopen()
+        run.state = row.state
+        run.background, run.retries = bool(row.background), row.retries
         return run
 
     async def _take_over(self, slot: Slot, box: Box, run_id: str, end: RunEnd | None, row: RunRow | None) -> None:
@@ -359,12 +385,15 @@ class Lanes:
                 box.forget(run_id)
             return
         run = self._remake(row)
+        run.state = "running"
+        run.reopen()
         run.slot, run.box = slot, box
         self._live[run_id] = run
         self._lanes.setdefault(run.session_id, Lane()).current = run
         self._mark(run.session_id)
         slot.runs[run_id] = run
         try:
-            await box.resume_run(run_id, run, run.streams[1].received, run.streams[2].received)
+            await box.resume_run(run_id, run, *(stream.received for stream in run.streams.values()))
+            run.acknowledge()  # the last time may have been lost
         except EngineError as error:
             run.lost(f"the box could not go on with it: {clean(str(error))}")

@@ -1,8 +1,9 @@
-"""The care of layers, beside the requests: long chains are merged, unreferenced layers collected.
+"""The care of layers, beside the requests: long chains are merged (merging.py), unreferenced layers collected.
 
 What is removed is marked in the rows first, then removed from the disk, then forgotten, so that a crash leaves nothing
 behind: marked rows and directories without a row are looked for at every start. A layer that a live box stands on
-counts as referenced (`vms.box_base`), also when its VM has been put on a merged one meanwhile.
+counts as referenced (`vms.box_base`), also when its VM has been put on a merged one meanwhile. Where there are durable
+VMs, what takes a layer's place is on the disk before that one goes.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from pathlib import Path
 
 from boxwood.core.config import Config
 from boxwood.core.errors import CoreError
-from boxwood.core.ids import new_id
+from boxwood.core.merging import Merging
 from boxwood.core.tasks import Tasks
 from boxwood.engine.api import Engine, EngineError
 from boxwood.store import layers as rows
+from boxwood.store import snapshots as snapshot_rows
 from boxwood.store import vms as vm_rows
 from boxwood.store.database import Database, StoreError
 
@@ -38,12 +40,12 @@ class Layers:
         self._superseded: set[str] = set()  # … by a merge, but boxes may still stand on them
         self._orphans: set[str] = set()  # directories without a row
         self._spools: set[str] = set()  # of VMs that are gone
-        self._deep: dict[str, None] = {}  # layers of chains that may be too long, in order of arrival
-        self._in_files: dict[str, None] = {}  # sealed tops that had a limit: each costs whoever stands on it a mount
+        self._merging = Merging(database, engine, config, self._replaced, self.orphaned, self._secure, self._merge_soon)
         self._to_collect = asyncio.Event()
         self._to_merge = asyncio.Event()
         self._idle = asyncio.Event()
         self._at_work = 0
+        self._collecting = asyncio.Lock()
 
     # What others tell
 
@@ -72,12 +74,22 @@ class Layers:
     def grown(self, layer_id: str, depth: int) -> None:
         """A layer was put on a chain."""
         if depth > self._config.layers_merged_above:
-            self._deep[layer_id] = None
-            self._wake(self._to_merge)
+            self._merging.want(layer_id)
 
     def sealed_with_limit(self, layer_id: str) -> None:
         """A top that had a limit was made a layer."""
-        self._in_files[layer_id] = None
+        self._merging.want_moved(layer_id)
+
+    async def shortened(self, vm_id: str) -> str:
+        """Wait until a VM has so few layers that it can be forked, for a while. Why it has not; empty: it has."""
+        return await self._merging.shortened(vm_id)
+
+    def _replaced(self, layer_id: str) -> None:
+        """Another layer has taken its place, but boxes may still stand on it."""
+        self._superseded.add(layer_id)
+        self._wake(self._to_collect)
+
+    def _merge_soon(self) -> None:
         self._wake(self._to_merge)
 
     def _wake(self, event: asyncio.Event) -> None:
@@ -92,14 +104,16 @@ class Layers:
 
     async def sweep(self) -> None:
         """At the start: whatever a crash may have left."""
+        await self._database.write(snapshot_rows.unpin_all)
         await self._database.write(rows.doom_all)
         known = await self._database.read(lambda connection: rows.data_ids(connection) | vm_rows.tops(connection))
         self._orphans |= await self._engine.stored() - known
         self._superseded |= set(rows.superseded(self._database.near))
         in_files = await self._engine.in_files()
-        self._in_files |= dict.fromkeys(sorted(rows.data_ids(self._database.near) & in_files))
+        for layer_id in sorted(rows.data_ids(self._database.near) & in_files):
+            self._merging.want_moved(layer_id)
         for layer_id in rows.deep(self._database.near, self._config.layers_merged_above):
-            self._deep[layer_id] = None
+            self._merging.want(layer_id)
         there = await asyncio.to_thread(lambda: [entry.name for entry in self._spool.iterdir()])
         self._spools |= {name for name in there if vm_rows.by_id(self._database.near, name) is None}
 
@@ -107,7 +121,7 @@ class Layers:
         self._wake(self._to_collect)
         self._wake(self._to_merge)
         self._tasks.start(self._work(self._to_collect, self._collect, COLLECT_SECONDS))
-        self._tasks.start(self._work(self._to_merge, self._merge))
+        self._tasks.start(self._work(self._to_merge, self._merging.work))
 
     async def _work(self, event: asyncio.Event, work: Callable[[], Awaitable[None]], pause: float = 0) -> None:
         while True:
@@ -126,7 +140,17 @@ class Layers:
 
     # Collecting
 
+    async def collect(self, orphans: set[str]) -> None:
+        """Now: whatever nothing refers to, and these directories without a row. EngineError, StoreError."""
+        await self._database.write(rows.doom_all)
+        self._orphans |= orphans
+        await self._collect()
+
     async def _collect(self) -> None:
+        async with self._collecting:
+            await self._collect_alone()
+
+    async def _collect_alone(self) -> None:
         candidates = self._released | self._superseded
 
         def doom(connection: sqlite3.Connection) -> tuple[list[str], set[str]]:
@@ -140,6 +164,7 @@ class Layers:
         self._superseded -= candidates - stay
         orphans = list(self._orphans)
         if doomed or orphans:
+            await self._secure()
             await self._engine.remove([*doomed, *orphans])
             self._orphans.difference_update(orphans)
         if doomed:
@@ -148,62 +173,12 @@ class Layers:
             await asyncio.to_thread(_remove_trees, [self._spool / vm_id for vm_id in spools])
             self._spools.difference_update(spools)
 
-    # Merging
-
-    async def _merge(self) -> None:
-        while self._deep:
-            layer_id = next(iter(self._deep))
-            del self._deep[layer_id]
-            try:
-                await self._merge_chain(layer_id)
-            except EngineError as error:
-                log.error("layers below %s could not be merged: %s", layer_id, error)
-        while self._in_files:
-            layer_id = next(iter(self._in_files))
-            del self._in_files[layer_id]
-            try:
-                await self._move(layer_id)
-            except EngineError as error:
-                log.error("layer %s stays in its file: %s", layer_id, error)
-
-    async def _move(self, layer_id: str) -> None:
-        """Out of its file into a directory, as others are."""
-        row = rows.by_id(self._database.near, layer_id)
-        if row is None or row.doomed:
-            return
-        target = new_id()
-        try:
-            await self._engine.merge([layer_id], target)
-            done = await self._database.write(lambda connection: rows.moved(connection, layer_id, target))
-        except BaseException:
-            self.orphaned(target)
-            raise
-        if not done:
-            self.orphaned(target)
-            return
-        self._superseded.add(layer_id)
-        self._wake(self._to_collect)
-
-    async def _merge_chain(self, top: str) -> None:
-        near = self._database.near
-        row = rows.by_id(near, top)
-        if row is None or row.doomed or row.depth <= self._config.layers_merged_above:
-            return
-        ids, images = rows.chain(near, top)
-        chain = [layer_id for layer_id in ids if layer_id not in images]
-        target = new_id()
-        try:
-            await self._engine.merge(chain, target)
-            done = await self._database.write(lambda connection: rows.merged(connection, top, target))
-        except BaseException:
-            self.orphaned(target)
-            raise
-        if not done:
-            self.orphaned(target)
-            return
-        log.info("%d layers merged into %s", len(chain), target)
-        self._superseded.add(top)
-        self._wake(self._to_collect)
+    async def _secure(self, *layers: str) -> None:
+        """Whatever durable VMs stand on survives a loss of power: these layers, and the rows as they are."""
+        if vm_rows.any_durable(self._database.near):
+            if layers:
+                await self._engine.secure(layers)
+            await self._database.secure()
 
 
 def _remove_trees(directories: list[Path]) -> None:

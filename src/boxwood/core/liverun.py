@@ -11,28 +11,32 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boxwood.core import clock
 from boxwood.core.argv import argv_of
+from boxwood.core.interruptions import why_not_again
 from boxwood.core.model import Run, RunRequest
 from boxwood.core.output import INLINE_BYTES, Output
+from boxwood.core.shownruns import shown
 from boxwood.engine.api import Box, RunEnd, RunSpec
 from boxwood.store.runs import RunRow
 
 if TYPE_CHECKING:
-    from boxwood.core.boxes import Slot
+    from boxwood.core.slot import Slot
 
 log = logging.getLogger(__name__)
+REPORT_BYTES = 12 << 20  # of a run in a Python context; its interpreter stops below that by itself
 FLOOD_BYTES = 8 << 20  # a box holds 1 MiB of each stream back until it is safe; one that sends more does not keep to it
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """What a run needs beside its command. Kept with a run that is not over, so that another server can start it.
-    `direct`: the command is a program and its arguments, see `argv`."""
+    `direct`: the command is a program and its arguments, see `argv`. `typed`: it is input of a program that waits at a
+    prompt, of a durable VM alone."""
 
     timeout: float | None = None
     stdin: bytes | None = None
@@ -44,6 +48,13 @@ class Options:
     leaves: bool = False
     open: bool = False
     marker: str = ""
+    typed: bool = False
+    python: bool = False  # in a Python context, whose source it is
+
+    @property
+    def beside(self) -> bool:
+        """Is it run beside the session's shell?"""
+        return self.direct or self.env is not None or self.cwd is not None or self.user is not None
 
     @classmethod
     def of(cls, request: RunRequest) -> Options:
@@ -73,11 +84,15 @@ class Options:
 
 
 _PLAIN = Options()
-_STORED = ("timeout", "env", "cwd", "user", "prompt", "direct", "leaves", "open", "marker")  # as they are
+_STORED = (  # as they are
+    "timeout", "env", "cwd", "user", "prompt", "direct", "leaves", "open", "marker", "typed", "python",
+)  # fmt: skip
 
 
 class LiveRun:
-    """`ended`: called once, when the run is over; whoever made the run then sees to the record."""
+    """`ended`: called once, when the run is over; whoever made the run then sees to the record. `durable`: its VM is;
+    then `background` says that somebody was told of it before it had ended, and `left` that the server ends: the next
+    one is to begin it again, if that can be done."""
 
     def __init__(
         self,
@@ -93,6 +108,7 @@ class LiveRun:
         tag: str | None,
         ended: Callable[[LiveRun], None],
         flooded: Callable[[LiveRun], None],
+        durable: bool = False,
     ) -> None:
         self.id = run_id
         self.vm_id = vm_id
@@ -110,12 +126,18 @@ class LiveRun:
         self.completed_at: int | None = None
         self.duration_us: int | None = None
         self.cancelling = False
+        self.durable = durable
+        self.background = self.left = self.attached = False
+        self.retries = 0
         self.slot: Slot | None = None  # in whose box it is
         self.box: Box | None = None
         self.streams = {
             1: Output(spool, f"{vm_id}/{run_id}.out", bound),
             2: Output(spool, f"{vm_id}/{run_id}.err", bound),
         }
+        if options.python:
+            self.streams[3] = Output(spool, f"{vm_id}/{run_id}.rep", REPORT_BYTES)
+        self.died = False  # and with it its interpreter
         self.failure: Exception | None = None  # its end could not be recorded, or it was never started
         self.recorded = False
         self.recording = False  # its end is on the way to the store
@@ -126,29 +148,47 @@ class LiveRun:
         self._waiters: set[asyncio.Future[None]] = set()
         self._readers: set[asyncio.Future[None]] = set()  # who wait for more output
         self.typing = asyncio.Lock()  # who gives it input does so alone
+        self.patience: asyncio.TimerHandle | None = None  # until it is no longer to begin
 
     @property
     def over(self) -> bool:
         return self.completed_at is not None
 
     @property
-    def argv(self) -> tuple[str, ...] | None:
-        return argv_of(self.command) if self.options.direct else None
+    def direct(self) -> bool:
+        """Is the command a program and its arguments?"""
+        return self.options.direct
+
+    @property
+    def truncated(self) -> int:
+        """Bytes of its output that were dropped."""
+        return self.streams[1].dropped + self.streams[2].dropped
 
     def spec(self) -> RunSpec:
-        o, argv = self.options, self.argv
+        o, argv = self.options, argv_of(self.command) if self.direct else None
         return RunSpec(
             self.id, self.session_id, self.command.encode() if argv is None else b"", o.timeout, o.stdin, o.env, o.cwd,
             o.user, o.prompt, None if argv is None else tuple(map(str.encode, argv)), o.leaves, o.open,
-            o.marker,
+            o.python, o.marker,
         )  # fmt: skip
 
     def start_lost(self, error: BaseException) -> None:
         log.error("run %s: its start was not recorded: %s", self.id, error)
         self.lost_start = error
 
+    def reopen(self) -> None:
+        """Its output goes on where an earlier server has put it."""
+        for stream in self.streams.values():
+            stream.reopen()
+
+    def begin_again(self) -> None:
+        """Whatever it has put out before counts no more: its output is that of the try which ends it."""
+        for stream in self.streams.values():
+            stream.begin_again()
+
     def begin(self) -> None:
         """It is no longer pending."""
+        self._pends_no_more()
         self.state = "running"
         self.started_at = clock.now()
         self._began = time.monotonic_ns()
@@ -179,13 +219,17 @@ class LiveRun:
         elif self._spooling is None and kept.held > _allowed(kept):
             self._spooling = asyncio.get_running_loop().create_task(self._spool())
         elif kept.dropped and not kept.held:
-            self._ack()
+            self.acknowledge()
 
     def finished(self, end: RunEnd) -> None:
         if self.over:
             return
         if end.reason == "timeout":
-            self.finish("failed", end.exit_code, f"timed out after {self.options.timeout or 0:g} s")
+            lost = "; the interpreter did not stop and was killed, and its variables are lost" if end.lost else ""
+            self.finish("failed", end.exit_code, f"timed out after {self.options.timeout or 0:g} s{lost}")
+        elif end.reason == "died":
+            self.died = True
+            self.finish("failed", end.exit_code, _died(end.exit_code))
         elif end.reason == "killed":
             if self.cancelling:
                 self.finish("cancelled")
@@ -199,6 +243,8 @@ class LiveRun:
 
     def lost(self, reason: str) -> None:
         """The box is gone."""
+        if self.left and not self.cancelling and why_not_again(self) is None:
+            return
         if self.cancelling:
             self.finish("cancelled")
         else:
@@ -211,7 +257,13 @@ class LiveRun:
         self.completed_at = clock.now()
         self.duration_us = (time.monotonic_ns() - self._began) // 1000
         self.state, self.exit_code, self.fail_reason = state, exit_code, reason
+        self._pends_no_more()
         self._ended(self)
+
+    def _pends_no_more(self) -> None:
+        if self.patience is not None:
+            self.patience.cancel()  # which would keep it in memory until then
+            self.patience = None
 
     # Output
 
@@ -221,13 +273,14 @@ class LiveRun:
                 for stream in self.streams.values():
                     if stream.held > _allowed(stream):
                         await stream.spool()
-                self._ack()
+                self.acknowledge()
         finally:
             self._spooling = None
 
-    def _ack(self) -> None:
+    def acknowledge(self) -> None:
+        """The box may forget what is safe here."""
         if self.box is not None and not self.over:
-            self.box.ack(self.id, self.streams[1].safe, self.streams[2].safe)
+            self.box.ack(self.id, *(stream.safe for stream in self.streams.values()))
 
     @property
     def unspooled(self) -> bool:
@@ -239,6 +292,11 @@ class LiveRun:
             if self._spooling is None:
                 self._spooling = asyncio.get_running_loop().create_task(self._spool())
             await asyncio.shield(self._spooling)
+
+    async def secure_output(self) -> None:
+        """Returns when all of it that has been spooled is on the disk. OSError."""
+        for stream in self.streams.values():
+            await stream.secure()
 
     def close(self) -> None:
         for stream in self.streams.values():
@@ -277,16 +335,21 @@ class LiveRun:
             await self._news(left)
         return None if self.over else self.box
 
-    async def more(self, out_at: int, err_at: int, seconds: float, *, beginning: bool = False) -> None:
+    async def more(
+        self, out_at: int, err_at: int, seconds: float, *, beginning: bool = False, report_at: int = 0
+    ) -> None:
         """Until there is output behind these offsets, or the end is on record, or the time is up; with `beginning` also
         until it is no longer pending."""
-        out, err = self.streams[1], self.streams[2]
         loop = asyncio.get_running_loop()
         deadline, was = loop.time() + seconds, self.state
-        while not (out.kept > out_at or err.kept > err_at or self.recorded or self.failure is not None):
+        seen = (out_at, err_at, report_at)
+        while not (self._has_more(seen) or self.recorded or self.failure is not None):
             if (left := deadline - loop.time()) <= 0 or (beginning and self.state != was):
                 return
             await self._news(left)
+
+    def _has_more(self, seen: tuple[int, ...]) -> bool:
+        return any(stream.kept > at for stream, at in zip(self.streams.values(), seen, strict=False))
 
     async def _news(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -302,7 +365,7 @@ class LiveRun:
     # Shapes
 
     def row(self) -> RunRow:
-        out, err = self.streams[1], self.streams[2]
+        out, err, reports = self.streams[1], self.streams[2], self.streams.get(3)
         return RunRow(
             id=self.id,
             vm_id=self.vm_id,
@@ -319,34 +382,34 @@ class LiveRun:
             err=err.memory() if self.over and not err.spooled else None,
             out_bytes=out.kept,
             err_bytes=err.kept,
-            truncated=out.dropped + err.dropped,
+            truncated=self.truncated,
             tag=self.tag,
-            direct=self.options.direct,
+            direct=self.direct,
             not_started=self.not_started,
+            background=self.background,
+            retries=self.retries,
+            reports=reports.memory() if reports is not None and self.over and not reports.spooled else None,
+            report_bytes=None if reports is None else reports.kept,
         )
 
     async def shown(self, output: bool = True) -> Run:
         """`output`: with all of it so far, else none."""
-        out, err = self.streams[1], self.streams[2]
-        return Run(
-            run_id=self.id,
-            vm_id=self.vm_id,
-            vm_name=self.vm_name,
-            session_id=self.session_id,
-            command=self.command,
-            state=self.state,
-            exit_code=self.exit_code,
-            started_at=clock.shown(self.started_at),
-            completed_at=clock.shown_or_none(self.completed_at),
-            fail_reason=self.fail_reason,
-            duration_ms=None if self.duration_us is None else self.duration_us / 1000,
-            stdout=b"" if not output else await out.read() if out.spooled else out.memory(),
-            stderr=b"" if not output else await err.read() if err.spooled else err.memory(),
-            truncated=out.dropped + err.dropped,
-            tag=self.tag,
-            argv=self.argv,
-            not_started=self.not_started,
-        )
+        out, err, reports = self.streams[1], self.streams[2], self.streams.get(3)
+        if output and not any(stream.spooled for stream in self.streams.values()):
+            told_reports = None if reports is None else reports.memory()
+            return shown(self, self.vm_name, out.memory(), err.memory(), told_reports)
+        told = shown(self, self.vm_name, reports=None if reports is None else b"")
+        if not output:
+            return told
+        # Behind the state: the run may end while its files are read, and nobody is told of an end without all of it.
+        told_reports = None if reports is None else await reports.read()
+        return replace(told, stdout=await out.read(), stderr=await err.read(), reports=told_reports)
+
+
+def _died(code: int | None) -> str:
+    """Why there is no interpreter any more."""
+    how = f"was killed by signal {code - 128}" if code is not None and code > 128 else f"ended with exit code {code}"
+    return f"the interpreter {how}, and its variables are lost: the next run begins with a new one"
 
 
 def _allowed(stream: Output) -> int:

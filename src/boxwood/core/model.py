@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
+from boxwood.core.sshkeys import SshKey
 from boxwood.engine.api import CopyReport, Usage
 
 T = TypeVar("T")
@@ -54,6 +55,7 @@ class Session:
     cwd: str
     env: Mapping[str, str] | None
     started_at: datetime | None
+    kind: str = "shell"  # shell | python
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,9 @@ class VM:
     labels: Mapping[str, str] = field(default_factory=dict)
     pool_id: str | None = None  # that it was claimed from
     read_only: bool = False  # nothing but /tmp can be written in its boxes, and that is gone with each
+    durable: bool = False  # what it has acknowledged survives a loss of power: see docs/durability.md
+    hostname: str | None = None  # at which its ports are shown
+    ssh_keys: Mapping[str, SshKey] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +105,11 @@ class ForkRequest:
     ttl_most: float | None = None  # … at most, whatever is done later on behalf of who made it
     labels: Mapping[str, str] | None = None
     read_only: bool | None = None  # None: as the source
+    durable: bool = False  # whatever the source is
+    policies: Any = None  # what is changed of the source's rules, as JSON in the keyed form
     hidden: bool = False  # in no list: whoever has its id has it
     record: str | None = None  # id of the record that it belongs to from the moment on in which it is there
+    ssh_keys: Any = None  # who may log in over SSH, as sshkeys.updated takes them; nothing is inherited
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +230,7 @@ class RunRequest:
     tag: str | None = None
     argv: tuple[str, ...] | None = None
     leaves: bool = False
+    attached: bool = False  # whoever starts it ends it when he goes
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +239,8 @@ class Run:
 
     `argv`: of a run that was started with one; `command` is then the same, quoted as for a shell. `not_started`: its
     program could not be; stderr is `PROGRAM: REASON` and the exit code 127 (there is none) or 126.
+    `reports`: of a run in a Python context, what this has said of it so far, one JSON object a line (the last line may
+    not be whole yet); from inside the VM, so nothing is certain of it. None of other runs.
     """
 
     run_id: str
@@ -249,6 +260,8 @@ class Run:
     tag: str | None = None
     argv: tuple[str, ...] | None = None
     not_started: bool = False
+    retries: int = 0  # how often it was begun again, its host having stopped; output is that of the last time
+    reports: bytes | None = None
 
     @property
     def ended(self) -> bool:
@@ -265,6 +278,8 @@ class Output:
     err_at: int
     ended: bool
     state: str = "running"  # as of a `Run`
+    reports: bytes = b""
+    report_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ class Networks:
         """One's own VM alone: what it was refused tells what it does. NotFound, Forbidden."""
         row = self._access.own(caller, vm)
         usage = await self._usage(row.id)
-        return Network(self._boxes.network(row), self._boxes.address(row.id), usage)
+        return Network(self._boxes.making.network(row), self._boxes.address(row.id), usage)
 
     async def _usage(self, vm_id: str) -> Usage:
         """If a box ends between the two looks its share is in both or in neither: then they are taken again."""

@@ -33,6 +33,10 @@ class Output:
     def path(self) -> Path:
         return self._directory / self._name
 
+    def begin_again(self) -> None:
+        """What an earlier try has left is no output any more. Only before there is any."""
+        self.path.unlink(missing_ok=True)
+
     def reopen(self) -> None:
         """Go on where the file of an earlier server ends."""
         try:
@@ -48,10 +52,6 @@ class Output:
     def held(self) -> int:
         """Bytes in memory."""
         return len(self._tail)
-
-    @property
-    def inline(self) -> bool:
-        return not self.spooled and len(self._tail) <= INLINE_BYTES
 
     @property
     def safe(self) -> int:
@@ -95,13 +95,18 @@ class Output:
             written = os.pwrite(self._descriptor, view, at)
             view, at = view[written:], at + written
 
+    async def secure(self) -> None:
+        """Returns when what has been spooled is on the disk, under its name. OSError."""
+        if self.spooled:
+            await asyncio.to_thread(flush, self.path, self._directory)
+
     def close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
     def memory(self) -> bytes:
-        """All of it, as long as it is `inline`."""
+        """What is not in the file yet: all of it, as long as nothing has been spooled."""
         return bytes(self._tail)
 
     async def read(self) -> bytes:
@@ -117,6 +122,26 @@ class Output:
         if at < self.spooled:
             return await asyncio.to_thread(head, self.path, min(most, self.spooled - at), at)
         return bytes(self._tail[at - self.spooled :][:most])
+
+
+def in_turn(reports: bytes, at: int, *, behind: bool) -> bytes:
+    """Of what a Python context reports, from byte `at` on, what may be told with a piece of output behind which there
+    is more (`behind`): results wait for what was printed before them; the first line, which is about the context, does
+    not."""
+    if not behind:
+        return reports
+    return reports[: reports.find(b"\n") + 1] if at == 0 else b""
+
+
+def flush(path: Path, above: Path) -> None:
+    """Have a file on the disk, and the names of all directories from it up to `above`. OSError."""
+    place = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)
+    if path != above:
+        flush(path.parent, above)
 
 
 def head(path: Path, size: int, at: int = 0) -> bytes:

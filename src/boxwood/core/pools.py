@@ -124,7 +124,6 @@ class Pools:
             ),
             self._forks.ceilings,
         )
-        self._boxes.held.check(request.resources)
         if (caller.org_id, request.namespace, request.name) in self._names:
             raise _taken(request.namespace, request.name)
         source = self._forks.source(caller, fork)
@@ -238,12 +237,6 @@ class Pools:
         if vms:
             await asyncio.gather(*(self._filler.remove(vm_id) for vm_id in list(state.allocated)))
         return was
-
-    async def claimed(self, caller: Caller, name: str, namespace: str = "default") -> tuple[VM, ...]:
-        """The VMs that were claimed and are still there, the oldest first. NotFound."""
-        state = self._state(caller, name, namespace)
-        found = (vm_rows.by_id(self._database.near, vm_id) for vm_id in sorted(state.allocated))
-        return tuple(self._vm(row) for row in found if row is not None)
 
     def _vm(self, row: VMRow) -> VM:
         return self._access.vm(row, session_rows.of_vm(self._database.near, row.id))
@@ -404,7 +397,7 @@ class Pools:
             allocated=len(state.allocated),
             problem=state.problem,
             resources=resources_of(template),
-            network=self._boxes.network(template),
+            network=self._boxes.making.network(template),
             labels=json.loads(row.labels) if row.labels else {},
             about=state.about,
             created_at=clock.shown(row.created_at),

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from boxwood.core import words
 from boxwood.core.access import Access
-from boxwood.core.boxes import Boxes, Slot
+from boxwood.core.boxes import Boxes
 from boxwood.core.errors import CoreError, QuotaExceeded, ResourceBusy, Unauthorized, Unsupported
 from boxwood.core.ids import new_id
 from boxwood.core.keys import Keys
@@ -23,8 +23,10 @@ from boxwood.core.model import Caller
 from boxwood.core.refusals import clean, of_engine
 from boxwood.core.sessions import Sessions
 from boxwood.core.signing import Signer
+from boxwood.core.slot import Slot
 from boxwood.core.tasks import Tasks
-from boxwood.engine.api import PTY_WINDOW, Box, BoxGone, EngineError, GuestError, PtyEnd, PtySpec
+from boxwood.engine.api import Box, BoxGone, EngineError, GuestError
+from boxwood.engine.ptyapi import PTY_WINDOW, PtyEnd, PtySpec
 from boxwood.store import sessions as session_rows
 from boxwood.store import vms as vm_rows
 from boxwood.store.database import Database
@@ -44,7 +46,7 @@ _TICKET = re.compile(r"([0-9]{1,12})\.([0-9A-Za-z]{1,40})\.([A-Za-z0-9_-]{20,80}
 
 class Pty:
     """A look at a terminal, kept until the next one when it is `detach`ed: what is on the way, and the end. Hears of
-    it from the terminal's box (`api.PtySink`), and of the box's own end (`boxes.Resident`)."""
+    it from the terminal's box (`api.PtySink`), and of the box's own end (`slot.Resident`)."""
 
     def __init__(self, vm_id: str, org_id: str, session_id: str, on_over: Callable[[Pty], None]) -> None:
         self.id = ""

@@ -60,7 +60,6 @@ class Records:
         name: str,
         body: Mapping[str, Any],
         *,
-        vm_id: str | None = None,
         ttl: float | None = None,
     ) -> Record:
         """`ttl`: seconds until it is deleted by itself. BadRequest (namespace, name), AlreadyExists, PayloadTooLarge,
@@ -72,7 +71,7 @@ class Records:
         text, size = _encoded(body)
         await self._need_room(caller.org_id, size)
         at = clock.now()
-        row = RecordRow(new_id(), caller.org_id, kind, namespace, name, text, vm_id, 0, at, _ends(at, ttl), size)
+        row = RecordRow(new_id(), caller.org_id, kind, namespace, name, text, None, 0, at, _ends(at, ttl), size)
 
         def insert(connection: sqlite3.Connection) -> RecordRow:
             made = replace(row, revision=self._changes.next())
@@ -128,16 +127,15 @@ class Records:
         *,
         prefix: str = "",
         limit: int = 1000,
-        newest: bool = False,
         after: tuple[str, str] | None = None,
         most_bytes: int | None = None,
     ) -> tuple[Record, ...]:
-        """Those whose name begins with `prefix`, at most `limit`, by namespace and name or the newest first. By name:
-        those behind `after` (namespace and name), ending with the one that makes it `most_bytes` of bodies."""
+        """Those whose name begins with `prefix`, at most `limit`, by namespace and name: those behind `after`
+        (namespace and name), ending with the one that makes it `most_bytes` of bodies."""
 
         def page(connection: sqlite3.Connection) -> tuple[Record, ...]:
             found = rows.page(
-                connection, caller.org_id, kind, namespace, prefix, limit, newest=newest, after=after,
+                connection, caller.org_id, kind, namespace, prefix, limit, after=after,
                 most_bytes=most_bytes,
             )  # fmt: skip
             return tuple(map(shown, found))

@@ -12,15 +12,26 @@ from boxwood.core.errors import (
     Internal,
     NotFound,
     Resource,
+    ResourceBusy,
     Unavailable,
     Unsupported,
 )
+from boxwood.engine import policies
 from boxwood.engine.api import BoxGone, EngineError, EngineUnavailable, GuestError, NotHere
+from boxwood.engine.policies import Malformed
 from boxwood.store.database import StoreError
 
 _MISSING = {errno.ENOENT, errno.ENOTDIR}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLEAN_CHARACTERS = 500
+
+
+def of_malformed(error: Malformed) -> CoreError:
+    """Of a policy that somebody wrote."""
+    field, problem = clean(error.field), clean(error.problem)
+    if isinstance(error, policies.Unavailable):
+        return Unsupported(f"{field}: {problem}", "network_policy")
+    return BadRequest(f"{field}: {problem}", [(field, problem)])
 
 
 def of_engine(error: EngineError, resource: Resource = "file") -> CoreError:
@@ -33,6 +44,8 @@ def of_engine(error: EngineError, resource: Resource = "file") -> CoreError:
             return Conflict(resource, f"no space is left in the VM: {text}")
         if error.errno == errno.EIO:
             return Internal(text)
+        if error.errno == errno.EAGAIN:
+            return ResourceBusy(resource, text, retry_after=1)
         return BadRequest(text)
     if isinstance(error, BoxGone):
         return Internal(f"the VM's box died: {error}", recovery={"work": "unknown"})

@@ -88,7 +88,7 @@ class Retention:
 
     def _remove(self, runs: Sequence[tuple[str, str]]) -> None:
         for vm_id, run_id in runs:
-            for stream in ("out", "err"):
+            for stream in ("out", "err", "rep"):
                 (self._spool / vm_id / f"{run_id}.{stream}").unlink(missing_ok=True)
 
     # Now and then

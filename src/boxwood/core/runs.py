@@ -3,57 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import sqlite3
 from collections.abc import AsyncGenerator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from boxwood.core import clock, words
+from boxwood.core import runrequests, stdin, words
 from boxwood.core.access import Access
-from boxwood.core.argv import argv_of, text_of
+from boxwood.core.argv import text_of
 from boxwood.core.boxes import Boxes
 from boxwood.core.config import Config
 from boxwood.core.errors import (
-    BadRequest,
     Conflict,
     Internal,
     InvalidState,
     NotFound,
-    PayloadTooLarge,
-    ResourceBusy,
     Unavailable,
-    Unrecoverable,
 )
 from boxwood.core.idempotency import Claim, Idempotency
-from boxwood.core.ids import is_id, new_id
+from boxwood.core.ids import new_id
 from boxwood.core.lanes import Lanes
 from boxwood.core.liverun import LiveRun, Options
 from boxwood.core.model import Caller, Given, Output, Page, Run, RunFilter, RunRequest
-from boxwood.core.output import head
+from boxwood.core.output import in_turn
+from boxwood.core.pastruns import PIECE_BYTES, PastRuns
 from boxwood.core.refusals import of_engine
 from boxwood.core.sessions import Sessions
+from boxwood.core.shownruns import shown
 from boxwood.core.signing import Signer
 from boxwood.core.tasks import Tasks
-from boxwood.engine.api import BoxGone, EngineError, GuestError
+from boxwood.engine.api import BoxGone, EngineError
 from boxwood.store import runs as run_rows
 from boxwood.store import sessions as session_rows
 from boxwood.store.database import Database
-from boxwood.store.runs import RunRow
 from boxwood.store.sessions import SessionRow
 from boxwood.store.vms import VMRow
 
-COMMAND_BYTES = 4 << 20
-ARGUMENT_BYTES = 9  # that each costs in the kernel, beside its own
-STDIN_BYTES = 8 << 20
-MARKER_BYTES = 256
 FOR_EVER = 1e9  # seconds
-PIECE_BYTES = 64 << 10  # of each stream in an answer of `output`
-ROOM_SECONDS = 10.0  # for which somebody who writes to a run's standard input waits for room
-INPUT_SECONDS = 30.0  # … and for others that do
 ASK_SECONDS = 60.0  # between looks at a run that is silent
-STATES = ("pending", "running", "completed", "failed", "cancelled")
 log = logging.getLogger(__name__)
 
 
@@ -80,7 +69,7 @@ class Runs:
         self._signer = signer
         self._config = config
         self._tasks = tasks
-        self._spool = spool
+        self._past = PastRuns(database, spool)
 
     # Starting
 
@@ -94,7 +83,7 @@ class Runs:
         PayloadTooLarge (command over 4 MiB), ResourceBusy (too many are pending), IdempotencyConflict,
         Unavailable (not started within `queueing_timeout`; the session is being deleted), CapacityUnavailable.
         """
-        _check(request)
+        runrequests.check(request)
         row = self._access.usable(caller, vm)
         with self._idempotency.claim(f"run:{caller.org_id}:{row.id}", idempotency_key, request) as claim:
             if claim is not None and claim.made is not None:
@@ -120,7 +109,12 @@ class Runs:
 
     def _accept(self, row: VMRow, session: SessionRow, request: RunRequest, claim: Claim | None) -> LiveRun:
         command = request.command if request.argv is None else text_of(request.argv)
-        run = self._lanes.make(new_id(), row.id, row.name, session.id, command, Options.of(request), request.tag)
+        options = Options.of(request)
+        if session.kind == "python":
+            runrequests.check_python(request)
+            options = replace(options, python=True)
+        run = self._lanes.make(new_id(), row.id, row.name, session.id, command, options, request.tag, bool(row.durable))
+        run.attached = request.attached
         self._lanes.enqueue(run)
         if request.queueing_timeout and run.state == "pending":
             self._lanes.give_up_after(run, request.queueing_timeout)
@@ -138,8 +132,16 @@ class Runs:
         return run
 
     async def _inserted(self, run: LiveRun) -> None:
-        """The run can be found again, whatever happens."""
-        await self._database.flush()
+        """The run can be found again, whatever happens: of a durable VM by whoever is told of it now also after a
+        loss of power."""
+        if run.durable:
+            if not run.background and not run.attached:
+                run.background = True
+                self._database.post(partial(run_rows.in_background, run_id=run.id), run.start_lost, small=True)
+            await self._database.secure()
+        else:
+            await asyncio.sleep(0)  # in which it is handed to its box, if that is there: a server may end at any time
+            await self._database.flush()
         if run.lost_start is not None:
             raise Internal(
                 f"the run was started, which could not be recorded: {run.lost_start}",
@@ -188,7 +190,7 @@ class Runs:
         run = self._lanes.find(row.id, run_id)
         if run is not None:
             return await self._answer(run, seconds)
-        return await self._shown(self._stored(row, run_id), row.name)
+        return await self._past.shown(self._past.row(row, run_id), row.name)
 
     async def ended(self, caller: Caller, vm: str, run_id: str) -> Run:
         """`get`, once the run has ended, however long that takes. NotFound, Unavailable (the server is stopping)."""
@@ -211,6 +213,7 @@ class Runs:
         seconds: float,
         *,
         beginning: bool = False,
+        report_at: int = 0,
     ) -> Output:
         """What has come since these offsets, as soon as there is any or the run has ended; nothing after `seconds`, or,
         with `beginning`, as soon as it is no longer pending. To be asked again with the offsets of the answer, until
@@ -218,31 +221,33 @@ class Runs:
         row = self._access.own(caller, vm)
         run = self._lanes.find(row.id, run_id)
         if run is None:
-            return await self._put_out(self._stored(row, run_id), out_at, err_at)
-        await run.more(out_at, err_at, seconds, beginning=beginning)
+            return await self._past.output(self._past.row(row, run_id), out_at, err_at, report_at)
+        await run.more(out_at, err_at, seconds, beginning=beginning, report_at=report_at)
         over = run.recorded or run.failure is not None
-        kept = run.streams[1], run.streams[2]
+        kept, reports = (run.streams[1], run.streams[2]), run.streams.get(3)
+        told = (
+            b"" if reports is None else await reports.since(report_at, PIECE_BYTES)
+        )  # first: output before it is there
         out, err = await kept[0].since(out_at, PIECE_BYTES), await kept[1].since(err_at, PIECE_BYTES)
         out_at, err_at = out_at + len(out), err_at + len(err)
-        ended = over and out_at >= kept[0].kept and err_at >= kept[1].kept
-        return Output(out, err, out_at, err_at, ended, run.state)
-
-    async def _put_out(self, row: RunRow, out_at: int, err_at: int) -> Output:
-        """As `output`, of a run whose end is on record."""
-        spool = self._spool / row.vm_id
-        out = await _part(spool / f"{row.id}.out", row.out, row.out_bytes, out_at, row)
-        err = await _part(spool / f"{row.id}.err", row.err, row.err_bytes, err_at, row)
-        out_at, err_at = out_at + len(out), err_at + len(err)
-        return Output(out, err, out_at, err_at, out_at >= row.out_bytes and err_at >= row.err_bytes, row.state)
+        behind = out_at < kept[0].kept or err_at < kept[1].kept
+        ended = over and not behind
+        if reports is None:
+            return Output(out, err, out_at, err_at, ended, run.state)
+        told = in_turn(told, report_at, behind=behind)
+        report_at += len(told)
+        return Output(out, err, out_at, err_at, ended and report_at >= reports.kept, run.state, told, report_at)
 
     async def follow(
-        self, caller: Caller, vm: str, run_id: str, out_at: int = 0, err_at: int = 0
+        self, caller: Caller, vm: str, run_id: str, out_at: int = 0, err_at: int = 0, report_at: int = 0
     ) -> AsyncGenerator[Output, None]:
         """What a run puts out from these offsets on, as it comes and no faster than it is taken; at once also when it
         is no longer pending. The last piece is `ended`. NotFound, Unrecoverable."""
         while True:
-            piece = await self.output(caller, vm, run_id, out_at, err_at, ASK_SECONDS, beginning=True)
-            out_at, err_at = piece.out_at, piece.err_at
+            piece = await self.output(
+                caller, vm, run_id, out_at, err_at, ASK_SECONDS, beginning=True, report_at=report_at
+            )  # fmt: skip
+            out_at, err_at, report_at = piece.out_at, piece.err_at, piece.report_at
             yield piece
             if piece.ended:
                 return
@@ -252,25 +257,13 @@ class Runs:
         row = self._access.own(caller, vm)
         run = self._lanes.find(row.id, run_id)
         if run is None:
-            return _run(self._stored(row, run_id), row.name, b"", b"")
+            stored = self._past.row(row, run_id)
+            return shown(stored, row.name, reports=None if stored.report_bytes is None else b"")
         if run.over or run.failure is not None:
             await self._lanes.on_record(run)
         else:
             await self._inserted(run)
         return await run.shown(output=False)
-
-    def _stored(self, row: VMRow, run_id: str) -> RunRow:
-        """NotFound."""
-        stored = run_rows.by_id(self._database.near, row.id, run_id) if is_id(run_id) else None
-        if stored is None:
-            raise _no_run()
-        return stored
-
-    async def _shown(self, row: RunRow, vm_name: str | None) -> Run:
-        spool = self._spool / row.vm_id
-        out = await _kept(spool / f"{row.id}.out", row.out, row)
-        err = await _kept(spool / f"{row.id}.err", row.err, row)
-        return _run(row, vm_name, out, err)
 
     async def list(
         self, caller: Caller, vm: str, where: RunFilter | None = None, cursor: str | None = None, limit: int = 100
@@ -278,13 +271,10 @@ class Runs:
         """Newest first, without output. `limit`: 1 to 1000. BadRequest, NotFound."""
         words.limit(limit)
         row = self._access.own(caller, vm)
-        conditions, params = _conditions(row.id, where or RunFilter())
         scope = f"runs:{row.id}"
-        if (before := self._signer.position(scope, cursor)) is not None:
-            conditions.append("id < :before")
-            params["before"] = before
-        found = await self._database.read(lambda connection: run_rows.page(connection, conditions, params, limit + 1))
-        items = tuple(_run(run, row.name, b"", b"") for run in found[:limit])
+        before = self._signer.position(scope, cursor)
+        found = await self._past.page(row, where or RunFilter(), before, limit + 1)
+        items = tuple(shown(run, row.name) for run in found[:limit])
         more = self._signer.cursor(scope, items[-1].run_id) if len(found) > limit else None
         return Page(items, more)
 
@@ -294,7 +284,7 @@ class Runs:
         row = self._access.own(caller, vm)
         run = self._lanes.find(row.id, run_id)
         if run is None:
-            self._stored(row, run_id)
+            self._past.row(row, run_id)
             return False
         if run.over:
             return False
@@ -315,49 +305,11 @@ class Runs:
         run = self._lanes.find(row.id, run_id)
         if run is None or run.over:
             if run is None:
-                self._stored(row, run_id)
+                self._past.row(row, run_id)
             raise InvalidState("run", "running", "the run has ended", run_id)
         if not run.options.open:
             raise Conflict("run", "the run's standard input is not open: start it with stdin_open")
-        if not data and not eof:
-            return await self._give(run, data, at, eof)  # whoever only asks how much it has had waits for no writer
-        async with asyncio.timeout(INPUT_SECONDS) as patience:
-            try:
-                async with run.typing:
-                    return await self._give(run, data, at, eof)
-            except TimeoutError:
-                assert patience.expired()
-        raise ResourceBusy("run", "somebody else writes to the run's standard input", retry_after=1)
-
-    async def _give(self, run: LiveRun, data: bytes, at: int | None, eof: bool) -> Given:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + ROOM_SECONDS
-        box = await run.handed_over(ROOM_SECONDS)
-        if box is None:
-            if run.over:
-                raise InvalidState("run", "running", "the run has ended", run.id)
-            raise ResourceBusy("run", "the run is pending: it has no standard input yet", retry_after=1)
-        try:
-            if at is None:
-                at = await box.write_stdin(run.id, None, b"", False)
-            taken = 0
-            while True:
-                piece = data[taken : taken + PIECE_BYTES]
-                last = taken + len(piece) == len(data)
-                end = await box.write_stdin(run.id, at + taken, piece, eof and last)
-                before, taken = taken, min(max(taken, end - at), len(data))
-                if last and taken == len(data):
-                    return Given(max(end, at), taken, eof)
-                if taken == before and loop.time() >= deadline:
-                    return Given(at + taken, taken, False)
-        except GuestError as error:
-            if error.errno in (errno.EPIPE, errno.ENOENT):
-                raise Conflict("run", "the run's standard input is closed: nobody reads it any more") from None
-            raise of_engine(error, "run") from error
-        except BoxGone:
-            raise InvalidState("run", "running", "the run has ended: its box died", run.id) from None
-        except EngineError as error:
-            raise of_engine(error, "run") from error
+        return await stdin.give(run, data, at, eof)
 
     async def signal(
         self,
@@ -387,105 +339,3 @@ class Runs:
             raise of_engine(error, "run") from error
         if not delivered:
             raise NotFound("run", "nothing runs in this session any more")
-
-
-def _check(request: RunRequest) -> None:
-    size = len(words.text("command", request.command))
-    if request.argv is not None:
-        if not request.argv or request.command or not request.beside:
-            raise words.refuse("argv", "a program at least, instead of a command, beside all sessions")
-    elif request.leaves:
-        raise words.refuse("leaves", "only with argv")
-    if request.argv is not None:
-        size = sum(len(words.text("argv", argument)) + ARGUMENT_BYTES for argument in request.argv)
-    if size > COMMAND_BYTES:
-        raise PayloadTooLarge(f"the command has {size} bytes; at most {COMMAND_BYTES} are taken", COMMAND_BYTES, size)
-    if request.stdin is not None and len(request.stdin) > STDIN_BYTES:
-        raise PayloadTooLarge(
-            f"stdin has {len(request.stdin)} bytes; at most {STDIN_BYTES} are taken", STDIN_BYTES, len(request.stdin)
-        )
-    words.seconds("timeout", request.timeout)
-    words.seconds("wait", request.wait)
-    words.seconds("queueing_timeout", request.queueing_timeout)
-    words.environment(request.env)
-    words.user(request.user)
-    if request.cwd is not None:
-        words.path(request.cwd, "cwd")
-    if len(words.text("end_symbol", request.marker)) > MARKER_BYTES:
-        raise words.refuse("end_symbol", f"at most {MARKER_BYTES} bytes")
-    if request.prompt not in ("auto", "none"):
-        raise words.refuse("end_symbol", "auto or none")
-    if request.session_index is not None:
-        words.session_index(request.session_index)
-
-
-def _conditions(vm_id: str, where: RunFilter) -> tuple[list[str], dict[str, Any]]:
-    conditions, params = ["vm_id = :vm"], {"vm": vm_id}  # type: tuple[list[str], dict[str, Any]]
-    if where.state is not None:
-        if where.state not in STATES:
-            raise BadRequest(f"state: one of {', '.join(STATES)}", [("state", f"one of {', '.join(STATES)}")])
-        conditions.append("state = :state")
-        params["state"] = where.state
-    if where.tag is not None:
-        conditions.append("tag = :tag")
-        params["tag"] = where.tag
-    for column, sign, at in (
-        ("started_at", ">=", where.started_after),
-        ("started_at", "<=", where.started_before),
-        ("completed_at", ">=", where.completed_after),
-    ):
-        if at is not None:
-            name = f"t{len(params)}"
-            conditions.append(f"{column} {sign} :{name}")
-            params[name] = clock.stored(at)
-    return conditions, params
-
-
-def _run(row: RunRow, vm_name: str | None, out: bytes, err: bytes) -> Run:
-    return Run(
-        run_id=row.id,
-        vm_id=row.vm_id,
-        vm_name=vm_name,
-        session_id=row.session_id,
-        command=row.command,
-        state=row.state,
-        exit_code=row.exit_code,
-        started_at=clock.shown(row.started_at),
-        completed_at=clock.shown_or_none(row.completed_at),
-        fail_reason=row.fail_reason,
-        duration_ms=None if row.duration_us is None else row.duration_us / 1000,
-        stdout=out,
-        stderr=err,
-        truncated=row.truncated,
-        tag=row.tag,
-        argv=argv_of(row.command) if row.direct else None,
-        not_started=bool(row.not_started),
-    )
-
-
-async def _kept(path: Path, inline: bytes | None, row: RunRow) -> bytes:
-    if inline is not None:
-        return inline
-    try:
-        return await asyncio.to_thread(path.read_bytes)
-    except FileNotFoundError:
-        raise Unrecoverable("run", row.id, "the output of this run is not there any more") from None
-
-
-async def _part(path: Path, inline: bytes | None, size: int, at: int, row: RunRow) -> bytes:
-    """A piece of the `size` bytes that are kept of a stream, from `at` on."""
-    if inline is not None:
-        return inline[at : at + PIECE_BYTES]
-    if at >= size:
-        return b""
-    try:
-        data = await asyncio.to_thread(head, path, min(PIECE_BYTES, size - at), at)
-    except FileNotFoundError:
-        data = b""
-    if not data:
-        raise Unrecoverable("run", row.id, "the output of this run is not there any more")
-    return data
-
-
-def _no_run() -> NotFound:
-    return NotFound("run", "there is no such run")

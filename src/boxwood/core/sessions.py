@@ -13,7 +13,7 @@ from boxwood.core.errors import NotFound, ResourceBusy, Unavailable
 from boxwood.core.ids import is_id, new_id
 from boxwood.core.lanes import Lanes
 from boxwood.core.model import Caller, Page, Session
-from boxwood.core.refusals import of_engine
+from boxwood.core.refusals import clean
 from boxwood.core.signing import Signer
 from boxwood.core.tasks import Tasks
 from boxwood.engine.api import EngineError
@@ -37,28 +37,41 @@ class Sessions:
         self._signer = signer
         self._tasks = tasks
         self._closing: set[str] = set()
+        # Whose deletion has failed: hidden until somebody deletes them again, or the server ends; the next one shows
+        # them, and what is left in them, as it was.
+        self._half_gone: set[str] = set()
 
     async def create(
-        self, caller: Caller, vm: str, env: Mapping[str, str] | None = None, cwd: str | None = None
+        self,
+        caller: Caller,
+        vm: str,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        kind: str = "shell",
     ) -> Session:
-        """A new session with the next free index (from 1 on). Its shell starts with its first run.
+        """A new session with the next free index (from 1 on). Its shell, or with `kind` python its interpreter, starts
+        with its first run.
         BadRequest (env names and values, cwd not absolute), NotFound, Forbidden, InvalidState (immutable),
         ResourceBusy (too many)."""
         given = words.environment(env)
         place = words.path(cwd, "cwd") if cwd else ""
         row = self._access.usable(caller, vm)
-        return self._access.session(await self._made(row, None, given, place))
+        made = await self._made(row, None, given, place, kind=kind)
+        await self._secure(row)
+        return self._access.session(made)
 
-    async def find_or_create(self, caller: Caller, vm: str, index: int) -> Session:
-        """The session of an index, made if there is none. Unavailable while that one is being deleted."""
-        row = self._access.usable(caller, vm)
-        return self._access.session(await self.at(row, words.session_index(index)))
+    async def _secure(self, vm: VMRow) -> None:
+        """What is about to be told of a durable VM survives a loss of power."""
+        if vm.durable:
+            await self._database.secure()
 
     async def at(self, vm: VMRow, index: int) -> SessionRow:
         """The row of the session with this index, made if there is none. Unavailable, ResourceBusy."""
         row = rows.by_index(self._database.near, vm.id, index)
         if row is None:
             row = await self._made(vm, index, None, "")
+        if row.id in self._half_gone:
+            raise Unavailable("the session's deletion did not come to its end: delete it again", not_started=True)
         if row.id in self._closing:
             raise Unavailable("the session is being deleted: try again", not_started=True)
         return row
@@ -67,19 +80,29 @@ class Sessions:
         """A place for a run that is to wait for no other one. Whoever uses it does so before he awaits anything."""
         while True:
             for row in rows.of_vm(self._database.near, vm.id, rows.BESIDE - 1):
-                if row.id not in self._closing and self._lanes.free(row.id):
+                if not self._is_hidden(row.id) and self._lanes.free(row.id):
                     return row
             await self._made(vm, None, None, "", beside=True)
 
     def known(self, vm: VMRow, session_id: str) -> SessionRow:
         """The row of a session that is there and stays. NotFound."""
         row = rows.by_id(self._database.near, vm.id, session_id) if is_id(session_id) else None
-        if row is None or row.id in self._closing:
+        if row is None or self._is_hidden(row.id):
             raise _no_session()
         return row
 
+    def _is_hidden(self, session_id: str) -> bool:
+        return session_id in self._closing or session_id in self._half_gone
+
     async def _made(
-        self, vm: VMRow, index: int | None, env: dict[str, str] | None, cwd: str, *, beside: bool = False
+        self,
+        vm: VMRow,
+        index: int | None,
+        env: dict[str, str] | None,
+        cwd: str,
+        *,
+        beside: bool = False,
+        kind: str = "shell",
     ) -> SessionRow:
         def make(connection: sqlite3.Connection) -> SessionRow:
             if index is not None and (found := rows.by_index(connection, vm.id, index)) is not None:
@@ -89,7 +112,7 @@ class Sessions:
             at = rows.next_index(connection, vm.id, beside=beside) if index is None else index
             if at >= rows.BESIDE and not beside:
                 raise ResourceBusy("session", "no higher index is left: delete the session with the highest one")
-            row = SessionRow(new_id(), vm.id, at, cwd, rows.env_text(env), None, clock.now(), None)
+            row = SessionRow(new_id(), vm.id, at, cwd, rows.env_text(env), None, clock.now(), None, kind)
             try:
                 rows.insert(connection, row)
             except sqlite3.IntegrityError as error:  # the VM has gone meanwhile
@@ -124,25 +147,32 @@ class Sessions:
         scope = f"sessions:{row.id}"
         position = self._signer.position(scope, cursor)
         found = rows.of_vm(self._database.near, row.id, -1 if position is None else int(position))
-        mine = [session for session in found if session.id not in self._closing and session.idx < rows.BESIDE]
+        mine = [session for session in found if not self._is_hidden(session.id) and session.idx < rows.BESIDE]
         items = [self._access.session(session) for session in mine]
         chosen = [item for item in items if state in (None, item.state)]
         page = tuple(chosen[:limit])
         return Page(page, self._signer.cursor(scope, str(page[-1].index)) if len(chosen) > limit else None)
 
     async def delete(self, caller: Caller, vm: str, session_id: str) -> None:
-        """End all its runs as cancelled and kill what they started. NotFound, also the second time."""
+        """End all its runs as cancelled and kill what they started. NotFound, also the second time. Unavailable: not
+        all of it has ended; nobody sees the session any more, until another server starts, and it is to be deleted
+        again."""
         row = self._access.usable(caller, vm)
-        session = self.known(row, session_id)
-        await self._tasks.finish(self._delete(row.id, session.id))
+        again = session_id in self._half_gone and rows.by_id(self._database.near, row.id, session_id) is not None
+        ident = session_id if again else self.known(row, session_id).id
+        await self._tasks.finish(self._delete(row.id, ident))
+        await self._secure(row)
 
     async def _delete(self, vm_id: str, session_id: str) -> None:
         self._closing.add(session_id)
+        self._half_gone.discard(session_id)
         try:
             await self._lanes.end_session(vm_id, session_id)
             await self._database.write(lambda connection: rows.delete(connection, session_id))
-        except EngineError as error:
-            raise of_engine(error, "session") from error
+        except (EngineError, Unavailable) as error:
+            self._half_gone.add(session_id)
+            said = f"the session is not all gone, delete it again: {clean(str(error))}"
+            raise Unavailable(said, not_started=False) from error
         finally:
             self._closing.discard(session_id)
 

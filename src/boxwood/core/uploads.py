@@ -1,7 +1,7 @@
 """Uploads: bytes of files that are not complete yet, in DATA/uploads under names of our own, and their ledger.
 
 A chunk is acknowledged once its bytes are in the staging file and its range is in the row. A lock for each upload
-keeps its chunks apart; different uploads do not wait for each other.
+keeps its chunks apart; different uploads do not wait for each other. Of a durable VM both are on the disk then.
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ from boxwood.core.errors import (
     ResourceBusy,
 )
 from boxwood.core.ids import new_id
+from boxwood.core.output import flush
 from boxwood.store import uploads as rows
+from boxwood.store import vms as vm_rows
 from boxwood.store.database import Database
 from boxwood.store.uploads import Ranges, UploadRow
 
 UNFINISHED = 256  # of one VM
+SMALL_RANGES = 64  # of a row that is written on the event loop
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -74,6 +77,7 @@ class Uploads:
             _record(connection, row)
 
         await self._database.write(insert)
+        await self._secure(vm_id)
         return row
 
     def check(self, row: UploadRow, path: str, size: int) -> None:
@@ -85,6 +89,7 @@ class Uploads:
         """Keep a chunk and say so in the ledger."""
         path = self.file(row)
         await _on_disk(_put, path, start, data)
+        await self._flush(row)
         return await self._put(
             replace(row, ranges=merged(row.ranges, start, start + len(data)), sha256=sha256 or row.sha256)
         )
@@ -102,6 +107,7 @@ class Uploads:
             at += len(piece)
         if at != row.size:
             raise BadRequest(f"{at} bytes came; {row.size} were announced")
+        await self._flush(row)
         return await self._put(replace(row, ranges=merged((), 0, at)))
 
     async def verify(self, row: UploadRow, sha256: str | None) -> None:
@@ -153,8 +159,19 @@ class Uploads:
         return self._directory / row.file
 
     async def _put(self, row: UploadRow) -> UploadRow:
-        await self._database.write(lambda connection: _record(connection, row))
+        small = len(row.ranges) <= SMALL_RANGES
+        await self._database.write(lambda connection: _record(connection, row), small=small)
+        await self._secure(row.vm_id)
         return row
+
+    async def _flush(self, row: UploadRow) -> None:
+        """What has come for a durable VM is on the disk before the ledger says that it is there."""
+        if vm_rows.is_durable(self._database.near, row.vm_id):
+            await _on_disk(flush, self.file(row), self._directory)
+
+    async def _secure(self, vm_id: str) -> None:
+        if vm_rows.is_durable(self._database.near, vm_id):
+            await self._database.secure()
 
 
 def _record(connection: sqlite3.Connection, row: UploadRow) -> None:

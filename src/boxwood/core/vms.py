@@ -15,10 +15,11 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, Final
 
-from boxwood.core import clock, lifetimes, words
+from boxwood.core import clock, lifetimes, sshkeys, words
 from boxwood.core.access import Access
 from boxwood.core.admission import Admission
-from boxwood.core.boxes import Boxes, Slot
+from boxwood.core.boxes import Boxes
+from boxwood.core.ceilings import Ceilings
 from boxwood.core.config import Config
 from boxwood.core.disks import Disks
 from boxwood.core.errors import (
@@ -34,10 +35,12 @@ from boxwood.core.idempotency import Idempotency
 from boxwood.core.lanes import Lanes
 from boxwood.core.layers import Layers
 from boxwood.core.model import VM, Caller, ForkRequest, Page, Record, Resources, VMFilter
+from boxwood.core.policies import Policies
 from boxwood.core.records import Records
 from boxwood.core.refusals import of_engine
 from boxwood.core.runs import Runs
 from boxwood.core.signing import Signer
+from boxwood.core.slot import Slot
 from boxwood.core.tasks import Tasks
 from boxwood.core.uploads import Uploads
 from boxwood.engine.api import Engine, EngineError
@@ -79,8 +82,11 @@ class VMs:
         config: Config,
         tasks: Tasks,
         disks: Disks,
+        ceilings: Ceilings,
+        policies: Policies,
     ) -> None:
         self._disks = disks
+        self._ceilings = ceilings
         self._database = database
         self._engine = engine
         self._boxes = boxes
@@ -92,6 +98,7 @@ class VMs:
         self._signer = signer
         self._tasks = tasks
         self.deleted_hooks: list[Callable[[VMRow], None]] = []
+        self.keys_changed_hooks: list[Callable[[str], None]] = []  # of those that may log in to a VM
         self.expiry = Expiry(database, tasks, "VM", rows.expired, rows.next_expiry, self._expire)
         self.forks = Forks(
             database,
@@ -107,6 +114,8 @@ class VMs:
             config,
             tasks,
             disks,
+            ceilings,
+            policies,
             self.expiry.changed,
         )
 
@@ -202,6 +211,7 @@ class VMs:
         immutable: bool | Unset = UNSET,
         resources: Resources | Unset = UNSET,
         ttl: float | Unset | None = UNSET,
+        ssh_keys: Any = UNSET,
     ) -> VM:
         """Change what is given. `immutable` can only become true, and only alone; resources count at once, also for
         what runs; `ttl`: seconds from now until it is deleted by itself, None: never. BadRequest, NotFound, Forbidden,
@@ -212,20 +222,21 @@ class VMs:
         if not isinstance(name, Unset):
             values["name"] = None if name is None else words.name(name)
         if not isinstance(resources, Unset):
-            self.forks.ceilings.check(resources)
-            self._boxes.held.check(resources)
-            self._disks.check(resources)
+            self._ceilings.check(resources)
             values |= {key: value for key, value in asdict(resources).items() if value is not None}
         if not isinstance(immutable, Unset):
             if not immutable:
                 raise words.refuse("immutable", "can only become true")
-            if values or not isinstance(ttl, Unset):
+            if values or not isinstance(ttl, Unset) or not isinstance(ssh_keys, Unset):
                 raise words.refuse("immutable", "must be given alone")
             values["immutable"] = True
         row = self._access.own(caller, vm)
         if row.immutable and not isinstance(immutable, Unset):
             return self._shown(row)
         row = self._access.mutable(caller, vm)
+        if not isinstance(ssh_keys, Unset):
+            sshkeys.updated(sshkeys.stored(row.ssh_keys), ssh_keys)
+            values["ssh_keys"] = ssh_keys
         if not isinstance(ttl, Unset):
             words.seconds("ttl", ttl)
             values["expires_at"] = None if ttl is None else clock.now() + int(ttl * 1e6)
@@ -237,6 +248,10 @@ class VMs:
 
     async def _update(self, row: VMRow, values: dict[str, Any]) -> None:
         async with self._boxes.alone(row.id) as slot:
+            if "ssh_keys" in values:  # merged with what is there now
+                now = self._access.row(row.id)
+                made = sshkeys.updated(sshkeys.stored(now.ssh_keys), values["ssh_keys"])
+                values = {**values, "ssh_keys": sshkeys.to_store(made)}
             if "immutable" in values and not await self._boxes.park_held(slot):
                 raise ResourceBusy("vm", "something runs in the VM: wait for its end", retry_after=1)
             sizes = {"vcpu", "memory_mib", "disk_mib", "pids", "nofile"} & values.keys()
@@ -247,10 +262,14 @@ class VMs:
                 raise ResourceBusy("vm", "the VM's processes use more than that: end some of them", retry_after=1)
             try:
                 await self._database.write(lambda connection: _change(connection, row.id, values))
+                await self._secure(row)
             except BaseException:
                 if sizes:
                     await self._boxes.change(slot, row)
                 raise
+            if "ssh_keys" in values:
+                for hook in self.keys_changed_hooks:
+                    hook(row.id)
             if "name" in values and not sizes:
                 await self._boxes.rename(changed)
 
@@ -258,6 +277,8 @@ class VMs:
         """Another limit for a VM's disk: what it holds must be less, and a box that cannot have it must go.
         InsufficientResources, ResourceBusy."""
         assert changed.disk_mib is not None
+        if changed.durable:
+            self._disks.check_durable(changed.disk_mib)
         if changed.read_only:
             return
         row = rows.by_id(self._database.near, changed.id) or changed
@@ -354,6 +375,13 @@ class VMs:
         if slot.deleted:
             raise NotFound("vm", "there is no such VM any more")
         await self._database.write(lambda connection: _change(connection, slot.vm_id, values), small=True)
+        if rows.is_durable(self._database.near, slot.vm_id):
+            await self._database.secure()
+
+    async def _secure(self, row: VMRow) -> None:
+        """What is about to be told of a durable VM survives a loss of power."""
+        if row.durable:
+            await self._database.secure()
 
     async def delete(self, caller: Caller, vm: str) -> None:
         """End what runs (as cancelled), put the box down, forget the VM; its name is free at once.
@@ -380,19 +408,34 @@ class VMs:
                 raise NotFound("vm", "there is no such VM any more")
             if expired and not _has_expired(rows.by_id(self._database.near, vm_id)):
                 return
-            slot.deleted = True
+            slot.deleted, gone = True, None
             try:
                 self._lanes.end_vm(vm_id)
-                await self._boxes.put_down(slot, "the VM was deleted")
+                gone = await self._boxes.dismiss(slot, "the VM was deleted")
                 row, files, records = await self._database.write(lambda connection: self._forget(connection, vm_id))
             except BaseException:
+                if gone is not None:
+                    await asyncio.wait({gone})  # its next box has the same top
                 slot.deleted = False
                 raise
         self._records.are_gone(records)
         for hook in self.deleted_hooks:
             hook(row)
-        self._layers.released(vm_id, row.base, row.top if row.written else None)
+        self._release(row, gone)
+        await self._secure(row)
         await self._uploads.remove(files)
+
+    def _release(self, row: VMRow, gone: asyncio.Future[str] | None) -> None:
+        """What it stood on may go, when nothing is left of its box."""
+
+        def release(told: asyncio.Future[str] | None) -> None:
+            if told is None or not told.cancelled():  # else this server ends, and the next looks for what nobody needs
+                self._layers.released(row.id, row.base, row.top if row.written else None)
+
+        if gone is None:
+            release(None)
+        else:
+            gone.add_done_callback(release)
 
     def _forget(self, connection: sqlite3.Connection, vm_id: str) -> tuple[VMRow, Sequence[str], Sequence[Record]]:
         """Its last row, the staging files of its uploads, and the records that go with it."""

@@ -111,6 +111,13 @@ def file_path(value: str) -> str:
     return clean
 
 
+def mode(value: int | None) -> int | None:
+    """Permission bits. Those that make a program run as somebody else are no permission."""
+    if value is not None and not 0 <= value <= 0o1777:
+        raise refuse("mode", "permission bits in octal, 0 to 1777")
+    return value
+
+
 def environment(env: Mapping[str, str] | None) -> dict[str, str] | None:
     if env is None:
         return None
@@ -167,4 +174,15 @@ def seconds(field: str, value: float | None, most: float = 1e9) -> float | None:
 def session_index(value: int) -> int:
     if not 0 <= value < 1 << 32:
         raise refuse("session_idx", "0 to 4294967295")
+    return value
+
+
+def raw_path(value: bytes, field: str = "path") -> bytes:
+    """As `path`, of bytes as the kernel has them: also such as are no UTF-8. A final slash stays."""
+    if b"\0" in value:
+        raise refuse(field, "must not contain NUL")
+    if not value.startswith(b"/"):
+        raise refuse(field, "must be absolute")
+    if len(value) >= PATH_BYTES:
+        raise refuse(field, f"at most {PATH_BYTES - 1} bytes")
     return value

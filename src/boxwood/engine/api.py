@@ -1,7 +1,8 @@
 """What the core asks of an engine, and the values that go back and forth.
 
-`core` knows nothing but this module: an engine may live in another process or on another machine. All names of
-VMs, layers, sessions and runs are ULIDs that the core minted; an engine never joins anything else to a path.
+`core` knows nothing but this module and what `fileapi`, `ptyapi` and `networkapi` add to it, of files, terminals and
+networks: an engine may live in another process or on another machine. All names of VMs, layers, sessions and
+runs are ULIDs that the core minted; an engine never joins anything else to a path.
 
 Errors::
 
@@ -14,12 +15,20 @@ Errors::
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from boxwood.engine.feeds import ArchiveFeed, FileFeed
+from boxwood.engine.networkapi import BoxNetworks
+
 if TYPE_CHECKING:  # the zygote imports this module, and must stay small
     import asyncio
+
+    from boxwood.engine.fileapi import BoxFiles
+    from boxwood.engine.ptyapi import BoxPtys
+    from boxwood.engine.states import States
+    from boxwood.engine.volumes.api import Volumes
 
 
 MOST_DENIALS = 50  # that are kept of a VM
@@ -86,7 +95,8 @@ class Stack:
 class BoxSpec:
     """`network`: a wire to the internet, where the host can give one; without it the box has its loopback alone.
     `ahead`: nobody waits for it. `read_only`: nothing of its disk can be written, and what is put into /tmp (at most
-    64 MiB, which count as memory; nothing there can be executed) is gone with the box."""
+    64 MiB, which count as memory; nothing there can be executed) is gone with the box. `durable`: what its processes,
+    or `Box.write_file`, flush to the disk is on the disk."""
 
     vm_id: str
     stack: Stack
@@ -95,14 +105,16 @@ class BoxSpec:
     network: bool = True
     ahead: bool = False
     read_only: bool = False
+    durable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """What a VM tried on the network and was refused. `at`: seconds since 1970. `protocol`: tcp, udp, icmp, dns or a
-    number. `address` and `port`: where to (empty and 0 for a name). `name`: what was asked for, or what this address
-    had been given out for. `reason`: private (not an address of the internet), name (a name with such an address, or
-    none that is resolved), flood (too much at once)."""
+    """What a VM tried on the network and was refused. `at`: seconds since 1970. `protocol`: tcp, udp, icmp, dns, http
+    (a request, or what should have been one) or a number. `address` and `port`: where to (empty and 0 for a name).
+    `name`: what was asked for, or what this address had been given out for. `reason`: private (not an address of the
+    internet), name (a name with such an address, or none that is resolved), policy (the VM's own rules), flood (too
+    much at once); of http: the rule's name."""
 
     at: float
     protocol: str
@@ -134,12 +146,14 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class SessionSpec:
-    """A session to be opened in a box. `state` is what a `SessionState` event of an earlier box carried."""
+    """A session to be opened in a box. `state` is what a `SessionState` event of an earlier box carried. `kind`: shell,
+    or python: an interpreter, and the runs' commands are its source."""
 
     session_id: str
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: str = ""  # empty: /root, or / where there is none
     state: bytes | None = None
+    kind: str = "shell"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,26 +181,33 @@ class RunSpec:
     argv: tuple[bytes, ...] | None = None
     leaves: bool = False
     stdin_open: bool = False
+    reports: bool = False  # it is a run in a Python context, which says things of it
     marker: str = ""  # output that ends so is the end of the run, as a prompt is; at most 256 bytes
 
 
 @dataclass(frozen=True, slots=True)
 class RunEnd:
     """How a run ended. `exit_code` as a shell has it (128 + n for a signal); None where none is known. `not_started`:
-    the program of its `argv` could not be started, its stderr says why."""
+    the program of its `argv` could not be started, its stderr says why. `lost`: with it has ended the interpreter that
+    it ran in."""
 
     exit_code: int | None
-    reason: str = "exit"  # exit | timeout | killed | prompt | broken (the shell was left unable to report)
+    reason: str = (
+        "exit"  # exit | timeout | killed | prompt | broken (the shell was left unable to report) | died (`lost`)
+    )
     out_bytes: int = 0  # length of the whole stdout, stderr
     err_bytes: int = 0
     not_started: bool = False
+    report_bytes: int = 0  # … of what a Python context has reported of it
+    lost: bool = False
 
 
 class RunSink(Protocol):
     """What the core hands in to hear of a run. All calls come on the event loop, in order, and must not block."""
 
     def output(self, stream: int, offset: int, data: bytes) -> None:
-        """`data` at byte `offset` of stdout (`stream` 1) or stderr (2). Kept by the box until `Box.ack`."""
+        """`data` at byte `offset` of stdout (`stream` 1), stderr (2) or a Python context's reports (3). Kept by the
+        box until `Box.ack`."""
 
     def finished(self, end: RunEnd) -> None:
         """All output has been handed in. Not called if the box dies: see `Box.gone`."""
@@ -195,79 +216,6 @@ class RunSink(Protocol):
 class SessionSink(Protocol):
     def state(self, session_id: str, cwd: str, env: dict[str, str], state: bytes) -> None:
         """A session's shell was saved: its directory, its exported environment, and all of it, opaque (≤ 8 MiB)."""
-
-
-PTY_WINDOW = 128 << 10  # bytes of output on the way, of input that nobody has read
-
-
-@dataclass(frozen=True, slots=True)
-class PtySpec:
-    """A terminal to be opened for a session, in its directory and with its environment. `argv`: a program, looked for
-    along PATH, and its arguments; None: a login shell. `term`: what kind of terminal looks at it; None: as the
-    session's environment says. `persist`: it outlives whoever looks. `idle_seconds`: so long without input or output,
-    and it is killed; 0: never."""
-
-    pty_id: str
-    session_id: str
-    columns: int = 80
-    rows: int = 24
-    argv: tuple[bytes, ...] | None = None
-    term: str | None = None
-    persist: bool = True
-    idle_seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class PtyEnd:
-    """The end of a terminal's program: its exit code as a shell has it, and whether it was `killed` or `idle` for too
-    long, or ended by itself (`exit`)."""
-
-    exit_code: int
-    reason: str = "exit"
-
-
-class PtySink(Protocol):
-    """Who hears of a terminal. All calls come on the event loop, in order, and must not block."""
-
-    def output(self, data: bytes) -> None:
-        """At most PTY_WINDOW bytes come without an `ack`."""
-
-    def taken(self, size: int) -> None:
-        """So many more bytes of input have been read; some may be told later."""
-
-    def ended(self, end: PtyEnd) -> None:
-        """It is gone. Not called if the box dies: see `Box.gone`."""
-
-
-class BoxPtys(Protocol):
-    """The terminals of a live box. Every call may raise `BoxGone`, what is awaited `GuestError`."""
-
-    @property
-    def known(self) -> Mapping[str, str]:
-        """Of those that live: the session's id by their own."""
-
-    async def open(self, spec: PtySpec, sink: PtySink) -> str:
-        """Look at the session's terminal, made if there is none; its id. One that was there shows its scrollback."""
-
-    def watch(self, pty_id: str, sink: PtySink) -> None:
-        """Hear of the end of one that is `known` already."""
-
-    def write(self, pty_id: str, data: bytes) -> None:
-        """Input. No more than PTY_WINDOW bytes may wait to be `taken`."""
-
-    def ack(self, pty_id: str, size: int) -> None:
-        """So many more bytes of output have reached whoever looks."""
-
-    async def resize(self, pty_id: str, columns: int, rows: int) -> None: ...
-
-    async def signal(self, pty_id: str, signum: int) -> None:
-        """To what is in its foreground."""
-
-    async def detach(self, pty_id: str) -> None:
-        """Nobody looks any more."""
-
-    async def kill(self, pty_id: str) -> None:
-        """Kill all that was started on it; its end is reported then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,9 +292,13 @@ class Box(Protocol):
     vm_id: str
     address: str  # on the network; empty of a box that has its loopback alone
     gone: asyncio.Future[str]  # done, with a reason, when no process of the box is left
+    mounts: set[str]  # ids of what is mounted in it: see engine/volumes/api.py
 
     @property
     def ptys(self) -> BoxPtys: ...
+
+    @property
+    def files(self) -> BoxFiles: ...
 
     @property
     def known_runs(self) -> Mapping[str, RunEnd | None]:
@@ -364,10 +316,13 @@ class Box(Protocol):
     async def start_run(self, spec: RunSpec, sink: RunSink) -> None:
         """Returns when the command has been handed to the shell. One run at a time per session."""
 
-    async def resume_run(self, run_id: str, sink: RunSink, out_offset: int, err_offset: int) -> None:
-        """Attach to a run of `known_runs`: output from these offsets on is handed in again."""
+    async def resume_run(
+        self, run_id: str, sink: RunSink, out_offset: int, err_offset: int, report_offset: int | None = None
+    ) -> None:
+        """Attach to a run of `known_runs`: output from these offsets on is handed in again. `report_offset`: of one
+        with `reports`."""
 
-    def ack(self, run_id: str, out_offset: int, err_offset: int) -> None:
+    def ack(self, run_id: str, out_offset: int, err_offset: int, report_offset: int = 0) -> None:
         """The output up to these offsets is safe: the box may forget it. It keeps 1 MiB per stream, then waits."""
 
     def forget(self, run_id: str) -> None:
@@ -389,11 +344,26 @@ class Box(Protocol):
         """Wait until every idle shell has been saved (all `state` events are in) and say what else lives."""
 
     async def read_file(self, path: str) -> OpenFile:
-        """Open a regular file for reading. GuestError with ENOENT, EISDIR, EACCES (a place with no files), …"""
+        """Open a regular file for reading; nothing is left open for somebody who stops waiting. GuestError with ENOENT,
+        EISDIR, EACCES (a place with no files), …"""
 
-    async def write_file(self, path: str, data: bytes | int, mode: int | None = None) -> int:
+    async def write_file(
+        self, path: str, data: bytes | int, mode: int | None = None, *, durable: bool = False, in_run: bool = False
+    ) -> int:
         """Replace a file atomically, parents made; `data`: bytes, or a descriptor of the host read from its start.
-        `mode`: permission bits; None keeps those of the file replaced, else 0644. Returns the size written."""
+        `mode`: permission bits; None keeps those of the file replaced, else 0644. Returns the size written; `durable`,
+        of a box that was booted so: once the file and its name are on the disk. `in_run`: into
+        /run/boxwood-policies, where only the server puts things, and from where they go with the box. Bytes up to 1 MiB
+        that are not durable are written before the box does anything that it is asked later, also if whoever asked
+        stops waiting."""
+
+    async def receive_file(self, path: str, mode: int | None = None, *, durable: bool = False) -> FileFeed:
+        """As `write_file`, of bytes that come one after the other: nothing is seen of them until all are there."""
+
+    async def receive_archive(self, path: str, packed: bool, limit: int, *, durable: bool = False) -> ArchiveFeed:
+        """Unpack a tar stream, `packed` with gzip or not, into a directory that is made if it is not there. Names lead
+        nowhere else, links are not followed; more than `limit` bytes are refused. What was unpacked before something
+        went wrong stays: each file whole."""
 
     async def manifest(self, path: str, limit: int = 50_000) -> Manifest:
         """Regular files below a directory with their SHA-256. A missing directory has none."""
@@ -401,9 +371,16 @@ class Box(Protocol):
     async def kill(self) -> None:
         """Put the box down; returns when no process of it is left, and so nothing that could write."""
 
+    async def dismiss(self) -> None:
+        """Nothing runs in the box from now on, and its files are of no use to anybody; it is put down when there is
+        time, within a second or so, which `gone` tells."""
 
-class Engine(Protocol):
+
+class Engine(BoxNetworks, Protocol):
     """One host."""
+
+    @property
+    def states(self) -> States: ...
 
     async def start(self) -> Sequence[Box]:
         """Find or start what runs boxes; the boxes that live already are handed over. EngineUnavailable."""
@@ -438,6 +415,13 @@ class Engine(Protocol):
     def disk_problem(self) -> str:
         """Why this host cannot limit disks, and how to change that; empty: it can."""
 
+    def durable_problem(self) -> str:
+        """Why this host cannot make a VM durable whose disk is limited; empty: it can."""
+
+    async def secure(self, layers: Sequence[str]) -> None:
+        """Have all that is in these sealed layers of the data directory on the disk. NotHere: one of them lies in a
+        file of its own."""
+
     async def in_files(self) -> set[str]:
         """The ids of all layers and tops that lie in a file each: sealed ones are worth merging, alone or with others,
         since each costs every box that stands on it a mount."""
@@ -452,19 +436,20 @@ class Engine(Protocol):
         """Remove the directories of these layers; those that are not there are no error."""
 
     async def stored(self) -> set[str]:
-        """The ids of all layers that have a directory in the data directory."""
+        """The ids of all layers and tops that have a directory in the data directory, but for those of boxes that are
+        kept ready for VMs to come."""
 
-    async def usage(self, vm_id: str) -> Usage:
-        """What the VM's live box has moved so far; nothing if it has none."""
-
-    def account(self, sink: Callable[[str, Usage], None]) -> None:
-        """From now on, for every box that has ended: its VM, and what it had moved in all. On the event loop."""
+    async def check_layer(self, layer_id: str) -> str:
+        """What is wrong with a sealed layer's directory, looked through once; empty: nothing. EngineUnavailable."""
 
     def free_memory(self) -> int:
         """Bytes that the host has left, to be had without swapping."""
 
     def free_disk(self) -> int:
         """Bytes that are left where layers are written."""
+
+    @property
+    def volumes(self) -> Volumes: ...
 
     def features(self) -> AsyncIterator[Feature]:
         """The layers of isolation of this host, as they are now."""

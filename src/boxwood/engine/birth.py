@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from boxwood.engine import box, frames
 from boxwood.engine import kernel as k
 from boxwood.engine.agent import main as agent
+from boxwood.engine.descriptors import close_all_but
 from boxwood.engine.disk import image
 from boxwood.engine.network.wire import Wire
 
@@ -33,7 +34,7 @@ def live_as_box(ground: box.Ground, hook: socket.socket) -> NoReturn:
         reset_signals()
         resource.setrlimit(resource.RLIMIT_CORE, (_NO_CORE, _NO_CORE))
         range_ = ground.range
-        close_all_but(*range_.descriptors(), hook.fileno())
+        close_all_but(*range_.descriptors(), hook.fileno(), *((ground.door,) if ground.door >= 0 else ()))
         _disguise(b"agent")
         gc.enable()  # what was there before is frozen: a collection touches only what is new
         plug = box.prepare(ground, step)
@@ -72,16 +73,8 @@ def _plan(fields: dict[str, Any], fds: list[int]) -> box.Plan:
     return box.Plan(
         tuple((place, ident) for place, ident in fields["layers"]), fields["top"], fields["hostname"], wire,
         fields["read_only"], disks, fields["disk_limit"], fds[-1] if disks else -1, fields["project"],
+        fields["durable"],
     )  # fmt: skip
-
-
-def close_all_but(*keep: int) -> None:
-    """Nothing of other boxes, nothing of the server's (0-2 are the log, until the box is made)."""
-    at = 3
-    for fd in sorted(keep):
-        os.closerange(at, fd)
-        at = fd + 1
-    os.closerange(at, 1 << 20)
 
 
 def reset_signals() -> None:

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from boxwood.engine import listener
 from boxwood.engine.api import EngineError
 from boxwood.engine.idmap import IdMap
 
@@ -64,10 +66,10 @@ class Zygote:
 
     async def connect(self, seccomp: bytes) -> None:
         """Reach the zygote of this data directory; start one if none answers. EngineError."""
-        sock = self._reach()
+        sock = listener.reach(self._data)
         if sock is None:
             await asyncio.to_thread(self._start)
-            sock = self._reach()
+            sock = listener.reach(self._data)
         if sock is None:
             raise EngineError(f"the zygote does not answer: see {self._data / 'log' / 'zygote.log'}")
         sock.setblocking(False)
@@ -81,6 +83,9 @@ class Zygote:
                 "io_weight": self.io_weight,
             }  # fmt: skip
             await self.ask("configure", {"instance": instance(self._data), **outside}, (program,))
+        except BaseException:
+            self._disconnect("the zygote could not be configured")  # half a connection would pass for one
+            raise
         finally:
             os.close(program)
 
@@ -180,59 +185,46 @@ class Zygote:
             if pid:
                 self._child = 0
 
-    # --- finding and starting
-
-    def _reach(self) -> socket.socket | None:
-        at = os.open(self._data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            sock.connect(f"/proc/self/fd/{at}/zygote.sock")  # the directory's name may be longer than an address
-            return sock
-        except (FileNotFoundError, ConnectionRefusedError):
-            sock.close()
-            return None
-        finally:
-            os.close(at)
+    # --- starting
 
     def _start(self) -> None:
-        self._end_stale()
+        """Returns when it takes requests. EngineError."""
+        listener.end_unreachable(self._data)
         self._reap(0)  # a zygote of ours that is gone, or has just been made to go
+        log = self._data / "log" / "zygote.log"
         ready, theirs = os.pipe()
+        try:
+            try:
+                self._child = self._spawn(theirs, log)
+            except OSError as error:
+                raise EngineError(f"the zygote could not be started: {error.strerror}") from None
+            finally:
+                os.close(theirs)
+            poll = select.poll()
+            poll.register(ready, select.POLLIN)
+            if not poll.poll(_START_SECONDS * 1e3):
+                os.kill(self._child, signal.SIGKILL)
+                raise EngineError(f"the zygote was not ready within {_START_SECONDS:g} s: see {log}")
+            if not os.read(ready, 16):
+                raise EngineError(f"the zygote did not start: see {log}")
+        finally:
+            os.close(ready)
+
+    def _spawn(self, ready: int, log: Path) -> int:
+        """Its pid. `ready`: a pipe that it writes to when it takes requests. OSError."""
         command = [sys.executable, "-I", "-m", "boxwood.engine.zygote"]
         options = ["--data", str(self._data), "--images", str(self._images), "--ready", "3"]
         if self.ids is not None:
             options += ["--rootless", self.ids.to_json()]
-        log = os.open(self._data / "log" / "zygote.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         actions = [
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            *((os.POSIX_SPAWN_DUP2, fd, number) for fd, number in ((log, 1), (log, 2), (theirs, 3))),
+            *((os.POSIX_SPAWN_DUP2, fd, number) for fd, number in ((out, 1), (out, 2), (ready, 3))),
         ]
-        # Not subprocess.Popen: it is a daemon that outlives us.
-        self._child = os.posix_spawn(sys.executable, command + options, {}, file_actions=actions, setsid=True)
-        os.close(log)
-        os.close(theirs)
-        try:
-            if not os.read(ready, 16):
-                raise EngineError(f"the zygote did not start: see {self._data / 'log' / 'zygote.log'}")
+        try:  # not subprocess.Popen: it is a daemon that outlives us
+            return os.posix_spawn(sys.executable, command + options, {}, file_actions=actions, setsid=True)
         finally:
-            os.close(ready)
-
-    def _end_stale(self) -> None:
-        """A zygote that is alive but cannot be reached any more would fight with the new one over the same layers."""
-        try:
-            state = json.loads((self._data / "zygote.json").read_text())
-            pidfd = os.pidfd_open(state["pid"])
-        except (FileNotFoundError, ProcessLookupError, ValueError, KeyError):
-            return
-        try:
-            with open(f"/proc/{state['pid']}/stat") as f:
-                started = int(f.read().rsplit(")", 1)[1].split()[19])
-            if started == state["started"]:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        except (FileNotFoundError, ProcessLookupError):
-            pass
-        finally:
-            os.close(pidfd)
+            os.close(out)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

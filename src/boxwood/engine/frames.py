@@ -27,7 +27,7 @@ _MOST_AT_ONCE = 253  # what the kernel lets one message carry: with less room it
 _RECEIVED = 1 << 16  # bytes at once: for more the allocator would fetch fresh pages of the kernel each time
 _JOINED = 64  # frames sent in one call
 _LENGTHS = struct.Struct("<II")
-_decode = json.JSONDecoder().decode
+_decode = json.JSONDecoder().raw_decode  # without a look for space around it
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -146,7 +146,9 @@ class Incoming:
 
     def _header(self, raw: bytes) -> dict[str, Any]:
         try:
-            header = _decode(raw.decode("ascii"))
+            header, end = _decode(raw.decode("ascii"))
+            if end != len(raw):
+                raise ValueError
         except (ValueError, RecursionError) as error:
             raise FrameError(f"a header that is not JSON: {type(error).__name__}") from None
         if not isinstance(header, dict):

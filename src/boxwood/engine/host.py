@@ -3,50 +3,48 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import socket
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from boxwood.engine import doctor, levels, modes, quota, storage, trials
+from boxwood.engine import doctor, levels, modes, quota, storage
 from boxwood.engine.api import (
     Box,
     BoxGone,
     BoxSpec,
-    Contents,
-    CopyReport,
     EngineError,
     EngineUnavailable,
     Feature,
     Limits,
-    NotHere,
     Stack,
-    Usage,
 )
 from boxwood.engine.daemon import Outside, Zygote
-from boxwood.engine.disk import IMAGE, files, projects
 from boxwood.engine.hostbox import HostBox
+from boxwood.engine.hostnetworks import HostNetworks
+from boxwood.engine.hoststates import HostStates
 from boxwood.engine.idmap import IdMap
-from boxwood.engine.network.desk import Visitor
 from boxwood.engine.ready import ReadyBoxes
 from boxwood.engine.seccomp import program
 from boxwood.engine.strays import let_go
-from boxwood.engine.ulid import checked, is_ulid, new_ulid
+from boxwood.engine.trials import common as checks
+from boxwood.engine.trials import rootless
+from boxwood.engine.ulid import checked, new_ulid
+from boxwood.engine.volumes.host import HostVolumes
 
-_JOB_SECONDS = 3600.0
-_LONGEST_ANSWER = 1 << 20  # bytes, of a job
 _ADOPT_SECONDS = 5.0
-_REMOVE_AT_ONCE = 500  # ids in one packet
+BOOTS = 6  # tries of a box that dies without a word: more than there are prepared at once
 log = logging.getLogger(__name__)
 
 
-class HostEngine:
+class _Stillborn(EngineError):
+    """A box that died before it said hello."""
+
+
+class HostEngine(HostNetworks):
     """`data`: the data directory; `images`: where image layers lie, shared by all data directories of the host;
     `ready`: how many boxes are booted ahead of demand; `network`: boxes will want one (else what it takes is started
     when the first does); `network_allow`: what they may reach beside the internet, see engine/network/exceptions.py;
@@ -57,25 +55,23 @@ class HostEngine:
     def __init__(
         self, data: Path, images: Path, ready: int = 0, *,
         network: bool = True, network_allow: Sequence[str] = (), resolv_conf: Path = Path("/etc/resolv.conf"),
+        proxy_roots: str = "",
         require: str = "", io_weight: int = 0,
     ) -> None:  # fmt: skip
-        self._data = data
-        self._images = images
-        self._require, self._io_weight = require, io_weight
-        self._boxes: dict[str, HostBox] = {}
-        self._zygote = Zygote(
+        zygote = Zygote(
             data, images, self._on_death, self._on_lost, Outside(network, tuple(network_allow), resolv_conf)
         )
-        self._account: Callable[[str, Usage], None] = lambda vm, usage: None
-        self._router = Visitor(data, lambda vm, usage: self._account(vm, usage))
+        super().__init__(data, zygote, proxy_roots)
+        self._images = images
+        self._require, self._io_weight = require, io_weight
+        self.states = HostStates(self._job)
         self._seccomp = b""
-        self._checks: list[doctor.Check] = []
-        self._quotas = False  # of the file system: tops need no files to be limited
         self._connecting = asyncio.Lock()
         self._over = self._is_down = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._ahead = ready
         self._ready = ReadyBoxes(self._boot, self._discard, 0)
+        self.volumes = HostVolumes(data, self._ask, self._job, self.disk_problem)
 
     # --- the host
 
@@ -84,13 +80,15 @@ class HostEngine:
         self._ready = ReadyBoxes(self._boot, self._discard, self._ahead)
         self._prepare_directories()
         await asyncio.to_thread(storage.attach, self._data)
+        await self._find_files()
         self._quotas = not os.geteuid() and quota.told(self._data / "layers")[0]
+        self.volumes.prepare(counted=self._quotas)
         self._checks = await asyncio.to_thread(doctor.checks, self._data, self._images)
         if missing := doctor.missing(self._checks):
             raise EngineUnavailable(doctor.told(missing))
         if self._require and (missing := doctor.unmet(self._require, self._checks)):
             raise EngineUnavailable(f"this host does not reach the level {self._require}: {doctor.told(missing)}")
-        shared_out = any(check.active for check in self._checks if check.name == doctor.DISK_SHARES)
+        shared_out = any(check.active for check in self._checks if check.name == checks.DISK_SHARES)
         self._zygote.io_weight = self._io_weight if shared_out else 0  # a group more for each box, for nothing
         self._seccomp = await asyncio.to_thread(program)
         self._zygote.ids = await asyncio.to_thread(self._claim)
@@ -101,8 +99,10 @@ class HostEngine:
 
     async def close(self) -> None:
         self._over = True
+        self._dialler.close()
         await self._ready.close()
         await self._router.close()
+        await self._envoy.close()
         for box in self._boxes.values():
             box.let_go()
         self._zygote.close()
@@ -118,6 +118,7 @@ class HostEngine:
             box.died("the engine was shut down")
         self._boxes.clear()
         await self._router.close(at_end=True)
+        await self._envoy.close()
         self._zygote.close()
         await self._zygote.wait_gone()
         await asyncio.to_thread(storage.detach, self._data)
@@ -125,7 +126,7 @@ class HostEngine:
 
     async def features(self) -> AsyncIterator[Feature]:
         for check in self._checks:
-            if check.name == doctor.NETWORK and check.active and self._zygote.connected:
+            if check.name == checks.NETWORK and check.active and self._zygote.connected:
                 try:
                     said = await self._zygote.ask("network", {})
                 except EngineError as error:
@@ -142,30 +143,47 @@ class HostEngine:
 
     def _claim(self) -> IdMap | None:
         """The ids of boxes, if we are not root; the directories are from now on for a server with these."""
-        ids = None if os.geteuid() == 0 else trials.ids_of(self._checks)
+        ids = None if os.geteuid() == 0 else rootless.ids_of(self._checks)
         modes.claim(self._data, ids)
         modes.claim(self._images, ids, layers=False)
         return ids
 
     async def _connect(self) -> None:
+        if self._connecting.locked() or not self._zygote.connected:
+            # Who asks may be gone before there is a connection; others would have half of one, or a second zygote.
+            await asyncio.shield(self._keep(self._reconnect()))
+
+    async def _reconnect(self) -> None:
         async with self._connecting:
             if self._zygote.connected:
                 return
             if self._over:  # whoever is late must not start another zygote, which nobody would end
                 raise EngineUnavailable("the engine was shut down")
             await self._zygote.connect(self._seccomp or await asyncio.to_thread(program))
-            await self._put_strangers_down()
+            try:
+                await self._put_strangers_down()
+            except BaseException:
+                self._zygote.close()  # so that the next one tries again
+                self._on_lost("the connection to the zygote was lost")
+                raise
 
     async def _put_strangers_down(self) -> None:
         """When a connection to the zygote is lost its boxes count as dead; if it lives after all, so do they."""
-        strangers = [HostBox(row["box"], row["vm"], row["top"], self._put_down) for row in await self._living()]
+        strangers = [
+            HostBox(row["box"], row["vm"], row["top"], self._put_down, dismissed=self._dismiss)
+            for row in await self._living()
+        ]
         self._boxes.update((box.box_id, box) for box in strangers)
         await asyncio.gather(*(box.kill() for box in strangers))
 
     async def _adopt(self) -> list[Box]:
         """The boxes that live already, each with a new link; those whose agents do not answer are put down."""
         living = await self._living()
-        waiting = [HostBox(row["box"], "", row["top"], self._put_down) for row in living if not row["vm"]]
+        waiting = [
+            HostBox(row["box"], "", row["top"], self._put_down, dismissed=self._dismiss)
+            for row in living
+            if not row["vm"]
+        ]
         self._boxes.update((box.box_id, box) for box in waiting)
         await self._discard(waiting)
         found = await asyncio.gather(*(self._adopt_one(row) for row in living if row["vm"]))
@@ -180,8 +198,10 @@ class HostEngine:
                 return rows
 
     async def _adopt_one(self, row: dict[str, Any]) -> Box | None:
-        box = HostBox(row["box"], row["vm"], row["top"], self._put_down)
+        box = HostBox(row["box"], row["vm"], row["top"], self._put_down, dismissed=self._dismiss)
         box.address, box.read_only = row["address"], row.get("read_only", False)
+        box.policies = None
+        box.mounts = set(row.get("mounts", ()))
         self._boxes[box.box_id] = box
         ours, theirs = socket.socketpair()
         try:
@@ -200,13 +220,15 @@ class HostEngine:
     async def boot(self, spec: BoxSpec) -> Box:
         await self._connect()
         untouched = not (self._data / "layers" / checked(spec.stack.top)).exists()
-        box = self._ready.take(spec) if untouched and not spec.ahead else None
+        # A durable one has a top of its own from the start, and is mounted otherwise.
+        box = self._ready.take(spec) if untouched and not spec.ahead and not spec.durable else None
         if box is not None and spec.network and not box.address and self._router.there:
             await self._discard([box])  # it was made when there was no network
             box = None
         if box is None or not await self._give_top(box, spec.stack.top):
             return await self._boot(spec)
         fits = box.hostname == spec.hostname and box.limits == spec.limits
+        box.vm_id, box.hostname, box.limits = spec.vm_id, spec.hostname, spec.limits  # before anybody asks whose it is
         assigning = self._keep(self._assign(box, spec))
         if not fits:  # else nothing is changed that its processes could see, and nobody need wait for it
             try:
@@ -221,9 +243,8 @@ class HostEngine:
     async def _give_top(self, box: HostBox, top: str) -> bool:
         """Make the top of a ready box the VM's, before anybody may write there: what is in a top of nobody is
         removed when server and zygote have died."""
-        layers = self._data / "layers"
         try:
-            os.rename(layers / checked(box.top), layers / checked(top))
+            self._rename_top(box.top, top)
         except OSError as error:
             log.warning("the top of a ready box could not be given to a VM: %s", error)
             await self._discard([box])
@@ -231,30 +252,10 @@ class HostEngine:
         box.top = top
         return True
 
-    async def _prepare_disks(self, spec: BoxSpec) -> None:
-        """Whatever of the stack lies in a file is in order, and the top does if it has a limit."""
-        stack, layers = spec.stack, self._data / "layers"
-
-        def work() -> None:
-            for layer in (stack.top, *stack.layers):
-                if layer not in stack.images:
-                    files.check(layers, layer)
-            if spec.limits.disk and not self._quotas:
-                files.make(layers, self._data / "disks", stack.top, spec.limits.disk)
-
-        if spec.limits.disk and (problem := self.disk_problem()):
-            raise EngineError(f"disks cannot be limited here: {problem}")
-        if spec.limits.disk or any((layers / layer / IMAGE).exists() for layer in stack.layers):
-            try:
-                await asyncio.to_thread(work)
-            except OSError as error:
-                raise EngineError(f"the disk of the box could not be prepared: {error}") from error
-
     async def _assign(self, box: HostBox, spec: BoxSpec) -> None:
         """Make a ready box that has the VM's top the VM's. If it cannot be done, the box is gone afterwards."""
         fields = _boot_fields(spec)
-        del fields["layers"], fields["read_only"]
-        box.vm_id, box.hostname, box.limits = spec.vm_id, spec.hostname, spec.limits
+        del fields["layers"], fields["read_only"], fields["durable"]
         try:
             await self._zygote.ask("assign", {"box": box.box_id, **fields})
         except EngineError as error:
@@ -289,21 +290,36 @@ class HostEngine:
         return task
 
     async def _boot(self, spec: BoxSpec) -> HostBox:
+        """What becomes a box was prepared ahead, and may have been killed since: then it is another one's turn."""
+        is_new = not (self._data / "layers" / checked(spec.stack.top)).exists()
+        for _ in range(BOOTS - 1):
+            try:
+                return await self._boot_once(spec, is_new)
+            except _Stillborn as error:
+                log.warning("VM %s: %s; another is tried", spec.vm_id or "(none yet)", error)
+        return await self._boot_once(spec, is_new)
+
+    async def _boot_once(self, spec: BoxSpec, is_new: bool) -> HostBox:
+        """`is_new`: its top was not there. EngineError; _Stillborn if the box died without having said why."""
         await self._connect()
-        await self._prepare_disks(spec)
-        box = HostBox(new_ulid(), spec.vm_id, spec.stack.top, self._put_down, spec.hostname, spec.limits)
+        in_files = await self._prepare_disks(spec)
+        box = HostBox(
+            new_ulid(), spec.vm_id, spec.stack.top, self._put_down, spec.hostname, spec.limits, dismissed=self._dismiss
+        )
         box.read_only = spec.read_only
         ours, theirs = socket.socketpair()
         self._boxes[box.box_id] = box
         try:
             with theirs:
-                fields = {"box": box.box_id, **_boot_fields(spec)}
+                fields = {"box": box.box_id, "in_files": in_files, **_boot_fields(spec)}
                 said = await self._zygote.ask("boot", fields, (theirs.fileno(),))
                 box.address = said["address"]
                 if spec.read_only and not said.get("read_only"):
                     raise EngineError("the zygote of an older version makes no read-only boxes: boxwood down ends it")
                 if spec.limits.disk and said.get("disk") != spec.limits.disk:
                     raise EngineError("the zygote of an older version limits no disks: boxwood down ends it")
+                if spec.durable and not said.get("durable"):
+                    raise EngineError("the zygote of an older version makes no durable boxes: boxwood down ends it")
         except BaseException:
             ours.close()
             self._boxes.pop(box.box_id, None)
@@ -313,10 +329,19 @@ class HostEngine:
             await box.attach(ours)
         except BoxGone as error:
             await box.kill()
-            raise EngineError(f"the box did not come up: {error}") from None
+            kind = _Stillborn if box.stillborn else EngineError
+            raise kind(f"the box did not come up: {error}") from None
         except asyncio.CancelledError:
             await box.kill()
             raise
+        if spec.durable and is_new:
+            try:
+                await asyncio.to_thread(self._flushed.secure_top, spec.stack.top)
+            except BaseException as error:
+                await box.kill()
+                if isinstance(error, OSError):
+                    raise EngineError(f"the top of the VM could not be brought to the disk: {error}") from error
+                raise
         return box
 
     async def _put_down(self, box_id: str) -> None:
@@ -326,6 +351,13 @@ class HostEngine:
             # Either it died already, of which the zygote tells us, or the zygote is gone and with it its boxes.
             if not self._zygote.connected and (box := self._boxes.pop(box_id, None)):
                 box.died("the zygote is gone")
+
+    async def _dismiss(self, box_id: str) -> bool:
+        """True: nothing runs in the box, and it ends later. Else it is to be put down."""
+        try:
+            return "later" in await self._zygote.ask("dismiss", {"box": box_id})
+        except EngineError:
+            return False  # as above; or it is the zygote of an older version
 
     def _on_death(self, box_id: str, status: int) -> None:
         if box := self._boxes.pop(box_id, None):
@@ -341,108 +373,8 @@ class HostEngine:
         for box in boxes.values():
             box.died(reason)
 
-    # --- layers
-
-    async def is_empty(self, layer_id: str) -> bool:
-        if (self._data / "layers" / checked(layer_id) / IMAGE).exists():
-            return (await self.contents(layer_id)).empty
-        path = self._data / "layers" / layer_id / "upper"
-
-        def look() -> bool:
-            try:
-                with os.scandir(path) as entries:
-                    return next(entries, None) is None
-            except FileNotFoundError:
-                return True
-            except PermissionError:  # without root, of a VM that has changed the mode or the owner of its /
-                return False
-
-        return look()  # one directory, opened and read: some 20 µs
-
-    async def contents(self, layer_id: str) -> Contents:
-        box = next((box for box in self._boxes.values() if box.top == layer_id and box.vm_id), None)
-        if box is not None and (self._data / "layers" / checked(layer_id) / IMAGE).exists():
-            try:  # a matter of 0.2 ms, where a job takes some
-                said = await self._zygote.ask("look", {"box": box.box_id})
-                return Contents(bool(said["empty"]), said["bytes"])
-            except EngineError:
-                pass  # it is gone, or about to
-        found = await self._job({"kind": "look", "layer": checked(layer_id)})
-        return Contents(bool(found["empty"]), found["bytes"])
-
-    async def disk_capacity(self, top: str) -> int | None:
-        try:
-            layers = self._data / "layers"
-            return files.capacity(layers, checked(top)) or projects.capacity(layers, top)
-        except FileNotFoundError:
-            return None
-
-    def disk_problem(self) -> str:
-        check = next((check for check in self._checks if check.name == doctor.DISK), None)
-        return "" if check is None or check.active else f"{check.why}; {check.fix}"
-
-    async def in_files(self) -> set[str]:
-        layers = self._data / "layers"
-        return await asyncio.to_thread(lambda: {path.parent.name for path in layers.glob(f"*/{IMAGE}")})
-
-    async def copy_top(self, box: Box, source: str, target: str) -> CopyReport:
-        assert isinstance(box, HostBox)
-        freezer = next((check for check in self._checks if check.name == doctor.FREEZER), None)
-        if freezer is not None and not freezer.active:
-            raise NotHere(freezer.why)
-        began = time.perf_counter()
-        job = {"kind": "copy", "source": checked(source), "target": checked(target)}
-        # Stand still once before: a write(2) that is under way has its old time until it ends, so what it overwrites
-        # would be looked at neither by the first pass nor by the second.
-        async with self._standing_still(box):
-            pass
-        first = await self._job({**job, "phase": 1})
-        froze = time.perf_counter()
-        async with self._standing_still(box):
-            second = await self._job({**job, "phase": 2, "since": first["since"]})
-        ended = time.perf_counter()
-        return CopyReport(
-            first["inodes"] + second["inodes"],
-            first["bytes"] + second["bytes"],
-            round((ended - froze) * 1e3, 3),
-            round((ended - began) * 1e3, 3),
-        )
-
-    @asynccontextmanager
-    async def _standing_still(self, box: HostBox) -> AsyncIterator[None]:
-        """Thawed again whatever happens, also if nobody waited for the answer that it was frozen."""
-        try:
-            await self._zygote.ask("freeze", {"box": box.box_id})
-            yield
-        finally:
-            if not box.gone.done():
-                await self._zygote.ask("thaw", {"box": box.box_id})
-
-    async def merge(self, layers: Sequence[str], target: str) -> None:
-        await self._job({"kind": "merge", "layers": [["data", checked(i)] for i in layers], "target": checked(target)})
-
-    async def remove(self, layers: Sequence[str]) -> None:
+    async def _drop_ready(self, layers: Sequence[str]) -> None:
         await self._ready.drop(layers)
-        for at in range(0, len(layers), _REMOVE_AT_ONCE):
-            await self._job({"kind": "remove", "layers": [checked(i) for i in layers[at : at + _REMOVE_AT_ONCE]]})
-
-    async def stored(self) -> set[str]:
-        names = await asyncio.to_thread(os.listdir, self._data / "layers")
-        bare = (name.removeprefix(".dead-").removesuffix(".part") for name in names)  # whose jobs were cut off
-        return {name for name in bare if is_ulid(name)}
-
-    # --- the network
-
-    async def usage(self, vm_id: str) -> Usage:
-        if not self._router.there and not any(box.vm_id == vm_id and box.address for box in self._boxes.values()):
-            return Usage()
-        try:
-            return await self._router.usage(vm_id)  # also of a box that has just ended, until its account is closed
-        except EngineError:
-            return Usage()  # there is no router, and so no wire
-
-    def account(self, sink: Callable[[str, Usage], None]) -> None:
-        self._account = sink
 
     # --- the host
 
@@ -454,30 +386,9 @@ class HostEngine:
         disks = [os.statvfs(place) for place in (self._data, self._data / "layers")]  # where there is a pool, two
         return min(disk.f_bavail * disk.f_frsize for disk in disks)
 
-    # --- work of the zygote's
-
-    async def _job(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Have a jailed child of the zygote do something to layers; its result is one line of JSON."""
+    async def _ask(self, op: str, fields: dict[str, Any], seconds: float) -> dict[str, Any]:
         await self._connect()
-        ready, theirs = os.pipe()
-        os.set_blocking(ready, False)
-        try:
-            await self._zygote.ask("job", {"job": job}, (theirs,))
-        except BaseException:
-            os.close(ready)
-            raise
-        finally:
-            os.close(theirs)
-        line = await _read_to_end(ready, _JOB_SECONDS)
-        if not line:
-            raise EngineError(f"the {job['kind']} of layers was cut off")
-        try:
-            result: dict[str, Any] = json.loads(line)
-        except ValueError:
-            raise EngineError(f"the {job['kind']} of layers answered what makes no sense: {line[:200]!r}") from None
-        if "error" in result:
-            raise EngineError(f"{job['kind']} of layers: {result['error']}")
-        return result
+        return await self._zygote.ask(op, fields, seconds=seconds)
 
 
 def _boot_fields(spec: BoxSpec) -> dict[str, Any]:
@@ -486,31 +397,5 @@ def _boot_fields(spec: BoxSpec) -> dict[str, Any]:
     return {
         "vm": spec.vm_id, "layers": layers, "top": checked(stack.top), "hostname": spec.hostname,
         "limits": spec.limits.fields(), "network": spec.network, "read_only": spec.read_only,
+        "durable": spec.durable,
     }  # fmt: skip
-
-
-async def _read_to_end(fd: int, seconds: float) -> bytes:
-    """All that comes over a pipe, which is then closed.
-
-    Not `connect_read_pipe`: uvloop's closes the descriptor twice, and the second time it may be another thread's file.
-    """
-    loop = asyncio.get_running_loop()
-    came, whole = bytearray(), loop.create_future()
-
-    def readable() -> None:
-        try:
-            piece = os.read(fd, 1 << 16)
-        except BlockingIOError:
-            return
-        came.extend(piece)
-        if (not piece or len(came) > _LONGEST_ANSWER) and not whole.done():
-            whole.set_result(None)
-
-    loop.add_reader(fd, readable)
-    try:
-        async with asyncio.timeout(seconds):
-            await whole
-        return bytes(came)
-    finally:
-        loop.remove_reader(fd)
-        os.close(fd)

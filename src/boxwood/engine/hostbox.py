@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import io
-import json
 import os
-import re
 import shlex
 import socket
 import stat
@@ -16,13 +13,13 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from boxwood.engine import hostmanifest
 from boxwood.engine.api import (
     Activity,
     BoxGone,
     GuestError,
     Limits,
     Manifest,
-    ManifestEntry,
     OpenFile,
     RunEnd,
     RunSink,
@@ -31,9 +28,15 @@ from boxwood.engine.api import (
     SessionSpec,
 )
 from boxwood.engine.frames import MANIFEST_LIMIT, FrameError
+from boxwood.engine.guest import python_program
+from boxwood.engine.hostfeeds import HostArchiveFeed, HostFileFeed
+from boxwood.engine.hostfiles import HostFiles
 from boxwood.engine.hostptys import HostPtys
 from boxwood.engine.kernel import OVERLAYFS_MAGIC, TMPFS_MAGIC, filesystem_type
 from boxwood.engine.link import Answer, Link, integer, text
+from boxwood.engine.policies import Policies
+from boxwood.engine.pulse import Pulse
+from boxwood.engine.volumes.kinds import DISKS
 
 ANSWER_SECONDS = 30.0  # an agent that does not answer for so long is replaced
 FILE_SECONDS = 600.0
@@ -43,23 +46,28 @@ EARLY_BYTES = 64 << 20  # of states that come before anybody listens
 _ENTRY_BYTES = 256  # that a short text and its name take in memory
 OUTPUT_BYTES = 1 << 20
 BACKLOG_BYTES = 16 << 20  # of what is typed on terminals, as long as the agent says that it has been read
-_REASONS = frozenset({"exit", "timeout", "killed", "prompt", "broken"})
-_DIGEST = re.compile(r"[0-9a-f]{64}\Z")
-_NOT_A_NAME = frozenset({"", ".", ".."})
+_REASONS = frozenset({"exit", "timeout", "killed", "prompt", "broken", "died"})
 
 
 @dataclass(slots=True)
 class _Attached:
-    """A run whose output somebody takes: where its streams have come to."""
+    """A run whose output somebody takes: where its streams have come to. `resumed`: it may begin further on, if an
+    earlier server has dropped more than it kept."""
 
     sink: RunSink
     offsets: list[int] = field(default_factory=lambda: [0, 0])
     ended: bool = False
+    resumed: bool = False
+
+    def goes_on(self, stream: int, at: int) -> bool:
+        """Is this where more of a stream may begin?"""
+        expected = self.offsets[stream - 1]
+        return at == expected or (self.resumed and at > expected)
 
 
 class HostBox:
-    """See `boxwood.engine.api.Box`. `put_down` kills the box through the zygote. `hostname` and `limits` are unknown of
-    a box that was adopted."""
+    """See `boxwood.engine.api.Box`. `put_down` kills the box through the zygote; `dismissed` lets it do so later, and
+    says whether it does. `hostname` and `limits` are unknown of a box that was adopted."""
 
     def __init__(
         self,
@@ -69,22 +77,33 @@ class HostBox:
         put_down: Callable[[str], Awaitable[None]],
         hostname: str = "",
         limits: Limits = Limits(),
+        dismissed: Callable[[str], Awaitable[bool]] | None = None,
     ) -> None:
         self.box_id = box_id
         self.vm_id = vm_id
         self.top = top
         self.hostname = hostname
         self.limits = limits
+        self.policies: Policies | None = (
+            Policies()
+        )  # that it goes by, or is to; None: those that an earlier server said
+        self.policies_hold = True  # the router has said so
         self.address = ""
         self.read_only = False
+        self.mounts: set[str] = set()
         self.gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.known_runs: dict[str, RunEnd | None] = {}
         self._takes_input = False
-        self.ptys = HostPtys(self._ask, self._say)
+        self._has_contexts = False
+        self.ptys = HostPtys(self._ask, self._say, self._await_it, self._checking)
+        self.files = HostFiles(self._ask, self._checking)
         self._starts_programs = False  # a box that an older version has made starts only shells
         self._put_down = put_down
+        self._dismissed = dismissed
         self._why = ""  # why it was put down, if it was
+        self.stillborn = False  # it died before it had said anything, and not because it was too slow
         self._link: Link | None = None
+        self._pulse: Pulse | None = None
         self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._listener: SessionSink | None = None
         self._early_states: list[tuple[str, str, dict[str, str], bytes]] = []
@@ -97,9 +116,13 @@ class HostBox:
     async def attach(self, sock: socket.socket, seconds: float = ANSWER_SECONDS) -> None:
         """Take a link and wait for the agent's greeting. BoxGone, with the box put down, if it does not come."""
         self._link = Link(sock, self._on_event, self._on_broken)
+        self._pulse = Pulse(self._link, self._is_awaited)
         try:
             async with asyncio.timeout(seconds):
                 await asyncio.shield(self._greeted)
+        except BoxGone:
+            self.stillborn = self._link.heard_nothing
+            raise
         except TimeoutError:
             self._on_broken(f"the agent did not say hello within {seconds:g} s")
             raise BoxGone(self._why) from None
@@ -108,6 +131,14 @@ class HostBox:
         """Close the link; the box lives on."""
         if self._link is not None:
             self._link.close("the server lets go")
+
+    def _is_awaited(self) -> bool:
+        """Somebody waits for what the agent says on its own."""
+        return self.ptys.looked_at or any(not run.ended for run in self._runs.values())
+
+    def _await_it(self) -> None:
+        if self._pulse is not None:
+            self._pulse.begin()
 
     def died(self, status: str) -> None:
         """Nothing of the box is left: the zygote has said so, or has itself died."""
@@ -125,6 +156,13 @@ class HostBox:
             self._why = self._why or "the box was put down"
             await self._put_down(self.box_id)
             await asyncio.shield(self.gone)
+
+    async def dismiss(self) -> None:
+        if self.gone.done():
+            return
+        self._why = self._why or "its VM was deleted"
+        if self._dismissed is None or not await self._dismissed(self.box_id):
+            await self.kill()
 
     def _on_broken(self, reason: str) -> None:
         """The agent cannot be relied on any more: replace it."""
@@ -145,8 +183,15 @@ class HostBox:
             raise BoxGone(self._why) from None
 
     async def _ask(self, op: str, fields: dict[str, Any], payload: bytes = b"", **more: Any) -> Answer:
+        """See Link.ask: descriptors are closed whatever happens."""
         more.setdefault("timeout", ANSWER_SECONDS)
-        return await self._alive().ask(op, fields, payload, **more)
+        try:
+            link = self._alive()
+        except BoxGone:
+            for fd in more.get("fds", ()):
+                os.close(fd)
+            raise
+        return await link.ask(op, fields, payload, **more)
 
     def _say(self, fields: dict[str, Any], payload: bytes = b"") -> None:
         link = self._alive()
@@ -169,10 +214,18 @@ class HostBox:
             sink.state(*saved)
 
     async def open_session(self, spec: SessionSpec) -> None:
-        fields = {"sid": spec.session_id, "env": dict(spec.env), "cwd": spec.cwd}
-        self._opening[spec.session_id] = self._alive().begin(
-            "session.open", fields, spec.state or b"", timeout=ANSWER_SECONDS
-        )
+        fields: dict[str, Any] = {"sid": spec.session_id, "env": dict(spec.env), "cwd": spec.cwd}
+        payload = spec.state or b""
+        if spec.kind == "python":
+            if not self._has_contexts:
+                raise GuestError(
+                    errno.ENOSYS,
+                    "the VM's box was made by an older version, which has no Python contexts: park it first",
+                )
+            program = python_program()
+            fields |= {"kind": "python", "program": len(program)}
+            payload = program + payload
+        self._opening[spec.session_id] = self._alive().begin("session.open", fields, payload, timeout=ANSWER_SECONDS)
 
     async def close_session(self, session_id: str) -> None:
         await self._ask("session.close", {"sid": session_id})
@@ -190,7 +243,7 @@ class HostBox:
                 errno.ENOSYS,
                 "the VM's box was made by an older version, which can do neither stdin_open nor end_symbol",
             )
-        self._runs[spec.run_id] = _Attached(sink)
+        self._runs[spec.run_id] = _Attached(sink, [0, 0, 0] if spec.reports else [0, 0])
         quoted = spec.argv is not None and not self._starts_programs
         fields = {
             "rid": spec.run_id,
@@ -217,14 +270,20 @@ class HostBox:
             raise (opening.exception() if opening is not None and opening.done() else None) or error from None
         finally:
             self._opening.pop(spec.session_id, None)
+        self._await_it()
 
-    async def resume_run(self, run_id: str, sink: RunSink, out_offset: int, err_offset: int) -> None:
-        self._runs[run_id] = _Attached(sink, [out_offset, err_offset])
-        await self._ask("run.resume", {"rid": run_id, "out": out_offset, "err": err_offset})
+    async def resume_run(
+        self, run_id: str, sink: RunSink, out_offset: int, err_offset: int, report_offset: int | None = None
+    ) -> None:
+        reported = [] if report_offset is None else [report_offset]
+        self._runs[run_id] = _Attached(sink, [out_offset, err_offset, *reported], resumed=True)
+        await self._ask("run.resume", {"rid": run_id, "out": out_offset, "err": err_offset, "rep": report_offset or 0})
+        self._await_it()
 
-    def ack(self, run_id: str, out_offset: int, err_offset: int) -> None:
+    def ack(self, run_id: str, out_offset: int, err_offset: int, report_offset: int = 0) -> None:
         if self._link is not None:
-            self._link.say({"op": "run.ack", "rid": run_id, "out": out_offset, "err": err_offset})
+            fields = {"op": "run.ack", "rid": run_id, "out": out_offset, "err": err_offset}
+            self._link.say({**fields, "rep": report_offset} if report_offset else fields)
 
     def forget(self, run_id: str) -> None:
         self._runs.pop(run_id, None)
@@ -238,7 +297,8 @@ class HostBox:
 
     async def write_stdin(self, run_id: str, at: int | None, data: bytes, eof: bool) -> int:
         header, *_ = await self._ask("run.stdin", {"rid": run_id, "at": at, "eof": eof}, data)
-        return integer(header, "at")
+        with self._checking("answer to run.stdin"):
+            return integer(header, "at")
 
     async def kill_run(self, run_id: str) -> None:
         await self._ask("run.kill", {"rid": run_id})
@@ -248,14 +308,17 @@ class HostBox:
     async def read_file(self, path: str) -> OpenFile:
         _, _, (fd,) = await self._ask("file.read", {"path": path}, takes=1)
         try:
-            return _checked_file(fd, may_be_in_memory=self.read_only)
+            return _checked_file(fd, may_be_in_memory=self.read_only, has_volumes=bool(self.mounts))
         except (FrameError, OSError) as error:
             os.close(fd)
             self._on_broken(f"the agent handed over what is no file of the VM: {error}")
             raise BoxGone(self._why) from None
 
-    async def write_file(self, path: str, data: bytes | int, mode: int | None = None) -> int:
-        fields: dict[str, Any] = {"path": path, "mode": mode}
+    async def write_file(
+        self, path: str, data: bytes | int, mode: int | None = None, *, durable: bool = False, in_run: bool = False
+    ) -> int:
+        asked = {"durable": durable, "in_run": in_run}
+        fields = {"path": path, "mode": mode, **{name: True for name, wanted in asked.items() if wanted}}
         if isinstance(data, bytes) and len(data) <= INLINE_BYTES:
             header, *_ = await self._ask("file.write", {**fields, "size": len(data)}, data, timeout=FILE_SECONDS)
         else:
@@ -263,7 +326,15 @@ class HostBox:
             size = os.fstat(fd).st_size
             header, *_ = await self._ask("file.write", {**fields, "size": size}, fds=(fd,), timeout=FILE_SECONDS)
         with self._checking("answer to file.write"):
+            if durable and header.get("durable") is not True:
+                raise FrameError("it does not say that the file is on the disk")
             return integer(header, "size")
+
+    async def receive_file(self, path: str, mode: int | None = None, *, durable: bool = False) -> HostFileFeed:
+        return await HostFileFeed.open(self._alive(), self._checking, path, mode, durable)
+
+    async def receive_archive(self, path: str, packed: bool, limit: int, *, durable: bool = False) -> HostArchiveFeed:
+        return HostArchiveFeed.open(self._alive(), self._checking, path, packed, limit, durable)
 
     async def manifest(self, path: str, limit: int = 50_000) -> Manifest:
         lines = bytearray()
@@ -279,8 +350,8 @@ class HostBox:
         )
         lines += payload
         with self._checking("manifest"):
-            entries = await asyncio.to_thread(_entries, lines, limit)
-            return Manifest(_name(header, "root"), entries, header.get("truncated") is True)
+            entries = await asyncio.to_thread(hostmanifest.entries, lines, limit)
+            return Manifest(hostmanifest.path(header, "root"), entries, header.get("truncated") is True)
 
     # --- what the agent says on its own
 
@@ -314,6 +385,8 @@ class HostBox:
             self.known_runs[text(run, "rid", 26)] = None if end is None else _run_end(end)
         self._starts_programs = header.get("programs") is True
         self._takes_input = header.get("stdin") is True
+        self._has_contexts = header.get("python") is True
+        self.files.known = header.get("files") is True
         self.ptys.on_hello(header.get("ptys", []))
         self._greeted.set_result(None)
 
@@ -322,9 +395,14 @@ class HostBox:
         if run is None:
             return  # forgotten meanwhile
         stream, at = integer(header, "stream"), integer(header, "at")
-        if stream not in (1, 2) or at != run.offsets[stream - 1] or run.ended or len(payload) > OUTPUT_BYTES:
+        if (
+            not 1 <= stream <= len(run.offsets)
+            or not run.goes_on(stream, at)
+            or run.ended
+            or len(payload) > OUTPUT_BYTES
+        ):
             raise FrameError(f"output of stream {stream} at {at}, expected at {run.offsets}")
-        run.offsets[stream - 1] += len(payload)
+        run.offsets[stream - 1] = at + len(payload)
         run.sink.output(stream, at, payload)
 
     def _on_end(self, header: dict[str, Any]) -> None:
@@ -335,8 +413,10 @@ class HostBox:
             self.known_runs[run_id] = end
         if run is None or run.ended:
             return
-        if [end.out_bytes, end.err_bytes] != run.offsets:
-            raise FrameError(f"the run ended at {end.out_bytes}, {end.err_bytes}, its output at {run.offsets}")
+        ends = [end.out_bytes, end.err_bytes, end.report_bytes]
+        known = len(run.offsets)
+        if not all(map(run.goes_on, range(1, known + 1), ends)) or any(ends[known:]):
+            raise FrameError(f"the run ended at {ends}, its output at {run.offsets}")
         run.ended = True
         run.sink.finished(end)
 
@@ -368,14 +448,18 @@ def _run_end(fields: object) -> RunEnd:
     if not isinstance(reason, str) or reason not in _REASONS:
         raise FrameError(f"a reason of {str(reason)[:20]}")
     sizes = integer(fields, "out"), integer(fields, "err")
-    return RunEnd(code, reason, *sizes, not_started=fields.get("started") is False)
+    reports = integer(fields, "rep") if "rep" in fields else 0
+    return RunEnd(
+        code, reason, *sizes, not_started=fields.get("started") is False, report_bytes=reports,
+        lost=fields.get("lost") is True,
+    )  # fmt: skip
 
 
-def _checked_file(fd: int, *, may_be_in_memory: bool = False) -> OpenFile:
-    """What came must be a regular file on an overlay, or on the tmpfs of a read-only box: nothing else can be read
-    without a surprise."""
+def _checked_file(fd: int, *, may_be_in_memory: bool = False, has_volumes: bool = False) -> OpenFile:
+    """What came must be a regular file on an overlay, on the tmpfs of a read-only box, or on what volumes lie on:
+    nothing else can be read without a surprise."""
     found = os.fstat(fd)
-    kinds = (OVERLAYFS_MAGIC, TMPFS_MAGIC) if may_be_in_memory else (OVERLAYFS_MAGIC,)
+    kinds = {OVERLAYFS_MAGIC, *((TMPFS_MAGIC,) if may_be_in_memory else ()), *(DISKS if has_volumes else ())}
     if not stat.S_ISREG(found.st_mode) or filesystem_type(fd) not in kinds:
         raise FrameError("not a regular file on the VM's disk")
     return OpenFile(fd, found.st_size, stat.S_IMODE(found.st_mode))
@@ -387,36 +471,3 @@ def _in_memory(data: bytes) -> int:
     while view:
         view = view[os.write(fd, view) :]
     return fd
-
-
-def _entries(lines: bytes | bytearray, limit: int) -> tuple[ManifestEntry, ...]:
-    """FrameError."""
-    found = []
-    for number, line in enumerate(io.BytesIO(lines)):
-        if number == limit:
-            break
-        try:
-            fields = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise FrameError(f"a line that is not JSON: {type(error).__name__}") from None
-        if not isinstance(fields, dict):
-            raise FrameError("a line that is no object")
-        entry = ManifestEntry(
-            _name(fields, "path"), integer(fields, "size"), integer(fields, "mode"), text(fields, "hash", 64)
-        )
-        if not _DIGEST.match(entry.hash) or not _NOT_A_NAME.isdisjoint(entry.path.split("/")):
-            raise FrameError("a manifest entry that makes no sense")
-        found.append(entry)
-    return tuple(found)
-
-
-def _name(fields: dict[str, Any], field_name: str) -> str:
-    """A path that can be said to clients: UTF-8 without NUL."""
-    value = text(fields, field_name)
-    try:
-        raw = value.encode()
-    except UnicodeEncodeError:
-        raise FrameError(f"{field_name} is not UTF-8") from None
-    if len(raw) > 4096 or 0 in raw:
-        raise FrameError(f"{field_name} is no path")
-    return value

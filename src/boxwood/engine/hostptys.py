@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from boxwood.engine.api import PTY_WINDOW, PtyEnd, PtySink, PtySpec
 from boxwood.engine.frames import FrameError
-from boxwood.engine.link import Answer, integer, text
+from boxwood.engine.link import Answer, Checking, integer, text
+from boxwood.engine.ptyapi import PTY_WINDOW, PtyEnd, PtySink, PtySpec
 
 MOST = 1000
 _ID = 26
@@ -44,11 +44,16 @@ class _Looked:
 
 
 class HostPtys:
-    """`ask` sends a request and waits for its answer; `say` sends what has none."""
+    """`ask` sends a request and waits for its answer; `say` sends what has none. `on_look`: somebody looks from now
+    on. `checking`: what makes no sense meanwhile costs the box."""
 
-    def __init__(self, ask: Callable[..., Awaitable[Answer]], say: Say) -> None:
+    def __init__(
+        self, ask: Callable[..., Awaitable[Answer]], say: Say, on_look: Callable[[], None], checking: Checking
+    ) -> None:
         self._ask = ask
+        self._checking = checking
         self._say = say
+        self._on_look = on_look
         self.known: dict[str, str] = {}
         self._numbers = itertools.count(1)
         self._views: dict[int, _Looked] = {}  # output may come before the answer to `open` has been heard
@@ -64,7 +69,8 @@ class HostPtys:
         self._views[looked.view] = looked
         try:
             header, *_ = await self._ask("pty.open", fields, argv)
-            ident = text(header, "pty", _ID)
+            with self._checking("answer to pty.open"):
+                ident = text(header, "pty", _ID)
         except BaseException:
             self._views.pop(looked.view, None)
             raise
@@ -73,7 +79,13 @@ class HostPtys:
                 self._views.pop(before.view, None)
             self.known[ident] = spec.session_id
             self._looked[ident] = looked
+            self._on_look()
         return ident
+
+    @property
+    def looked_at(self) -> bool:
+        """Somebody looks at one of them."""
+        return bool(self._views)
 
     def watch(self, pty_id: str, sink: PtySink) -> None:
         self._looked[pty_id] = _Looked(sink)

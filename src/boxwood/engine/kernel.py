@@ -1,7 +1,7 @@
 """The Linux calls that Python 3.11 has no names for, through ctypes. Each raises OSError with the kernel's errno.
 
 Everything here runs in the zygote and its children, single-threaded. Sources: mount_setattr(2), open_tree(2),
-fsopen(2), capset(2), prctl(2), quotactl(2), seccomp(2), pivot_root(2).
+fsopen(2), openat2(2), capset(2), prctl(2), quotactl(2), seccomp(2), pivot_root(2), landlock(7).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ARCHITECTURES = {
 _NUMBERS = ARCHITECTURES.get(platform.machine(), {})
 # The same on every architecture, like all system calls since 424.
 OPEN_TREE, MOVE_MOUNT, FSOPEN, FSCONFIG, FSMOUNT, MOUNT_SETATTR = 428, 429, 430, 431, 432, 442
-QUOTACTL_FD = 443
+OPENAT2, QUOTACTL_FD = 437, 443
 
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -34,6 +34,7 @@ MNT_DETACH = 2
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC, ATTR_IDMAP = 1, 2, 4, 8, 0x100000
 
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
+RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 1, 2, 4, 8
 _OPEN_TREE_CLONE, _CLOEXEC = 1, 0x80000
 _FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
 _SET_FLAG, _SET_STRING, _SET_FD, _CREATE = 0, 1, 5, 6
@@ -102,8 +103,10 @@ def open_tree(path: str, at: int = _AT_FDCWD, *, recursive: bool = False) -> int
     return _call(OPEN_TREE, at, _bytes(path), flags)
 
 
-def mount_setattr(fd: int, set_: int = 0, clear: int = 0, userns: int = 0, *, recursive: bool = True) -> None:
-    attributes = ctypes.create_string_buffer(struct.pack("QQQQ", set_, clear, 0, userns), 32)
+def mount_setattr(
+    fd: int, set_: int = 0, clear: int = 0, userns: int = 0, *, recursive: bool = True, propagation: int = 0
+) -> None:
+    attributes = ctypes.create_string_buffer(struct.pack("QQQQ", set_, clear, propagation, userns), 32)
     _call(MOUNT_SETATTR, fd, b"", _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0), attributes, 32)
 
 
@@ -172,6 +175,12 @@ class Filesystem:
         except OSError:
             pass  # ENODATA: that was all
         return found
+
+
+def open_within(at: int, path: str, flags: int, resolve: int) -> int:
+    """Open an existing file below a directory, as openat2(2), under the rules RESOLVE_*."""
+    how = ctypes.create_string_buffer(struct.pack("QQQ", flags, 0, resolve), 24)
+    return _call(OPENAT2, at, os.fsencode(path), how, ctypes.c_size_t(24))
 
 
 def filesystem_type(fd: int) -> int:
@@ -281,3 +290,8 @@ def load_seccomp(program: bytes) -> None:
     code = ctypes.create_string_buffer(program, len(program))
     fprog = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(code)), 16)
     _call(_NUMBERS["seccomp"], 1, 0, fprog)
+
+
+def landlock(number: int, *args: object) -> int:
+    """One of landlock(7)'s calls: 444 to 446."""
+    return _call(number, *args)

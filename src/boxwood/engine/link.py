@@ -13,6 +13,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from boxwood.engine.api import BoxGone, GuestError
@@ -22,6 +23,7 @@ from boxwood.engine.strays import let_go
 _LEISURE = 0.01  # seconds
 _MOST_UNREAD = 50_000  # frames: an agent may make the server acknowledge as often as it likes, and not listen
 Answer = tuple[dict[str, Any], bytes, list[int]]
+Checking = Callable[[str], AbstractContextManager[None]]  # of what; FrameError meanwhile costs the box
 
 
 class Link:
@@ -47,6 +49,8 @@ class Link:
         self._writing = False
         self._leisurely = False  # a flush will come
         self._closed = False
+        self.heard = self._loop.time()  # when the agent said something last; at first, when it could
+        self.heard_nothing = True
         self._loop.add_reader(sock.fileno(), self._readable)
 
     @property
@@ -156,6 +160,7 @@ class Link:
             if not self._incoming.receive():
                 self._break("the agent closed its link")
                 return
+            self.heard, self.heard_nothing = self._loop.time(), False
             if not all(stat.S_ISREG(os.fstat(fd).st_mode) for fd in self._incoming.fds):
                 raise FrameError("a descriptor that is no regular file")
             for header, payload, fds in self._incoming.frames():

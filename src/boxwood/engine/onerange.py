@@ -14,6 +14,7 @@ import stat
 from pathlib import Path
 
 from boxwood.engine import kernel as k
+from boxwood.engine import userns
 from boxwood.engine.idmap import IdMap
 from boxwood.engine.ranges import BoxRange
 from boxwood.engine.uidrange import LINKS, MOUNT_POINTS, NODES
@@ -29,10 +30,10 @@ class SharedRange:
     """Like `uidrange.Range`. `layers` and `images` are the same for all."""
 
     base = 0
-    number = 0
     is_shared = True
 
-    def __init__(self, ids: IdMap, layers: int, images: int, device_place: str) -> None:
+    def __init__(self, ids: IdMap, layers: int, images: int, device_place: str, number: int) -> None:
+        self.number = number
         self.count = ids.count
         self.userns = _nested_namespace(ids)
         self.layers = layers
@@ -66,12 +67,15 @@ class SharedRanges:
         self._device_place = str(device_place)
         _bind_devices(self._device_place)
         self._free: list[BoxRange] = []
+        self._made = 0
 
     def __len__(self) -> int:
         return len(self._free)
 
     def prepare(self) -> None:
-        self._free.append(SharedRange(self._ids, self._layers, self._images, self._device_place))
+        """The same ids as all, but a number, and so an address, of its own."""
+        self._free.append(SharedRange(self._ids, self._layers, self._images, self._device_place, self._made))
+        self._made += 1
 
     def take(self) -> BoxRange:
         if not self._free:
@@ -84,31 +88,13 @@ class SharedRanges:
 
 def _nested_namespace(ids: IdMap) -> int:
     """A user namespace with the ids of ours, which we are root of from outside: a descriptor."""
-    made, mapped = os.pipe(), os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.close(mapped[1])
-            k.unshare(k.NEWUSER)
-            os.write(made[1], b"x")
-            os.read(mapped[0], 1)
-            _take_no_more_than_half()
-        finally:
-            os._exit(0)
-    os.close(made[1])
-    os.close(mapped[0])
-    try:
-        if not os.read(made[0], 1):
-            raise OSError("a user namespace in a user namespace could not be made: see `boxwood doctor`")
-        names = ("uid_map", "gid_map")
-        for name in names if ids.count > 1 else ("setgroups", *names):
-            with open(f"/proc/{pid}/{name}", "w") as f:
-                f.write("deny" if name == "setgroups" else ids.nested())
-        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(made[0])
-        os.close(mapped[1])
-        os.waitpid(pid, 0)
+    maps = [("uid_map", ids.nested()), ("gid_map", ids.nested())]
+    return userns.made(
+        maps if ids.count > 1 else [("setgroups", "deny"), *maps],
+        lambda: None,
+        _take_no_more_than_half,
+        "a user namespace in a user namespace could not be made: see `boxwood doctor`",
+    )
 
 
 def _take_no_more_than_half() -> None:

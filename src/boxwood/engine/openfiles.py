@@ -9,7 +9,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Iterable
 
-from boxwood.engine.cgroup import Cgroups, LimitUnavailable
+from boxwood.engine.cgroups.cgroups import Cgroups, LimitUnavailable
 
 
 def bound(cgroups: Cgroups, group: str, first: int, most: int) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from boxwood.engine import kernel as k
+from boxwood.engine import roots
 from boxwood.engine.ranges import BoxRange
 
 MOST_LAYERS = 400  # the kernel stops at 500
@@ -24,8 +25,8 @@ _CAPABILITIES = k.capability_mask(
     "chown", "dac_override", "dac_read_search", "fowner", "fsetid", "setgid", "setuid", "sys_admin", "mknod", "setfcap"
 )
 # userxattr: one format on disk, with root and without; it knows no redirect_dir=off: none is made, none followed.
-# volatile: else every end of a box flushes the whole host file system.
-_OPTIONS = ("userxattr", "redirect_dir=nofollow", "metacopy=off", "index=off", "volatile")
+_OPTIONS = ("userxattr", "redirect_dir=nofollow", "metacopy=off", "index=off")
+_VOLATILE = "volatile"  # no fsync does anything; without it every end of a box flushes the whole host file system
 _ONE_DEVICE = "xino=on"  # layers on several file systems: still one device number, as find -xdev expects
 NO_DISKS: Mapping[str, int] = {}
 _LONGEST_OPTIONS = 3900  # of the page that mount(2) takes
@@ -83,16 +84,18 @@ def mount_root(
     *,
     by_path: bool,
     read_only: bool = False,
+    durable: bool = False,
     disks: Mapping[str, int] = NO_DISKS,
 ) -> int:
     """An overlay at `root` of the working directory, as a descriptor of its root directory.
 
     `layers`: (place, id), topmost first; place is `data` or `image`. `by_path`: after `attach_views`. `read_only`: of
-    file system and mount, and nobody in the box may mount anything. `disks`: of layers that have a file system of their
-    own its root directory, idmapped.
+    file system and mount, and nobody in the box may mount anything. `durable`: what is flushed reaches the disk.
+    `disks`: of layers that have a file system of their own its root directory, idmapped.
     """
+    options = (*_OPTIONS, *(() if durable else (_VOLATILE,)), *((_ONE_DEVICE,) if disks else ()))
     if by_path:
-        return _mount_by_path(layers, top, range_, read_only, disks)
+        return _mount_by_path(layers, top, range_, read_only, disks, options)
     opened = []
     try:
         for place, ident in layers:
@@ -102,8 +105,10 @@ def mount_root(
         opened.append(upper)
         work = _part(top, "work", range_.layers, disks)
         opened.append(work)
+        if _can_be_told(top, read_only, disks):
+            roots.inherit(opened[0], upper, work)
         with _as_range(range_.base):
-            filesystem = _configured(_OPTIONS if not disks else (*_OPTIONS, _ONE_DEVICE))
+            filesystem = _configured(options)
             for fd in opened[:-2]:
                 filesystem.set("lowerdir+", fd)
             filesystem.set("upperdir", upper)
@@ -119,6 +124,11 @@ def mount_root(
             os.close(fd)
 
 
+def _can_be_told(top: str, read_only: bool, disks: Mapping[str, int]) -> bool:
+    """Can a top be written to before it is mounted? One in a file not, if the box is to write nothing."""
+    return not (read_only and top in disks)
+
+
 def _part(ident: str, name: str, at: int, disks: Mapping[str, int]) -> int:
     """A descriptor of a layer's `upper` or `work`."""
     if (disk := disks.get(ident)) is not None:
@@ -127,7 +137,12 @@ def _part(ident: str, name: str, at: int, disks: Mapping[str, int]) -> int:
 
 
 def _mount_by_path(
-    layers: Sequence[tuple[str, str]], top: str, range_: BoxRange, read_only: bool, disks: Mapping[str, int]
+    layers: Sequence[tuple[str, str]],
+    top: str,
+    range_: BoxRange,
+    read_only: bool,
+    disks: Mapping[str, int],
+    wanted: Sequence[str],
 ) -> int:
     where = {
         ident: f"{'images' if place == 'image' else 'layers'}/{ident}" for place, ident in [("data", top), *layers]
@@ -140,9 +155,16 @@ def _mount_by_path(
     options = f"lowerdir={':'.join(names)},upperdir={where[top]}/upper,workdir={where[top]}/work"
     if len(options) > _LONGEST_OPTIONS:
         raise OSError(errno.E2BIG, f"{len(layers)} layers: this kernel takes the names of about 110")
+    if _can_be_told(top, read_only, disks):
+        opened = [os.open(name, _DIRECTORY) for name in (names[0], f"{where[top]}/upper", f"{where[top]}/work")]
+        try:
+            roots.inherit(*opened)
+        finally:
+            for fd in opened:
+                os.close(fd)
     with _as_range(range_.base):
         flags = k.MS_NODEV | (k.MS_RDONLY if read_only else 0)
-        k.mount("boxwood", "root", "overlay", flags, ",".join((options, *_OPTIONS, *((_ONE_DEVICE,) if disks else ()))))
+        k.mount("boxwood", "root", "overlay", flags, ",".join((options, *wanted)))
     return os.open("root", _DIRECTORY)
 
 

@@ -1,18 +1,24 @@
-"""The server's connection as the zygote has it: requests with descriptors come in packets of JSON, answers go out."""
+"""The zygote's conversation with the server: requests with descriptors come in packets of JSON, answers go out."""
 
 from __future__ import annotations
 
 import array
 import json
 import os
+import selectors
 import socket
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from boxwood.engine.birth import PACKET_LIMIT
 
 _MOST_FDS = 8
 _UNSAID = 10_000  # packets that wait for a server
+
+
+class Refused(Exception):
+    """A request that makes no sense: its text is the answer."""
 
 
 class Lost(Exception):
@@ -65,3 +71,65 @@ class Peer:
         except OSError as error:
             raise Lost(str(error)) from None
         return True
+
+
+class Conversation:
+    """With one server at a time: the newest. `answered`: what a request comes to, given its descriptors and whether all
+    of them have come; None: nothing yet. `left`: is told who is gone."""
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        answered: Callable[[dict[str, Any], list[int], bool], dict[str, Any] | None],
+        left: Callable[[Peer], None],
+    ) -> None:
+        self._selector = selector
+        self._answered = answered
+        self._left = left
+        self.peer: Peer | None = None
+
+    def begin(self, sock: socket.socket) -> None:
+        self._drop()
+        self.peer = Peer(sock)
+        self._selector.register(sock, selectors.EVENT_READ, self._on_request)
+
+    def _drop(self) -> None:
+        if peer := self.peer:
+            self._left(peer)
+            self._selector.unregister(peer.sock)
+            peer.sock.close()
+            self.peer = None
+
+    def _on_request(self) -> None:
+        assert self.peer is not None
+        try:
+            request, fds, complete = self.peer.receive()
+        except Lost:
+            self._drop()
+            return
+        try:
+            answer = self._answered(request, fds, complete)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        if answer is not None:  # else it comes later
+            self.say({"n": request["n"], **answer})
+
+    def say(self, message: dict[str, Any]) -> None:
+        """If there is somebody to hear it."""
+        if self.peer is not None:
+            self.peer.put(message)
+            self._flush()
+
+    def _flush(self) -> None:
+        """Say what is left to say. As long as the server does not take it, nothing it asks is heard."""
+        assert self.peer is not None
+        try:
+            behind = not self.peer.flush()
+        except Lost:
+            self._drop()
+            return
+        if behind:
+            self._selector.modify(self.peer.sock, selectors.EVENT_WRITE, self._flush)
+        else:
+            self._selector.modify(self.peer.sock, selectors.EVENT_READ, self._on_request)

@@ -5,22 +5,28 @@ Made when nobody has asked for anything for a moment, since whoever waits for a 
 
 from __future__ import annotations
 
+import array
 import errno
 import os
+import select
 import signal
 import socket
+import struct
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NoReturn
 
 from boxwood.engine import birth, box
 from boxwood.engine import kernel as k
 from boxwood.engine.api import Limits
-from boxwood.engine.cgroup import Cgroups
+from boxwood.engine.cgroups.cgroups import Cgroups
+from boxwood.engine.disk import image
 from boxwood.engine.network.uplink import Uplink
 from boxwood.engine.network.wire import Wire
 from boxwood.engine.overlay import Places
+from boxwood.engine.peer import Refused
 from boxwood.engine.ranges import BoxRange, RangeMaker
 from boxwood.engine.ulid import new_ulid
 
@@ -48,7 +54,56 @@ class Live:
     limits: Limits = Limits()  # what its cgroups have: these too when it was prepared
     loop: int = -1  # the number of the loop device of its top, if that lies in a file
     project: int = 0  # of its top, where the file system has quotas
+    durable: bool = False  # its end flushes the file system that its top lies in
     mounts: int | None = None  # its mount namespace, held while it dies
+    network: int | None = None  # its network namespace, where we may not look at it
+    door: socket.socket | None = None  # from which these come, where we may not look at it: without root
+
+    def entry(self) -> int:
+        """What its mount namespace is entered by: a descriptor, which stays ours."""
+        self._open_door()
+        return self.pidfd if self.mounts is None else self.mounts
+
+    def network_entry(self) -> int:
+        """… and its network namespace."""
+        self._open_door()
+        return self.pidfd if self.network is None else self.network
+
+    def _open_door(self) -> None:
+        if self.door is not None and self.mounts is None:
+            _, ancillary, *_ = self.door.recvmsg(1, socket.CMSG_SPACE(8), socket.MSG_CMSG_CLOEXEC)
+            if ancillary:
+                self.mounts, self.network = struct.unpack("2i", ancillary[0][2])
+
+    def take_link(self, link: int) -> None:
+        """Hand its agent another link to the server. Refused, OSError."""
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [link]))]
+        try:
+            self.hook.sendmsg([b"L"], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            raise Refused("the agent does not take its new link") from None
+
+    def rename(self, hostname: str, ours: int) -> None:
+        """Another hostname, at once. `ours`: a descriptor of the namespace of names that we come back to. OSError."""
+        k.setns(self.pidfd, k.NEWUTS)
+        try:
+            k.sethostname(hostname)
+        finally:
+            k.setns(ours, k.NEWUTS)
+        self.hostname = hostname
+
+    def become(self, plan: bytes, link: int, disks: Sequence[image.Attached]) -> None:
+        """Tell a prepared process what it is to become, with what only we can open. Refused, OSError."""
+        fds = [link, *(fd for disk in disks for fd in (disk.file, disk.device))]
+        if len(fds) >= birth.DESCRIPTORS:
+            raise Refused(f"{len(disks)} of its layers lie in files of their own, which are being moved out: try again")
+        sysfs = os.open(image.SYSFS, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if disks else -1
+        try:
+            rights = array.array("i", [*fds, sysfs] if disks else fds)
+            self.hook.sendmsg([plan], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], socket.MSG_NOSIGNAL)
+        finally:
+            if sysfs >= 0:
+                os.close(sysfs)
 
 
 class Spares:
@@ -77,6 +132,7 @@ class Spares:
         self._pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._all: list[Live] = []
         self._pause_until = 0.0
+        self._told = ""  # what was in the way last
         self._seccomp = b""
         self._cgroups: Cgroups | None = None
         self.wired = True  # did who asked for a box last want the network?
@@ -102,12 +158,16 @@ class Spares:
 
     def make_ahead(self) -> None:
         """One more, if it is time."""
-        if time.monotonic() >= self._pause_until:
-            try:
-                self._prepare(idle=True)
-            except (OSError, RuntimeError):  # the host is short of something: no reason to die, and all boxes with us
+        if time.monotonic() < self._pause_until:
+            return
+        try:
+            self._prepare(idle=True)
+            self._told = ""
+        except (OSError, RuntimeError) as error:  # the host is short of something: no reason to die with all boxes
+            if (what := str(error)) != self._told:  # which may last for days
+                self._told = what
                 traceback.print_exc()
-                self._pause_until = time.monotonic() + _PAUSE
+            self._pause_until = time.monotonic() + _PAUSE
 
     def next(self, pids: int) -> Live:
         """The one that has had most time; it stays one of these until it is taken out. `pids`: the bound of its
@@ -117,7 +177,11 @@ class Spares:
             self._bound = pids
             for live in self._all:
                 live.hook.close()  # it is never needed, and ends
-        fit = (live for live in self._all if not self._cgroups.pids_elsewhere or live.limits.pids == pids)
+        fit = (
+            live
+            for live in self._all
+            if (not self._cgroups.pids_elsewhere or live.limits.pids == pids) and not _is_dying(live)
+        )
         return next(fit, None) or self._prepare()
 
     def remove(self, live: Live) -> None:
@@ -127,18 +191,26 @@ class Spares:
         """A process with everything a box needs but its VM. `idle`: made when nobody else wants the processor."""
         assert self._cgroups is not None
         range_, group = self._ranges.take(), new_ulid()
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:
+            self._ranges.give_back(range_)
+            raise
+        ours.shutdown(socket.SHUT_RD)
         limits = Limits(pids=self._bound)
         wire = self._uplink.wire(range_) if self.wired else None
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.shutdown(socket.SHUT_RD)
         try:
             cgroups = [f"{directory}/{self._cgroups.door}" for directory in self._cgroups.make(group, limits)]
             processes = limits.pids if self._cgroups.pids_elsewhere else 0
             ground = box.Ground(range_, tuple(cgroups), self._stage, self._seccomp, self._places, wire, processes)
+            door = None
             if self._may_return:
                 pid = self._fork_in_new_namespace(ground, theirs, idle)
             else:
-                pid = _fork_through_another(ground, theirs)
+                door, shown = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                with shown:
+                    there = replace(ground, door=shown.fileno())
+                    pid = fork_through_another(lambda: birth.live_as_box(there, theirs))
             pidfd = pidfd_of(pid)
         except BaseException:
             ours.close()
@@ -151,7 +223,7 @@ class Spares:
         finally:
             theirs.close()
         address = wire.address if wire else ""
-        live = Live(pid, pidfd, ours, range_, group, wire=wire, address=address, limits=limits)
+        live = Live(pid, pidfd, ours, range_, group, wire=wire, address=address, limits=limits, door=door)
         self._all.append(live)
         self._on_made(live)
         return live
@@ -172,11 +244,19 @@ class Spares:
         return pid
 
 
-def _fork_through_another(ground: box.Ground, hook: socket.socket) -> int:
+def _is_dying(live: Live) -> bool:
+    """Somebody has killed it: it holds its end of the hook no more, though its end may not have been reported yet."""
+    if live.hook.fileno() < 0:
+        return True
+    poll = select.poll()
+    poll.register(live.hook, 0)  # what is always told: POLLHUP, POLLERR
+    return bool(poll.poll(0))
+
+
+def fork_through_another(live: Callable[[], NoReturn]) -> int:
     """A process in a new process namespace by way of one that is left in it; it becomes our child when that has ended,
     and begins only then, since the end of its first parent is no reason for it to die."""
-    told, tell = os.pipe()
-    waiting, go = os.pipe()
+    told, tell, waiting, go = _two_pipes()
     k.set_subreaper(True)
     try:
         between = os.fork()
@@ -188,7 +268,7 @@ def _fork_through_another(ground: box.Ground, hook: socket.socket) -> int:
                 else:
                     os.close(go)
                     if os.read(waiting, 1):
-                        birth.live_as_box(ground, hook)
+                        live()
             finally:
                 os._exit(72)
         os.close(tell)
@@ -206,6 +286,16 @@ def _fork_through_another(ground: box.Ground, hook: socket.socket) -> int:
                 os.close(fd)
 
 
+def _two_pipes() -> tuple[int, int, int, int]:
+    first = os.pipe()
+    try:
+        return *first, *os.pipe()
+    except OSError:
+        for fd in first:
+            os.close(fd)
+        raise
+
+
 def pidfd_of(pid: int) -> int:
     """Of a child. Without one its end would not be heard of, so then there is no child either."""
     try:
@@ -214,3 +304,10 @@ def pidfd_of(pid: int) -> int:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         raise
+
+
+def kill(pidfd: int) -> None:
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # its death is about to be read

@@ -14,14 +14,13 @@ import json
 import logging
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from boxwood.engine import quota
+from boxwood.engine import listener, quota
 from boxwood.engine.api import EngineUnavailable
 
 log = logging.getLogger(__name__)
@@ -234,16 +233,10 @@ def _alone(data: Path) -> Iterator[None]:
 
 
 def _zygote_lives(data: Path) -> bool:
-    at = os.open(data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        sock.connect(f"/proc/self/fd/{at}/zygote.sock")  # the directory's name may be longer than an address
-        return True
-    except (FileNotFoundError, ConnectionRefusedError):
+    if (sock := listener.reach(data)) is None:
         return False
-    finally:
-        sock.close()
-        os.close(at)
+    sock.close()
+    return True
 
 
 # --- programs

@@ -39,7 +39,13 @@ def let_go(link: socket.socket, fds: Sequence[int]) -> None:
 
 
 def _bury(fds: Sequence[int]) -> None:
-    with subprocess.Popen(_HOLDER, pass_fds=fds, env={}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as holder:
+    try:
+        holder = subprocess.Popen(_HOLDER, pass_fds=fds, env={}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    except OSError:  # no process can be had: then it is this thread that waits, with nobody waiting for it
+        for fd in fds:
+            os.close(fd)
+        return
+    with holder:
         for fd in fds:
             os.close(fd)  # not the last ones, so nothing happens
         holder.kill()

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from boxwood.engine import kernel as k
+from boxwood.engine import userns
 from boxwood.engine.ranges import BoxRange
 
 SIZE = 65536
@@ -45,10 +47,18 @@ class Range:
         self.is_shared = False
         self.count = SIZE
         self.number = (base - FIRST) // SIZE
-        self.userns = user_namespace(base)
-        self.layers = k.idmapped("", self.userns, layers_fd, k.ATTR_NODEV | k.ATTR_NOSUID)
-        self.images = k.idmapped("", self.userns, images_fd, k.ATTR_NODEV | k.ATTR_NOSUID | k.ATTR_RDONLY)
-        self.dev = device_directory(base)
+        with contextlib.ExitStack() as undo:
+
+            def held(fd: int) -> int:
+                undo.callback(os.close, fd)
+                return fd
+
+            self.userns = held(user_namespace(base))
+            self.layers = held(k.idmapped("", self.userns, layers_fd, k.ATTR_NODEV | k.ATTR_NOSUID))
+            attributes = k.ATTR_NODEV | k.ATTR_NOSUID | k.ATTR_RDONLY
+            self.images = held(k.idmapped("", self.userns, images_fd, attributes))
+            self.dev = device_directory(base)
+            undo.pop_all()
 
     def descriptors(self) -> tuple[int, ...]:
         return self.userns, self.layers, self.images, self.dev
@@ -78,8 +88,13 @@ class Ranges:
         return len(self._free)
 
     def prepare(self) -> None:
-        """Make one range more."""
-        self._free.append(Range(self._next_base(), *self._dirs))
+        """Make one range more. OSError, RuntimeError: nothing is used up or left open."""
+        base = self._next_base()
+        try:
+            self._free.append(Range(base, *self._dirs))
+        except BaseException:
+            self._bases = itertools.chain((base,), self._bases)
+            raise
 
     def take(self) -> BoxRange:
         if not self._free:
@@ -130,32 +145,13 @@ def lock(path: Path) -> int:
 
 def user_namespace(base: int) -> int:
     """A user namespace that maps 0…65535 to `base`…, made by uid `base`: a descriptor."""
-    made, mapped = os.pipe(), os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            os.close(mapped[1])
-            _become_owner(base)
-            k.unshare(k.NEWUSER)
-            os.write(made[1], b"x")
-            os.read(mapped[0], 1)
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(made[1])
-    os.close(mapped[0])
-    try:
-        if not os.read(made[0], 1):
-            raise OSError("a user namespace could not be made: see `boxwood doctor`")
-        for name in ("uid_map", "gid_map"):
-            with open(f"/proc/{pid}/{name}", "w") as f:
-                f.write(f"0 {base} {SIZE}")
-        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(made[0])
-        os.close(mapped[1])
-        os.waitpid(pid, 0)
+    line = f"0 {base} {SIZE}"
+    return userns.made(
+        [("uid_map", line), ("gid_map", line)],
+        lambda: _become_owner(base),
+        lambda: None,
+        "a user namespace could not be made: see `boxwood doctor`",
+    )
 
 
 def _become_owner(base: int) -> None:
@@ -183,7 +179,10 @@ def device_directory(base: int) -> int:
             os.mkdir(name, 0o755, dir_fd=fd)
         for name in (*NODES, *LINKS, *MOUNT_POINTS):
             os.chown(name, base, base, dir_fd=fd, follow_symlinks=False)
+        k.mount_setattr(fd, k.ATTR_RDONLY)
+    except BaseException:
+        os.close(fd)
+        raise
     finally:
         os.umask(old)
-    k.mount_setattr(fd, k.ATTR_RDONLY)
     return fd

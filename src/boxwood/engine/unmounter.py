@@ -5,8 +5,8 @@ every inode that was looked at: 70 ms for 20,000 files. If that were the box's l
 of the box (a fork does) would wait for it. So the zygote takes a hold of the namespace before it kills a box, and hands
 it over here when the box is dead: no process is left then that could write through those mounts.
 
-A disk in a file is written out meanwhile, 0.5 ms for each MiB: such namespaces get a process each, so that nobody waits
-for what another VM has written.
+A disk in a file is written out meanwhile, 0.5 ms for each MiB, and the root of a durable VM has the whole file system
+of the layers written out: such namespaces get a process each, so that nobody waits for what another VM has written.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import signal
 import socket
 
 from boxwood.engine import kernel as k
+from boxwood.engine.descriptors import close_all_but
 
 _QUICK, _SLOW = b"q", b"s"
 _NICE = 15  # nobody waits for it
@@ -62,8 +63,7 @@ def _let_go_of_what_comes(sock: socket.socket) -> None:
         k.set_death_signal(signal.SIGKILL)
         k.set_name("unmounter")
         os.nice(_NICE)
-        os.closerange(3, sock.fileno())
-        os.closerange(sock.fileno() + 1, 1 << 20)
+        close_all_but(sock.fileno())
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody reaps them
         while True:
             data, ancillary, *_ = sock.recvmsg(1, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)

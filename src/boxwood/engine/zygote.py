@@ -1,8 +1,7 @@
 """The zygote: a small, single-threaded daemon that forks boxes. It holds no secrets and knows no HTTP.
 
-Started by exec from a clean interpreter (`python -I -m boxwood.engine.zygote`) with an empty environment and no
-descriptors but its log, it imports all that an agent needs, freezes its heap, and then forks: the child becomes the
-agent without exec, so no interpreter is needed in an image and memory is shared.
+`python -I -m boxwood.engine.zygote` starts it (starting.py). It imports all that an agent needs, and then forks: the
+child becomes the agent without exec, so no interpreter is needed in an image and memory is shared.
 
 It reads only what the server writes: ids, numbers, descriptors. No byte that a box wrote comes here: an agent's link
 goes to the server; the hook, over which an agent is handed a new link, is shut for reading.
@@ -10,40 +9,41 @@ goes to the server; the hook, over which an agent is handed a new link, is shut 
 
 from __future__ import annotations
 
-import argparse
-import array
-import gc
 import json
 import os
 import re
-import resource
 import selectors
 import signal
 import socket
-import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from boxwood.engine import birth, delegated, idmap, openfiles
-from boxwood.engine import kernel as k
+from boxwood.engine import sockets
 from boxwood.engine.api import Limits
-from boxwood.engine.cgroup import Cgroups
+from boxwood.engine.bounds import Bounds
+from boxwood.engine.cgroups import delegated, finding
+from boxwood.engine.cgroups.cgroups import Cgroups
+from boxwood.engine.cgroups.removals import Removals
 from boxwood.engine.disk import image
 from boxwood.engine.disk.projects import Projects
+from boxwood.engine.dismissed import QUIET, Dismissed
 from boxwood.engine.idmap import IdMap
-from boxwood.engine.layers import jail
+from boxwood.engine.jobs import Jobs
+from boxwood.engine.listener import Listener
 from boxwood.engine.network.uplink import Uplink
 from boxwood.engine.onerange import SharedRanges
-from boxwood.engine.overlay import MOST_LAYERS, Places, by_descriptor, prepare_top
-from boxwood.engine.peer import Lost, Peer
+from boxwood.engine.overlay import MOST_LAYERS, Places, prepare_top
+from boxwood.engine.peer import Conversation, Peer, Refused
 from boxwood.engine.ranges import RangeMaker
-from boxwood.engine.spares import Live, Spares, pidfd_of
+from boxwood.engine.spares import Live, Spares, kill
+from boxwood.engine.starting import start
 from boxwood.engine.uidrange import Ranges
 from boxwood.engine.ulid import checked
 from boxwood.engine.unmounter import Unmounter
+from boxwood.engine.volumes.attachments import Attachments, Inside
 
 _HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}\Z")
 _LONELY = 5.0  # seconds between looks whether a server can still come
@@ -51,21 +51,22 @@ _RETRY = 0.02  # seconds until a busy cgroup is tried again
 _PAUSE = 1.0  # seconds between looks at a router that is down
 
 
-class Refused(Exception):
-    """A request that makes no sense: its text is the answer."""
-
-
 class Zygote:
-    """`ids`: it has entered a namespace of these, since it runs without root; None: it is the host's root."""
+    """`ids`: it has entered a namespace of these, since it runs without root; None: it is the host's root. `porter`:
+    of the network that it has left then; else `no_network` says why boxes have none."""
 
-    def __init__(self, data: Path, images: Path, locks: Path, places: Places | None, ids: IdMap | None = None) -> None:
+    def __init__(
+        self, listener: Listener, data: Path, images: Path, locks: Path, places: Places | None, ids: IdMap | None,
+        porter: tuple[socket.socket, int] | None = None, no_network: str = "",
+    ) -> None:  # fmt: skip
         directory = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        self._data = data
+        self._listener = listener
         self._layers = os.open(data / "layers", directory)
         self._images = os.open(images, directory)
         self._rootless = ids is not None
         self._projects = Projects(self._layers, ours=not self._rootless)
         self._disks = image.Disks(self._layers)
+        self._bounds = Bounds(self._layers, self._projects)
         self._ranges: RangeMaker = (
             Ranges(locks, self._layers, self._images)
             if ids is None
@@ -73,26 +74,33 @@ class Zygote:
         )
         self._uts_namespace = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
         self._selector = selectors.DefaultSelector()
-        self._uplink = Uplink(data, locks, self._selector, self._ranges.give_back)
+        self._porter = porter
+        self._no_network = no_network
+        self._uplink = Uplink(data, locks, self._selector, self._ranges.give_back, porter and porter[0])
         self._boxes: dict[str, Live] = {}
         self._unmounter = Unmounter()
+        self._removals = Removals()
+        self._dismissed = Dismissed(lambda box_id: self._end(self._boxes[box_id]))
         self._spares = Spares(
-            str(data / "mnt"), places, self._ranges, self._uplink, self._take_in, self._remove_cgroup,
+            str(data / "mnt"), places, self._ranges, self._uplink, self._take_in, self._removals.remove,
             may_return=ids is None,
         )  # fmt: skip
-        self._jobs: dict[int, tuple[int, list[int]]] = {}  # pidfd -> pid, projects that are free after it
-        self._busy_cgroups: set[str] = set()
+        self._volumes = Attachments(
+            data, self._layers, self._selector, lambda fd, slow: self._unmounter.take(fd, slow=slow),
+            rootless=self._rootless,
+        )  # fmt: skip
+        self._jobs = Jobs(self._selector, self._images)
         self._cgroups: Cgroups | None = None
-        self._peer: Peer | None = None
+        self._server = Conversation(self._selector, self._answered, self._left)
         self._ending: tuple[Peer | None, int] | None = None  # who asked for the end, and under which number
-        self._address: tuple[int, int] | None = None  # of the socket's file
-        self._operations: dict[str, Callable[[dict[str, Any], list[int]], dict[str, Any]]] = {
+        self._operations: dict[str, Callable[[dict[str, Any], list[int]], dict[str, Any] | None]] = {
             "configure": self._configure,
             "boot": self._boot,
             "assign": self._assign,
             "change": self._change,
             "link": self._link,
             "kill": self._kill,
+            "dismiss": self._dismiss,
             "freeze": self._freeze,
             "thaw": self._thaw,
             "list": self._list,
@@ -100,15 +108,18 @@ class Zygote:
             "job": self._job,
             "look": self._look,
             "network": self._network,
+            "attach": self._attach,
+            "detach": self._attach,
+            "volume": lambda request, fds: self._volumes.make(request),
+            "sockets": self._sockets,
+            "held": lambda request, fds: {"ok": True, "volumes": self._volumes.held},
         }
 
     # --- the loop
 
-    def serve(self, listener: socket.socket) -> None:
+    def serve(self) -> None:
         """Until a server says `end` and the last box is gone."""
-        self._selector.register(listener, selectors.EVENT_READ, lambda: self._accept(listener))
-        found = os.stat(self._data / "zygote.sock")
-        self._address = found.st_dev, found.st_ino
+        self._selector.register(self._listener.sock, selectors.EVENT_READ, self._accept)
         while not (self._ending and not self._boxes and not self._spares and not self._jobs):
             ready = self._selector.select(self._patience())
             for key, _ in ready:
@@ -116,99 +127,66 @@ class Zygote:
                     key.data()
             if not ready:
                 self._spare_time()
-        self._finish(listener)
+            self._dismissed.end_overdue()
+        self._finish()
 
     def _patience(self) -> float | None:
         if self._spares.wanted and not self._ending:
-            return self._spares.patience
-        if self._busy_cgroups:
+            return min(self._spares.patience, QUIET) if self._dismissed else self._spares.patience
+        if self._dismissed:
+            return QUIET
+        if self._removals:
             return _RETRY
         if self._uplink.is_down and not self._ending:
             return _PAUSE
-        return _LONELY if self._peer is None and not self._ending else None
+        return _LONELY if self._server.peer is None and not self._ending else None
 
     def _spare_time(self) -> None:
         """Nothing has happened for a moment."""
-        if self._peer is None and not self._ending and not self._reachable():
+        if self._server.peer is None and not self._ending and not self._listener.is_reachable():
             self._begin_end(None, 0)
             return
         if self._uplink.is_down and not self._ending:
             self._uplink.revive()
-        self._busy_cgroups = {b for b in self._busy_cgroups if not self._removed(b)}
+        self._removals.try_again()
         if self._spares.wanted and not self._ending:
             self._spares.make_ahead()
+        else:
+            self._dismissed.end_one()
 
-    def _reachable(self) -> bool:
-        """Can a server still come? Not when the data directory is gone, or another zygote has taken the place."""
-        try:
-            found = os.stat(self._data / "zygote.sock")
-        except OSError:
-            return False
-        return self._address == (found.st_dev, found.st_ino)
+    def _accept(self) -> None:
+        if (sock := self._listener.accept()) is not None:
+            self._server.begin(sock)
 
-    def _accept(self, listener: socket.socket) -> None:
-        sock, _ = listener.accept()
-        uid = int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[4:8], sys.byteorder)
-        if uid != os.getuid():
-            sock.close()
-            return
-        self._drop_peer()  # one server at a time: the newest
-        self._peer = Peer(sock)
-        self._selector.register(sock, selectors.EVENT_READ, self._on_request)
-
-    def _drop_peer(self) -> None:
-        if peer := self._peer:
-            for box_id in peer.frozen:  # whoever froze them is gone
-                if self._cgroups is not None and box_id in self._boxes:
-                    try:
-                        self._cgroups.thaw(self._boxes[box_id].group)
-                    except OSError:
-                        traceback.print_exc()  # it is dying, and so is its group
-            self._selector.unregister(peer.sock)
-            peer.sock.close()
-            self._peer = None
-
-    def _on_request(self) -> None:
-        assert self._peer is not None
-        peer = self._peer
-        try:
-            request, fds, complete = peer.receive()
-        except Lost:
-            self._drop_peer()
-            return
+    def _answered(self, request: dict[str, Any], fds: list[int], complete: bool) -> dict[str, Any] | None:
+        """What a request comes to; None: that is said later. Whatever is wrong with it, a server of another version
+        may have sent it, and that costs no box."""
         try:
             if self._ending:
                 raise Refused("the zygote is ending")
             if not complete:
                 raise Refused("the zygote has no room for another descriptor")
             if request["op"] == "end":
-                self._begin_end(peer, request["n"])
-                return
-            answer = self._operations[request["op"]](request, fds)
+                self._begin_end(self._server.peer, request["n"])
+                return None
+            return self._operations[request["op"]](request, fds)
         except (Refused, OSError, KeyError, ValueError, RuntimeError) as error:
-            answer = {"error": str(error) or type(error).__name__}
-        finally:
-            for fd in fds:
-                os.close(fd)
-        self._say({"n": request["n"], **answer})
+            return {"error": str(error) or type(error).__name__}
+        except Exception as error:
+            traceback.print_exc()
+            return {"error": f"it makes no sense here: {type(error).__name__}: {error}"[:2000]}
 
-    def _say(self, message: dict[str, Any]) -> None:
-        if self._peer is not None:
-            self._peer.put(message)
-            self._flush()
-
-    def _flush(self) -> None:
-        """Say what is left to say. As long as the server does not take it, nothing it asks is heard."""
-        assert self._peer is not None
-        try:
-            behind = not self._peer.flush()
-        except Lost:
-            self._drop_peer()
-            return
-        if behind:
-            self._selector.modify(self._peer.sock, selectors.EVENT_WRITE, self._flush)
-        else:
-            self._selector.modify(self._peer.sock, selectors.EVENT_READ, self._on_request)
+    def _left(self, peer: Peer) -> None:
+        """A server is gone: so is whoever froze these boxes, and nobody reads what jobs answer; the next server clears
+        what they leave."""
+        for box_id in peer.frozen:
+            if self._cgroups is not None and box_id in self._boxes:
+                try:
+                    self._cgroups.thaw(self._boxes[box_id].group)
+                except OSError:
+                    traceback.print_exc()  # it is dying, and so is its group
+        self._dismissed.end_all()  # the next server is to find none
+        self._jobs.kill()
 
     # --- what the server may ask
 
@@ -221,9 +199,11 @@ class Zygote:
             self._cgroups = (
                 delegated.find(checked(instance))
                 if self._rootless
-                else Cgroups.find(checked(instance), io_weight=int(request.get("io_weight", 0)))
+                else finding.find(checked(instance), io_weight=int(request.get("io_weight", 0)))
             )
             self._cgroups.sweep()
+            self._cgroups.clear_orphans()
+            self._removals.cgroups = self._cgroups
         allow = [str(entry) for entry in request["allow"]]
         self._spares.configure(seccomp, self._cgroups, wired=self._wants_wire(request))
         self._uplink.configure(self._ranges.chunk, allow, str(request["resolv"]), at_once=self._spares.wired)
@@ -231,14 +211,14 @@ class Zygote:
 
     def _network(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """Can boxes have one, and if not, why; what is in the way of those that have."""
-        if self._rootless:
-            return {"active": False, "why": "it takes root to give boxes a wire"}
+        if self._no_network:
+            return {"active": False, "why": self._no_network}
         if not self._uplink.is_wanted:
             return {"active": True, "why": "its router is started when a VM first wants it"}
         return {"active": self._uplink.up or self._uplink.starting, "why": self._uplink.problem}
 
     def _wants_wire(self, request: dict[str, Any]) -> bool:
-        return bool(request["network"]) and not self._rootless
+        return bool(request["network"]) and not self._no_network
 
     def _boot(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         if self._cgroups is None:
@@ -250,13 +230,14 @@ class Zygote:
         if len(layers) > MOST_LAYERS:
             raise Refused(f"{len(layers)} layers: at most {MOST_LAYERS} can be mounted")
         hostname, read_only, limits = _hostname(request), bool(request["read_only"]), Limits(**request["limits"])
+        durable = bool(request.get("durable"))
         self._spares.wired = self._wants_wire(request)
         if self._spares.wired:
             self._uplink.wait()
         live = self._spares.next(limits.pids)
         wire = (live.wire or self._uplink.wire(live.range)) if self._spares.wired else None
-        data = [ident for place, ident in layers if place == "data"]
-        disks = self._disks.attach_all(data, top, read_only=read_only)
+        in_files = [checked(ident) for ident in request["in_files"]]
+        disks = self._disks.attach_all(in_files, top, read_only=read_only)
         try:
             project = 0
             if not any(disk.layer == top for disk in disks):
@@ -264,26 +245,27 @@ class Zygote:
                 prepare_top(self._layers, top)
             plan = {
                 "layers": layers, "top": top, "hostname": hostname, "wire": wire and wire.fields(),
-                "read_only": read_only, "disk_limit": limits.disk, "project": project,
+                "read_only": read_only, "disk_limit": limits.disk, "project": project, "durable": durable,
                 "disks": [[d.layer, d.number, d.read_only, d.sealed, d.ours] for d in disks],
             }  # fmt: skip
-            self._limit(live, limits)
+            self._bounds.set(self._cgroups, live, limits)
             self._spares.remove(live)
             live.box, live.vm, live.top, live.hostname = box_id, vm, top, hostname
             live.read_only = read_only
-            live.project = project
+            live.project, live.durable = project, durable
             live.loop = next((disk.number for disk in disks if disk.layer == top), -1)
             live.wire, live.address = wire, wire.address if wire else live.address
             self._boxes[box_id] = live
             if wire and vm:
                 self._uplink.belongs(wire.address, vm)
-            _hand_over(live.hook, json.dumps(plan).encode(), fds[0], disks)
+            with suppress(BrokenPipeError):  # it has been killed: its end is told of as every box's is
+                live.become(json.dumps(plan).encode(), fds[0], disks)
         finally:
             for disk in disks:  # only the box has them
                 disk.close()
         return {
             "ok": True, "pid": live.pid, "address": wire.address if wire else "", "read_only": read_only,
-            "disk": limits.disk,
+            "disk": limits.disk, "durable": durable,
         }  # fmt: skip
 
     def _assign(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -304,9 +286,9 @@ class Zygote:
         if limits.disk != live.limits.disk:
             raise Refused("this box was booted with another limit of its disk")
         if limits != live.limits:
-            self._change_limits(live, limits)
+            self._bounds.change(self._cgroups, live, limits)
         if hostname != live.hostname:
-            self._set_hostname(live, hostname)
+            live.rename(hostname, self._uts_namespace)
         live.vm, live.top = vm, top
         if live.wire is not None:
             self._uplink.belongs(live.wire.address, vm)
@@ -317,99 +299,74 @@ class Zygote:
         assert self._cgroups is not None
         live, limits, hostname = self._live(request), Limits(**request["limits"]), _hostname(request)
         if limits != live.limits:
-            self._change_limits(live, limits)
+            self._bounds.change(self._cgroups, live, limits)
         if hostname != live.hostname:
-            self._set_hostname(live, hostname)
+            live.rename(hostname, self._uts_namespace)
         return {"ok": True}
 
-    def _limit(self, live: Live, limits: Limits) -> None:
-        """Those of a box that has done nothing yet. `live.limits` is what it has, whatever fails."""
-        assert self._cgroups is not None
-        self._cgroups.limit(live.group, limits, live.limits)
-        live.limits = replace(limits, nofile=live.limits.nofile)
-        self._bound_files(live, limits)
-
-    def _change_limits(self, live: Live, limits: Limits) -> None:
-        """All of them or none."""
-        assert self._cgroups is not None
-        before = live.limits
-        if limits.disk != before.disk:
-            self._limit_disk(live, limits.disk)
-        try:
-            self._cgroups.change(live.group, limits, before)
-            live.limits = replace(limits, nofile=before.nofile)
-            self._bound_files(live, limits)
-        except BaseException:
-            self._cgroups.limit(live.group, before, live.limits)
-            live.limits = before
-            if limits.disk != before.disk:
-                self._limit_disk(live, before.disk)
-            raise
-
-    def _bound_files(self, live: Live, limits: Limits) -> None:
-        assert self._cgroups is not None
-        if limits.nofile != live.limits.nofile:
-            openfiles.bound(self._cgroups, live.group, live.pid, limits.nofile)
-            live.limits = limits
-
-    def _limit_disk(self, live: Live, limit: int) -> None:
-        if live.project:
-            self._projects.change(live.project, limit)
-        elif live.loop >= 0 and limit:
-            image.change(self._layers, live.top, live.loop, limit)
-        else:
-            raise Refused("its disk was made without a limit, or must keep one")
-
-    def _set_hostname(self, live: Live, hostname: str) -> None:
-        k.setns(live.pidfd, k.NEWUTS)
-        try:
-            k.sethostname(hostname)
-        finally:
-            k.setns(self._uts_namespace, k.NEWUTS)
-        live.hostname = hostname
-
     def _link(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        live = self._live(request)
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds[:1]))]
-        try:
-            live.hook.sendmsg([b"L"], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        except BlockingIOError:
-            raise Refused("the agent does not take its new link") from None
+        self._live(request).take_link(fds[0])
         return {"ok": True}
 
     def _kill(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         live = self._live(request)
-        if self._cgroups is not None and self._peer is not None and live.box in self._peer.frozen:
+        self._dismissed.gone(live.box)
+        self._end(live)
+        return {"ok": True}
+
+    def _dismiss(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        """Nobody wants the box any more: let nothing run in it, and kill it when there is time. Not one that could run
+        on meanwhile, or that has mounted what somebody may wait for."""
+        live = self._live(request)
+        if live.loop >= 0 or live.durable or self._volumes.of(live.box) or not self._stopped(live):
+            return {"ok": True}
+        self._dismissed.add(live.box)
+        return {"ok": True, "later": True}
+
+    def _stopped(self, live: Live) -> bool:
+        """Its processes run no more, but for what they are doing in the kernel."""
+        if self._cgroups is None or "freezer" not in self._cgroups.controllers:
+            return False
+        try:
+            self._cgroups.stop(live.group)
+        except OSError:
+            return False  # it is dying
+        return True
+
+    def _end(self, live: Live) -> None:
+        """Kill all that is in it."""
+        peer = self._server.peer
+        if self._cgroups is not None and peer is not None and live.box in peer.frozen:
             self._cgroups.thaw(live.group)  # v1's freezer holds even SIGKILL
         if live.mounts is None:
             live.mounts = self._unmounter.hold(live.pid)
-        _kill(live.pidfd)
+        kill(live.pidfd)
         if self._cgroups is not None:
             self._cgroups.kill(live.group)  # PID 1 may be waiting, deaf to signals, for a lock that one of them holds
-        return {"ok": True}
 
     def _freeze(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        assert self._cgroups is not None and self._peer is not None
-        live = self._live(request)
-        self._peer.frozen.add(live.box)
+        live, peer = self._live(request), self._server.peer
+        assert self._cgroups is not None and peer is not None
+        peer.frozen.add(live.box)
         self._cgroups.freeze(live.group)
         return {"ok": True}
 
     def _thaw(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        assert self._cgroups is not None and self._peer is not None
-        live = self._live(request)
+        live, peer = self._live(request), self._server.peer
+        assert self._cgroups is not None and peer is not None
         self._cgroups.thaw(live.group)
-        self._peer.frozen.discard(live.box)
+        peer.frozen.discard(live.box)
         return {"ok": True}
 
     def _list(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """A page of what lives: a packet is bounded."""
         after = request.get("after", "")
-        names = sorted(name for name in self._boxes if name > after)[:500]
+        names = sorted(name for name in self._boxes if name > after and name not in self._dismissed)[:500]
         shown = [
             {
                 "box": live.box, "vm": live.vm, "top": live.top, "pid": live.pid,
                 "address": live.wire.address if live.wire else "", "read_only": live.read_only,
+                "mounts": self._volumes.of(live.box),
             }
             for live in (self._boxes[name] for name in names)
         ]  # fmt: skip
@@ -428,18 +385,33 @@ class Zygote:
         size, empty = image.look(self._layers, live.top, live.loop)
         return {"ok": True, "bytes": size, "empty": empty}
 
+    def _attach(self, request: dict[str, Any], fds: list[int]) -> None:
+        """Mount a volume in a live box, or take it away; answered when that is done."""
+        live, peer, number = self._live(request), self._server.peer, request["n"]
+
+        def answer(said: dict[str, Any]) -> None:
+            if self._server.peer is peer:  # who asked is still there
+                self._server.say({"n": number, **said})
+
+        work = self._volumes.attach if request["op"] == "attach" else self._volumes.detach
+        work(Inside(live.box, live.entry(), live.range), request, answer)
+
     def _job(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        job = request["job"]
-        projects = self._projects.of(map(checked, job["layers"])) if job["kind"] == "remove" else []
+        """On layers, or with `volumes` on volumes, which lie in directories as layers do."""
+        job, volumes = request["job"], bool(request.get("volumes"))
+        shelf, place = (self._volumes.projects, self._volumes.fd) if volumes else (self._projects, self._layers)
+        projects = shelf.of(map(checked, job["layers"])) if job["kind"] == "remove" else []
         live = {live.top: live.loop for live in self._boxes.values() if live.loop >= 0}
-        loops = {**self._disks.known, **live}
-        pid = os.fork()
-        if pid == 0:
-            birth.reset_signals()
-            jail.jailed(job, self._layers, self._images, fds[0], loops)
-        pidfd = pidfd_of(pid)
-        self._jobs[pidfd] = pid, projects
-        self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._on_job_end(pidfd))
+        loops = self._volumes.loops if volumes else {**self._disks.known, **live}
+        self._jobs.begin(job, place, fds, loops, lambda: self._projects.clear(projects))
+        return {"ok": True}
+
+    def _sockets(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        """Make sockets in the network of a box, for the server to reach what listens in there: they come over the one
+        that it sends."""
+        entry = self._live(request).network_entry()
+        counts = [int(count) for count in request["counts"]]
+        self._jobs.start(lambda: sockets.hand_out(entry, fds[0], counts))
         return {"ok": True}
 
     def _live(self, request: dict[str, Any]) -> Live:
@@ -459,79 +431,55 @@ class Zygote:
         self._selector.unregister(live.pidfd)
         os.close(live.pidfd)
         live.hook.close()
+        if live.door is not None:
+            live.entry()  # what is in there is let go of where it may take its time
+            live.door.close()
+        if live.network is not None:
+            os.close(live.network)
         if live.address:
             self._uplink.ended(live.range, live.address)
         else:
             self._ranges.give_back(live.range)
-        self._remove_cgroup(live.group)
+        self._removals.remove(live.group)
         if not live.box:
             self._spares.remove(live)
+            self._unmounter.take(live.mounts, slow=False)
             return
         del self._boxes[live.box]
-        if self._peer is not None:
-            self._peer.frozen.discard(live.box)
-        self._say({"event": "died", "box": live.box, "status": status})
-        self._unmounter.take(live.mounts, slow=live.loop >= 0)
-
-    def _remove_cgroup(self, group: str) -> None:
-        if not self._removed(group):
-            self._busy_cgroups.add(group)
-
-    def _removed(self, group: str) -> bool:
-        try:
-            return self._cgroups is None or self._cgroups.remove(group)
-        except OSError:
-            traceback.print_exc()
-            return False
-
-    def _on_job_end(self, pidfd: int) -> None:
-        pid, projects = self._jobs.pop(pidfd)
-        os.waitpid(pid, 0)
-        self._projects.clear(projects)
-        self._selector.unregister(pidfd)
-        os.close(pidfd)
+        self._dismissed.gone(live.box)
+        if self._server.peer is not None:
+            self._server.peer.frozen.discard(live.box)
+        self._server.say({"event": "died", "box": live.box, "status": status})
+        self._unmounter.take(live.mounts, slow=live.loop >= 0 or live.durable)
+        self._volumes.gone(live.box)
 
     # --- the end
 
     def _begin_end(self, peer: Peer | None, number: int) -> None:
         self._ending = peer, number
-        for pidfd in self._jobs:
-            _kill(pidfd)  # what they leave has a name that is no layer's
+        self._jobs.kill()
+        self._dismissed.end_all()
         for live in (*self._boxes.values(), *self._spares):
             if self._cgroups is not None and peer is not None and live.box in peer.frozen:
                 self._cgroups.thaw(live.group)
-            _kill(live.pidfd)
+            kill(live.pidfd)
 
-    def _finish(self, listener: socket.socket) -> None:
+    def _finish(self) -> None:
         assert self._ending is not None
-        if self._reachable():
-            (self._data / "zygote.sock").unlink(missing_ok=True)  # while we listen: then the next one may take the name
-            (self._data / "zygote.json").unlink(missing_ok=True)
-        self._selector.unregister(listener)
-        listener.close()
+        self._selector.unregister(self._listener.sock)
+        self._listener.close()
         if self._cgroups is not None:
             self._cgroups.sweep()
             self._cgroups.close()
         self._unmounter.close()
         self._uplink.close()
-        self._say({"n": self._ending[1], "ok": True})
-        while self._peer is not None and self._peer.behind and (ready := self._selector.select(_LONELY)):
+        if self._porter is not None:
+            os.kill(self._porter[1], signal.SIGKILL)  # and with it pasta: it has nothing to lose
+            os.waitpid(self._porter[1], 0)
+        self._server.say({"n": self._ending[1], "ok": True})
+        while (peer := self._server.peer) is not None and peer.behind and (ready := self._selector.select(_LONELY)):
             for key, _ in ready:
                 key.data()
-
-
-def _hand_over(hook: socket.socket, plan: bytes, link: int, disks: list[image.Attached]) -> None:
-    """Tell a prepared process what it is to become, with what only we can open."""
-    fds = [link, *(fd for disk in disks for fd in (disk.file, disk.device))]
-    if len(fds) >= birth.DESCRIPTORS:
-        raise Refused(f"{len(disks)} of its layers lie in files of their own, which are being moved out: try again")
-    sysfs = os.open(image.SYSFS, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if disks else -1
-    try:
-        rights = array.array("i", [*fds, sysfs] if disks else fds)
-        hook.sendmsg([plan], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], socket.MSG_NOSIGNAL)
-    finally:
-        if sysfs >= 0:
-            os.close(sysfs)
 
 
 def _hostname(request: dict[str, Any]) -> str:
@@ -541,72 +489,5 @@ def _hostname(request: dict[str, Any]) -> str:
     return hostname
 
 
-def _kill(pidfd: int) -> None:
-    try:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # its death is about to be read
-
-
-# --- how the daemon starts
-
-
-def _listen(data: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    at = os.open(data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        (data / "zygote.sock").unlink(missing_ok=True)
-        listener.bind(f"/proc/self/fd/{at}/zygote.sock")  # a data directory's name may be longer than an address
-    finally:
-        os.close(at)
-    os.chmod(data / "zygote.sock", 0o600)
-    listener.listen(8)
-    return listener
-
-
-def _started_at(pid: int) -> int:
-    with open(f"/proc/{pid}/stat") as f:
-        return int(f.read().rsplit(")", 1)[1].split()[19])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--locks", type=Path, default=Path("/run/boxwood"))
-    parser.add_argument("--overlay", choices=("auto", "descriptors", "paths"), default="auto")
-    parser.add_argument("--ready", type=int, required=True, help="descriptor to write to when requests are taken")
-    parser.add_argument("--rootless", type=IdMap.from_json, help="the ids of boxes, where we are not root")
-    options = parser.parse_args()
-    birth.close_all_but(options.ready)
-    os.umask(0o077)
-    os.chdir("/")
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(signum, signal.SIG_IGN)  # a terminal's keys are for the server; `end` is how this one ends
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if options.rootless is not None:
-        idmap.enter(options.rootless)
-        k.unshare(k.NEWUTS)  # to come back to
-    listener = _listen(options.data)
-    paths = options.overlay == "paths" or (options.overlay == "auto" and not by_descriptor())
-    places = Places(str(options.data / "layers"), str(options.images)) if paths else None
-    zygote = Zygote(options.data, options.images, options.locks, places, options.rootless)
-    state = {"pid": os.getpid(), "started": _started_at(os.getpid())}
-    (options.data / "zygote.json").write_text(json.dumps(state))
-    k.prefer_short_turns()
-    gc.collect()
-    gc.disable()
-    gc.freeze()
-    os.write(options.ready, b"ready")
-    os.close(options.ready)
-    del options
-    try:
-        zygote.serve(listener)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)  # its boxes die with it: they asked for that
-
-
 if __name__ == "__main__":
-    main()
+    start(Zygote)

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from boxwood.server.schema import file, network, run, session, vm
+from boxwood.server.schema import file, filesystem, network, run, session, vm
 from boxwood.server.schema.common import Answer
 
 SHORT_WINDOW = 100.0  # seconds: sockets of ≤ 0.8.9 give up after 120
@@ -63,6 +63,10 @@ KNOWN: dict[type[Answer], frozenset[str]] = {
     run.BackgroundRunAnswer: frozenset({"run_id", "state"}),
     run.RunSummary: frozenset(_SUMMARY),
     run.Run: frozenset({*_SUMMARY, *_OUTPUT, "retry_count"}),
+    filesystem.Filesystem: frozenset({
+        "filesystem_id", "name", "owner_org_id", "created_at", "size_bytes", "region", "provider",
+    }),
+    filesystem.Sync: frozenset({"sync_id", "vm_id", "filesystem_id", "path", "region"}),
     file.ReadInlineAnswer: frozenset({"ok", "op", "path", "size", "content", "encoding"}),
 }  # fmt: skip
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 
 from starlette.responses import Response
@@ -19,9 +19,11 @@ from boxwood.core.model import Caller
 from boxwood.engine.api import Feature
 from boxwood.server import auth, decode, errors
 from boxwood.server.agent import agent
+from boxwood.server.awake import Awake
 from boxwood.server.dialect import Dialect
 from boxwood.server.exchange import JSON, Exchange, Operation, encode
 from boxwood.server.hosts import Hosts
+from boxwood.server.inbound.proxy import Inbound
 from boxwood.server.journal import entry
 from boxwood.server.openapi import document
 from boxwood.server.rate import Bodies, Rates
@@ -34,6 +36,7 @@ from boxwood.server.websocket import Upgraded, as_request, deny, no_body
 log = logging.getLogger("boxwood.server")
 
 ONCE = frozenset({b"host", b"authorization", b"content-length", b"idempotency-key", b"user-agent", b"origin"})
+PREFIXED = "boxwood.prefixed"  # of a scope: it came in where ports of VMs are not served
 ROUTER = Router(OPERATIONS)
 SURVEY_SECONDS = 5.0  # between looks at what the host gives
 
@@ -43,16 +46,25 @@ class App:
     server to end. `preparing`, `problem`: what the health answer says of the host image. Once `stopping` is set
     nothing new is begun and nothing waited for."""
 
-    def __init__(self, core: Core, *, host: str = "127.0.0.1", on_down: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        core: Core,
+        *,
+        host: str = "127.0.0.1",
+        on_down: Callable[[], None] | None = None,
+        awake: Awake | None = None,
+    ) -> None:
         self.core = core
-        self.hosts = Hosts(host)
         config = core.config
+        self.hosts = Hosts(host, config.ports_domain)
         self.rates = Rates(config.requests_per_second, config.requests_burst, config.requests_at_once)
         self.bodies = Bodies(config.bodies_bytes)
+        self.awake = awake or Awake(0)
         self._revoked: weakref.WeakValueDictionary[str, asyncio.Event] = weakref.WeakValueDictionary()
         core.keys.revoked_hooks.append(self._end_streams)
         self.on_down = on_down
         self.stopping = asyncio.Event()
+        self.inbound = Inbound(self)
         self.preparing: Preparing | None = None
         self.problem: str | None = None
         self._features: tuple[Feature, ...] = ()
@@ -87,11 +99,20 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await self._serve(scope, receive, send)
+            if PREFIXED not in scope and (guest := self.guest(scope["headers"])) is not None:
+                await self.inbound.serve(*guest, scope, receive, send)
+            else:
+                await self._serve(scope, receive, send)
         elif scope["type"] == "websocket":
             await self._serve_websocket(as_request(scope), receive, send)
         else:
             await _lifespan(receive, send)
+
+    def guest(self, headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, str] | None:
+        """The label and the Host header of a request for a port of a VM. With two such headers it is nobody's."""
+        said = [value for name, value in headers if name == b"host"]
+        found = self.hosts.guest(said[0]) if said else None
+        return found if found is None or len(said) == 1 else ("", found[1])
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, repeated = _headers(scope)
@@ -105,12 +126,16 @@ class App:
                 await response(scope, self.attended(receive, exchange.admitted), send)
                 operation: Operation | None = getattr(exchange, "operation", None)
                 if exchange.admitted is not None and operation is not None and operation.logged is not None:
-                    self.core.activity.add(exchange.caller, entry(exchange, response, asked, clock.now()))
+                    # behind the answer, which leaves at the end of this turn
+                    asyncio.get_running_loop().call_soon(self._log, exchange, response, asked, clock.now())
         finally:
             if exchange.admitted is not None:
                 self.rates.leave(exchange.admitted)
             if exchange.held:
                 self.bodies.give_back(exchange.caller.org_id, exchange.held)
+
+    def _log(self, exchange: Exchange, response: Response, asked: int, answered: int) -> None:
+        self.core.activity.add(exchange.caller, entry(exchange, response, asked, answered))
 
     async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A request for a WebSocket, routed and refused like every other one, which may become one."""
@@ -202,6 +227,7 @@ class App:
 
     def _admitted(self, exchange: Exchange, caller: Caller) -> Caller:
         self.rates.enter(caller.key_id)
+        self.awake.stir()
         exchange.admitted = caller.key_id
         return caller
 
@@ -212,13 +238,20 @@ class App:
             revoked = self._revoked[key_id] = asyncio.Event()
         return revoked
 
+    def revocation_of_late(self, key_id: str) -> asyncio.Event:
+        """As `revocation`, for what has begun after a while in which the key may have been revoked already."""
+        revoked = self.revocation(key_id)
+        if self.core.keys.caller(key_id) is None:
+            revoked.set()
+        return revoked
+
     def attended(self, receive: Receive, key_id: str | None) -> Receive:
         """As `receive`, for what goes on until the client hangs up: it seems to, once its key has been revoked."""
         if key_id is None:
             return receive
-        revoked = self.revocation(key_id)
 
         async def either() -> Message:
+            revoked = self.revocation_of_late(key_id)
             waiting = asyncio.ensure_future(receive())
             ended = asyncio.ensure_future(revoked.wait())
             try:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 from starlette.types import Receive
@@ -19,9 +19,12 @@ T = TypeVar("T")
 
 BODY_SECONDS = 120.0  # for a body to arrive: whoever is slower holds memory for nothing
 QUERY_BYTES = 16384
+QUERY_FIELDS = 64
 
 _PLACE = re.compile(r"^(?P<said>.*?)(?: - at `(?:key in )?\$\.?(?P<place>[^`]*)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>.*)`$", re.DOTALL)
+_TOO_LONG = re.compile(r"^Expected `str` of length <= (?P<most>[0-9]+)$")
+_EMPTY = "Expected `str` of length >= 1"
 _MISSING = re.compile(r"^Object missing required field `(?P<name>.*)`$", re.DOTALL)
 
 
@@ -72,7 +75,7 @@ def json(body: bytes, wanted: Any) -> Any:
     try:
         return _decoder(wanted).decode(body or b"{}")
     except msgspec.ValidationError as error:
-        raise _refusal(error) from None
+        raise _refusal(error, "body") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"the body is not JSON: {error}") from None
     except RecursionError:
@@ -85,17 +88,27 @@ def query(text: bytes, wanted: type[T]) -> T:
         raise BadRequest(f"the query has more than {QUERY_BYTES} bytes")
     given: dict[str, str] = {}
     try:
-        pairs = parse_qsl(text.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=64)
+        fields = text.split(b"&", QUERY_FIELDS)
+        if len(fields) > QUERY_FIELDS:
+            raise ValueError
+        pairs = [field.partition(b"=") for field in fields if field]
+        named = [(_plain(name), _plain(value)) for name, _, value in pairs]
     except ValueError:
         raise BadRequest("the query cannot be read") from None
-    for name, value in pairs:
+    for name, value in named:
         if name in given:
-            raise BadRequest(f"{name}: given twice", [(name, "given twice")])
+            raise BadRequest(f"{name or 'query'}: given twice", [(name or "query", "given twice")])
         given[name] = value
     try:
         return msgspec.convert({name: value for name, value in given.items() if value != ""}, wanted, strict=False)
     except msgspec.ValidationError as error:
-        raise _refusal(error) from None
+        raise _refusal(error, "query") from None
+
+
+def _plain(part: bytes) -> str:
+    """UnicodeError."""
+    text = part.replace(b"+", b" ").decode("ascii")
+    return unquote_to_bytes(text).decode() if "%" in text else text
 
 
 def segments(raw_path: bytes) -> tuple[str, ...] | None:
@@ -107,11 +120,16 @@ def segments(raw_path: bytes) -> tuple[str, ...] | None:
         return None
 
 
-def _refusal(error: msgspec.ValidationError) -> BadRequest:
+def _refusal(error: msgspec.ValidationError, whole: str) -> BadRequest:
+    """`whole`: what is named if it is no single member."""
     found = _PLACE.match(str(error))
     said, place = (found["said"], found["place"] or "") if found is not None else (str(error), "")
     for pattern, text in ((_UNKNOWN, "there is no such member"), (_MISSING, "is needed")):
         if (named := pattern.match(said)) is not None:
             place, said = f"{place}.{named['name']}".lstrip("."), text
-    field = place or "body"
+    if (longest := _TOO_LONG.match(said)) is not None:
+        said = f"at most {longest['most']} characters"
+    elif said == _EMPTY:
+        said = "must not be empty"
+    field = place or whole
     return BadRequest(f"{field}: {said}", [(field, said)])

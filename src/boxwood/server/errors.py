@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from boxwood.core.errors import NOT_STARTED, CoreError
+from boxwood.core.errors import NOT_STARTED, Collisions, CoreError
 
 STATUS = {
     "bad_request": 400,
@@ -99,6 +99,8 @@ def body_of(error: CoreError, request_id: str, operation_id: str | None, method:
         body["retry_after_seconds"] = error.retry_after
     if error.recovery is not None:
         body["recovery"] = error.recovery
+    if isinstance(error, Collisions):  # beside the error: the contract has closed its details
+        return {"error": body, "collisions": error.paths}
     return {"error": body}
 
 

@@ -13,7 +13,9 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from boxwood.server.exchange import encode
+from boxwood.core.errors import CoreError
+from boxwood.server import errors
+from boxwood.server.exchange import Exchange, encode
 
 EVENTS = "text/event-stream"
 BEAT_SECONDS = 10.0  # of silence, after which a comment shows that the server is there
@@ -54,19 +56,28 @@ class BitByBit(Response):
         self._abandoned = abandoned
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        gone = asyncio.ensure_future(_gone(receive))
+        left = asyncio.ensure_future(gone(receive))
         stopping = asyncio.ensure_future(self._stopping.wait())
         try:
             async with aclosing(self._bits):
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                 if scope["method"] == "HEAD":
+                    await self._begin()
                     await send({"type": "http.response.body", "body": b""})
-                elif not await self._pass_on(send, gone, stopping) and self._abandoned is not None:
+                elif not await self._pass_on(send, left, stopping) and self._abandoned is not None:
                     await self._abandoned()
         finally:
-            gone.cancel()
+            left.cancel()
             stopping.cancel()
-            await asyncio.gather(gone, stopping, return_exceptions=True)
+            await asyncio.gather(left, stopping, return_exceptions=True)
+
+    async def _begin(self) -> None:
+        """So that they hear of their end, which those that were never begun would not; the first may be long in
+        coming."""
+        step = asyncio.ensure_future(anext(self._bits, b""))
+        await asyncio.wait((step,), timeout=0)
+        step.cancel()
+        await asyncio.gather(step, return_exceptions=True)
 
     async def _pass_on(self, send: Send, gone: asyncio.Future[None], stopping: asyncio.Future[Any]) -> bool:
         """False: the client has gone."""
@@ -98,6 +109,14 @@ class BitByBit(Response):
                 await asyncio.gather(step, return_exceptions=True)
 
 
-async def _gone(receive: Receive) -> None:
+def failed(exchange: Exchange, error: CoreError) -> bytes:
+    """The event that tells of an error, as its body would."""
+    operation = exchange.operation
+    body = errors.body_of(error, exchange.request_id, operation.operation_id, operation.method)
+    return event("error", body["error"])
+
+
+async def gone(receive: Receive) -> None:
+    """Wait until the client has gone. Only once the body has been read."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -13,6 +14,7 @@ from starlette.types import Receive, Scope
 from boxwood.core.core import Core
 from boxwood.core.errors import BadRequest
 from boxwood.core.model import Caller, Run
+from boxwood.core.transfers import SILENT_SECONDS
 from boxwood.server import decode
 from boxwood.server.agent import Agent, strictly
 from boxwood.server.errors import Disconnected
@@ -137,9 +139,10 @@ class Exchange:
 
     async def raw_body(self) -> bytes:
         """PayloadTooLarge, BadRequest (too slow), RateLimited (its organisation sends too much at once)."""
-        return await decode.read(self._receive, self.content_length, self.operation.body_limit, self._hold)
+        return await decode.read(self._receive, self.content_length, self.operation.body_limit, self.hold)
 
-    def _hold(self, size: int) -> None:
+    def hold(self, size: int) -> None:
+        """So many bytes of the body are in memory until it has been answered. RateLimited."""
         self.app.bodies.take(self.caller.org_id, size)
         self.held += size
 
@@ -149,16 +152,21 @@ class Exchange:
         while (await receive())["type"] != "http.disconnect":
             pass
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body's bytes as they arrive."""
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The body's bytes as they arrive. BadRequest: none do any more; Disconnected."""
+        message = await self._receive()  # how long that may take is bounded where the head's time is: see protocol.py
         while True:
-            message = await self._receive()
             if message["type"] != "http.request":
                 raise Disconnected
             if chunk := message.get("body"):
                 yield chunk
             if not message.get("more_body", False):
                 return
+            try:
+                async with asyncio.timeout(SILENT_SECONDS):
+                    message = await self._receive()
+            except TimeoutError:
+                raise BadRequest(f"the body stopped: nothing came for {SILENT_SECONDS:g} seconds") from None
 
     def query(self, wanted: type[Q]) -> Q:
         assert self.operation.query is wanted

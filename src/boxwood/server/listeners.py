@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from boxwood.core.config import Config
 from boxwood.server import authority, hosts
+from boxwood.server.app import PREFIXED
 from boxwood.server.protocol import BoundedProtocol
 from boxwood.server.websocket import MESSAGE_BYTES, PING_SECONDS, BoundedWebSocket
 
@@ -173,7 +174,7 @@ class _Server(uvicorn.Server):
 
 
 class Prefixed:
-    """The application as if every path began with a prefix."""
+    """The application as if every path began with a prefix; ports of VMs are not there."""
 
     def __init__(self, app: ASGIApp, prefix: str) -> None:
         self._app = app
@@ -183,5 +184,5 @@ class Prefixed:
         if scope["type"] in ("http", "websocket"):
             raw: bytes = scope.get("raw_path") or scope["path"].encode()
             path = self._prefix + scope["path"]
-            scope = {**scope, "path": path, "raw_path": self._prefix.encode() + raw}
+            scope = {**scope, "path": path, "raw_path": self._prefix.encode() + raw, PREFIXED: True}
         await self._app(scope, receive, send)

@@ -16,12 +16,12 @@ class PlainFormatter(logging.Formatter):
         )
 
 
-def set_up(level: int = logging.INFO) -> None:
+def set_up() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
-    logging.getLogger("boxwood").setLevel(level)
+    logging.getLogger("boxwood").setLevel(logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # its warnings are for the asking, without a key
     logging.getLogger("uvicorn.access").disabled = True

@@ -14,7 +14,7 @@ import logging
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from boxwood.engine.network.exceptions import Exceptions
 from boxwood.images.shelf import ImageError
 from boxwood.server import private, privileges
 from boxwood.server.app import App
+from boxwood.server.awake import Awake
 from boxwood.server.listeners import CannotStart, Servers, bound
 from boxwood.server.schema.service import Preparing
 
@@ -47,7 +48,7 @@ def serve(config: Config) -> None:
 
 
 async def _serve(config: Config) -> None:
-    with bound(config) as sockets:
+    with bound(config) as sockets, contextlib.closing(Awake(config.awake_ms / 1000)) as awake:
         _allow_descriptors()
         engine = HostEngine(
             config.data,
@@ -66,18 +67,19 @@ async def _serve(config: Config) -> None:
             down = True
             servers.end()
 
-        app = App(core, host=config.host, on_down=on_down)
+        app = App(core, host=config.host, on_down=on_down, awake=awake)
         try:
             servers = Servers(app, config, sockets)
             await app.start()
             _collect_seldom()
-            with _announced(config, servers), _signals(app, servers):
-                image = asyncio.create_task(_make_host_image(app))
-                try:
-                    await servers.serve()
-                finally:
-                    app.stopping.set()
-                    await image
+            async with _ssh(config, core) as ssh:
+                with _announced(config, servers, ssh), _signals(app, servers):
+                    image = asyncio.create_task(_make_host_image(app))
+                    try:
+                        await servers.serve()
+                    finally:
+                        app.stopping.set()
+                        await image
         finally:
             if not down:
                 await core.close()
@@ -124,13 +126,36 @@ def _signals(app: App, servers: Servers) -> Iterator[None]:
             loop.remove_signal_handler(signum)
 
 
+@contextlib.asynccontextmanager
+async def _ssh(config: Config, core: Core) -> AsyncIterator[str]:
+    """Where VMs take SSH; empty: nowhere. CannotStart."""
+    if not config.ssh:
+        yield ""
+        return
+    host, _, port = config.ssh.rpartition(":")
+    host = host.strip("[]") or "127.0.0.1"
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise CannotStart(f"ssh is {config.ssh!r}: it must be ADDRESS:PORT, such as 127.0.0.1:2222")
+    try:
+        from boxwood.server.ssh.listener import listening
+    except ImportError:
+        raise CannotStart("ssh needs asyncssh, which is not installed: pip install 'boxwood[ssh]'") from None
+    async with contextlib.AsyncExitStack() as held:
+        try:
+            at = await held.enter_async_context(listening(core, host, int(port)))
+        except OSError as error:
+            raise CannotStart(f"cannot listen for SSH on {config.ssh}: {error.strerror or error}") from None
+        yield f"[{host}]:{at}" if ":" in host else f"{host}:{at}"
+
+
 @contextlib.contextmanager
-def _announced(config: Config, servers: Servers) -> Iterator[None]:
+def _announced(config: Config, servers: Servers, ssh: str) -> Iterator[None]:
     """DATA/server.json, for as long as connections are taken: from here on they wait to be answered."""
     urls = servers.listen()
     path = config.data / "server.json"
     said = {
         **urls,
+        **({"ssh": ssh} if ssh else {}),
         "pid": os.getpid(),
         "version": boxwood.__version__,
         "started_at": datetime.now(UTC).isoformat(),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from starlette.responses import Response
@@ -17,7 +19,11 @@ MESSAGE_BYTES = 256 << 10
 FRAGMENTS = 64  # of one message
 UNSENT_BYTES = 1 << 20  # of pongs to somebody who does not read
 PING_SECONDS = 20.0  # between pings, and until the answer: who gives none has gone
-GONE = "boxwood.gone"
+GONE, PATIENT = "boxwood.gone", "boxwood.patient"
+_KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 20), (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)  # fmt: skip
 NORMAL, POLICY, FAILED, RESTART = 1000, 1008, 1011, 1012
 
 
@@ -33,7 +39,14 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
         if self.response.status_code == 101:
-            self.scope["extensions"] = {**(self.scope["extensions"] or {}), GONE: self._gone}  # type: ignore[dict-item]
+            more: dict[str, Any] = {GONE: self._gone, PATIENT: self._be_patient}
+            self.scope["extensions"] = {**(self.scope["extensions"] or {}), **more}
+
+    def _be_patient(self) -> None:
+        self.stop_keepalive()
+        if (sock := self.transport.get_extra_info("socket")) is not None and sock.family != socket.AF_UNIX:
+            for level, option, value in _KEEPALIVE:
+                sock.setsockopt(level, option, value)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gone.set()
@@ -91,6 +104,14 @@ def gone(scope: Scope) -> asyncio.Event:
     """Set once the connection is no more: `receive` tells of it only when all before has been received."""
     told: asyncio.Event | None = scope.get("extensions", {}).get(GONE)
     return told or asyncio.Event()
+
+
+def be_patient(scope: Scope) -> None:
+    """Of one that has been accepted: whoever reads nothing for a while, and so hears no ping either, has not gone. From
+    now on the kernel asks."""
+    patient: Callable[[], None] | None = scope.get("extensions", {}).get(PATIENT)
+    if patient is not None:
+        patient()
 
 
 async def close(send: Send, code: int, reason: str) -> None:

@@ -9,6 +9,8 @@ queued up while the last commit was made shares the next one; each function has 
 that fails takes nothing with it. What was handed in first is committed first.
 
 `near` reads on the event loop and is for indexed reads of a few rows (some 10 µs); `read` is for the rest.
+
+What is committed survives the death of the server; what `secure` was waited for survives a loss of power too.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+from boxwood.store.logsync import LogSync
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
@@ -83,6 +87,7 @@ class Database:
         self._resolved = 0
         self._handed_over = 0  # batches that the writer has
         self._begins_log = False  # the next commit may wait for the disk: it begins the log anew
+        self._log_sync = LogSync(path)
 
     @classmethod
     async def open(cls, path: Path, failure: Callable[[StoreError], Exception] | None = None) -> Database:
@@ -176,6 +181,15 @@ class Database:
         """Wait until everything that was handed in so far is committed."""
         await self.submit(lambda connection: None, small=True)
 
+    async def secure(self) -> None:
+        """`flush`, and wait until all of that is on the disk: a loss of power takes nothing of it. StoreError."""
+        await self.flush()
+        try:
+            await self._log_sync.flush()
+        except OSError as error:
+            log.error("database: its log could not be flushed: %s", error)
+            raise self._failure(StoreError(f"the disk did not take what was written: {error.strerror}")) from error
+
     def _write_loop(self) -> None:
         last = False
         while not last:
@@ -224,13 +238,18 @@ class Database:
         self._handed_over -= count
         self._resolve(batch)
 
+    @property
+    def version(self) -> int:
+        """Another one for each commit, before anybody is told of it: what was read of `near` stays as it is so long."""
+        return self._resolved
+
     def _resolve(self, batch: list[_Task[Any]]) -> None:
+        self._resolved += 1
         for task in batch:
             if task.error is not None:
                 self._fail(task, task.error)
             elif task.future is not None and not task.future.done():
                 task.future.set_result(task.result)
-        self._resolved += 1
         if self._resolved % CHECKPOINT_LOOKS == 0:
             self._checkpoint()
 
@@ -297,6 +316,7 @@ class Database:
         await asyncio.to_thread(self._writer.join)
         await asyncio.to_thread(self._readers.shutdown)
         await asyncio.sleep(0)  # let the last futures be resolved
+        await self._log_sync.close()
         for connection in self._opened:
             connection.close()
 
@@ -340,7 +360,7 @@ def _migrate(path: Path) -> None:
     except sqlite3.Error as error:
         raise _store_error(error, f"{path}: ") from error
     finally:
-        connection.close()
+        connection.close()  # nobody else has it open: SQLite moves the log into it, if there is one, and flushes both
 
 
 def _step(connection: sqlite3.Connection, number: int, name: str, sql: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _CHAIN = """
@@ -24,7 +25,18 @@ _SIZES = """
 _UNREFERENCED = """
     NOT EXISTS (SELECT 1 FROM vms WHERE base = layers.id)
     AND NOT EXISTS (SELECT 1 FROM vms WHERE box_base = layers.id)
+    AND NOT EXISTS (SELECT 1 FROM pins WHERE layer_id = layers.id)
+    AND NOT EXISTS (SELECT 1 FROM held WHERE layer_id = layers.id)
     AND NOT EXISTS (SELECT 1 FROM layers child WHERE child.parent = layers.id AND NOT child.doomed)
+"""
+# A live box stands on what its stack consisted of when it was made, whatever its VM has been put on since.
+_HOLD = """
+    WITH RECURSIVE above (id) AS (
+        SELECT :top UNION ALL SELECT l.id FROM layers l JOIN above ON l.parent = above.id
+    )
+    INSERT OR IGNORE INTO held (vm_id, layer_id)
+    SELECT id, :top FROM vms WHERE box_base IN (SELECT id FROM above)
+    UNION SELECT vm_id, :top FROM held WHERE layer_id IN (SELECT id FROM above)
 """
 _SHIFT = """
     WITH RECURSIVE above (id) AS (
@@ -74,21 +86,30 @@ def sizes(connection: sqlite3.Connection, layer_id: str) -> tuple[int, list[str]
     return sum(size or 0 for _, size in rows), [found for found, size in rows if size is None]
 
 
+def size(connection: sqlite3.Connection, layer_id: str) -> tuple[int, bool]:
+    """Of this layer alone: bytes, and whether nobody knows them yet."""
+    row = connection.execute("SELECT bytes FROM layers WHERE id = ?", (layer_id,)).fetchone()
+    return (0, True) if row is None or row[0] is None else (row[0], False)
+
+
 def set_size(connection: sqlite3.Connection, layer_id: str, size: int) -> None:
     connection.execute("UPDATE layers SET bytes = ? WHERE id = ?", (size, layer_id))
 
 
 def moved(connection: sqlite3.Connection, old: str, target: str) -> bool:
-    """`target` holds what `old` does: let it take its place. False: `old` is not there any more; nothing changed."""
+    """`target` holds what `old` does: let it take its place. False: `old` is not there any more, or nothing stands on
+    it; nothing changed."""
     row = by_id(connection, old)
-    if row is None or row.doomed:
+    if row is None or row.doomed or not stood_on(connection, old):
         return False
     connection.execute(
         "INSERT INTO layers (id, parent, place, depth, bytes) SELECT ?, parent, place, depth, bytes FROM layers"
         " WHERE id = ?",
         (target, old),
     )
+    connection.execute(_HOLD, {"top": old})
     connection.execute("UPDATE vms SET base = ? WHERE base = ?", (target, old))
+    connection.execute("UPDATE vms SET fork_base = ? WHERE fork_base = ?", (target, old))
     connection.execute("UPDATE layers SET parent = ? WHERE parent = ?", (target, old))
     return True
 
@@ -101,16 +122,19 @@ def chain(connection: sqlite3.Connection, layer_id: str) -> tuple[tuple[str, ...
 
 def merged(connection: sqlite3.Connection, top: str, target: str) -> bool:
     """`target` shows what `top` and all below it, down to the image, showed: let everything that stood on `top` stand
-    on it. False: `top` is not there any more, and nothing was changed."""
+    on it. False: `top` is not there any more, or nothing stands on it (so nobody would ever let go of `target`), and
+    nothing was changed."""
     old = by_id(connection, top)
-    if old is None or old.doomed:
+    if old is None or old.doomed or not stood_on(connection, top):
         return False
     ids, images = chain(connection, top)
     image = next((layer for layer in ids if layer in images), None)
     if image is None:
         raise LookupError(f"layer {top} stands on no image")
     insert(connection, target, image)
+    connection.execute(_HOLD, {"top": top})
     connection.execute("UPDATE vms SET base = ? WHERE base = ?", (target, top))
+    connection.execute("UPDATE vms SET fork_base = ? WHERE fork_base = ?", (target, top))
     connection.execute("UPDATE layers SET parent = ? WHERE parent = ?", (target, top))
     connection.execute(_SHIFT, {"top": target, "by": 1 - old.depth})
     connection.execute("UPDATE layers SET depth = 1 WHERE id = ?", (target,))
@@ -125,6 +149,12 @@ def deep(connection: sqlite3.Connection, above: int) -> list[str]:
         (above,),
     )
     return [row[0] for row in rows]
+
+
+def stood_on(connection: sqlite3.Connection, layer_id: str) -> bool:
+    """Whether a VM or another layer does; a live box's VM may stand on what took this one's place already."""
+    sql = "SELECT EXISTS (SELECT 1 FROM vms WHERE base = :id) OR EXISTS (SELECT 1 FROM layers WHERE parent = :id)"
+    return bool(connection.execute(sql, {"id": layer_id}).fetchone()[0])
 
 
 def doom(connection: sqlite3.Connection, candidate: str) -> None:
@@ -163,4 +193,13 @@ def data_ids(connection: sqlite3.Connection) -> set[str]:
 
 def superseded(connection: sqlite3.Connection) -> list[str]:
     """Layers that are there for a live box only: its VM has been put on a merged one."""
-    return [row[0] for row in connection.execute("SELECT box_base FROM vms WHERE box_base <> base")]
+    sql = "SELECT box_base FROM vms WHERE box_base <> base UNION SELECT layer_id FROM held"
+    return [row[0] for row in connection.execute(sql)]
+
+
+def hold(connection: sqlite3.Connection, vm_id: str, base: str, layers: Sequence[str]) -> None:
+    """The VM's box is being made of these layers, of which another may have taken the place of one by now."""
+    connection.execute("DELETE FROM held WHERE vm_id = ?", (vm_id,))
+    below, _ = chain(connection, base)
+    if replaced := next((layer for layer in layers if layer not in below), None):
+        connection.execute("INSERT INTO held (vm_id, layer_id) VALUES (?, ?)", (vm_id, replaced))

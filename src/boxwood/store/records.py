@@ -84,11 +84,10 @@ def page(
     prefix: str,
     limit: int,
     *,
-    newest: bool,
     after: tuple[str, str] | None = None,
     most_bytes: int | None = None,
 ) -> list[RecordRow]:
-    """By namespace and name, behind `after`, or the newest first. With the one that makes it `most_bytes` it ends."""
+    """By namespace and name, behind `after`. With the one that makes it `most_bytes` it ends."""
     conditions, params = ["org_id = ?", "kind = ?"], [org_id, kind]  # type: tuple[list[str], list[object]]
     if namespace is not None:
         conditions.append("namespace = ?")
@@ -99,8 +98,7 @@ def page(
     if after is not None:
         conditions.append("(namespace, name) > (?, ?)")
         params += after
-    order = "created_at DESC, id DESC" if newest else "namespace, name"
-    sql = f"{_SELECT} WHERE {' AND '.join(conditions)} ORDER BY {order} LIMIT ?"
+    sql = f"{_SELECT} WHERE {' AND '.join(conditions)} ORDER BY namespace, name LIMIT ?"
     found: list[RecordRow] = []
     size = 0
     for row in connection.execute(sql, (*params, limit)):

@@ -23,9 +23,10 @@ class SessionRow:
     exported: str | None
     created_at: int
     started_at: int | None
+    kind: str = "shell"  # shell | python
 
 
-_COLUMNS = "id, vm_id, idx, cwd, env, exported, created_at, started_at"
+_COLUMNS = "id, vm_id, idx, cwd, env, exported, created_at, started_at, kind"
 
 
 def env_of(text: str | None) -> dict[str, str] | None:
@@ -39,8 +40,8 @@ def env_text(env: Mapping[str, str] | None) -> str | None:
 def insert(connection: sqlite3.Connection, row: SessionRow) -> None:
     """sqlite3.IntegrityError if the index is taken."""
     connection.execute(
-        f"INSERT INTO sessions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (row.id, row.vm_id, row.idx, row.cwd, row.env, row.exported, row.created_at, row.started_at),
+        f"INSERT INTO sessions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (row.id, row.vm_id, row.idx, row.cwd, row.env, row.exported, row.created_at, row.started_at, row.kind),
     )
 
 
@@ -56,10 +57,10 @@ def by_index(connection: sqlite3.Connection, vm_id: str, index: int) -> SessionR
     return None if row is None else SessionRow(*row)
 
 
-def of_vm(connection: sqlite3.Connection, vm_id: str, after: int = -1, limit: int = -1) -> list[SessionRow]:
+def of_vm(connection: sqlite3.Connection, vm_id: str, after: int = -1) -> list[SessionRow]:
     """By index, those above `after`."""
     rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM sessions WHERE vm_id = ? AND idx > ? ORDER BY idx LIMIT ?", (vm_id, after, limit)
+        f"SELECT {_COLUMNS} FROM sessions WHERE vm_id = ? AND idx > ? ORDER BY idx", (vm_id, after)
     )
     return [SessionRow(*row) for row in rows]
 
@@ -118,6 +119,26 @@ def state_bytes(connection: sqlite3.Connection, vm_id: str) -> int:
     return count
 
 
+def restore(connection: sqlite3.Connection, source_vm: str, target_vm: str, new_id: Callable[[], str], at: int) -> None:
+    """Let a VM's sessions be where those of another one are, by index. Those that only the VM has keep their ids and
+    begin anew; those that it has lost come back with ids of their own."""
+    connection.execute("UPDATE sessions SET cwd = '', exported = NULL, state = NULL WHERE vm_id = ?", (target_vm,))
+    connection.execute(
+        "UPDATE sessions SET (cwd, env, exported, state, kind) = (SELECT s.cwd, s.env, s.exported, s.state, s.kind"
+        " FROM sessions s WHERE s.vm_id = ? AND s.idx = sessions.idx)"
+        " WHERE vm_id = ? AND idx IN (SELECT idx FROM sessions WHERE vm_id = ?)",
+        (source_vm, target_vm, source_vm),
+    )
+    there = {row.idx for row in of_vm(connection, target_vm)}
+    for row in of_vm(connection, source_vm):
+        if row.idx not in there and row.idx < BESIDE:
+            connection.execute(
+                "INSERT INTO sessions (id, vm_id, idx, cwd, env, exported, state, created_at, kind)"
+                " SELECT ?, ?, idx, cwd, env, exported, state, ?, kind FROM sessions WHERE id = ?",
+                (new_id(), target_vm, at, row.id),
+            )
+
+
 def copy(
     connection: sqlite3.Connection, source_vm: str, target_vm: str, new_id: Callable[[], str], at: int
 ) -> list[SessionRow]:
@@ -128,9 +149,9 @@ def copy(
             continue
         session_id = new_id()
         connection.execute(
-            "INSERT INTO sessions (id, vm_id, idx, cwd, env, exported, state, created_at)"
-            " SELECT ?, ?, idx, cwd, env, exported, state, ? FROM sessions WHERE id = ?",
+            "INSERT INTO sessions (id, vm_id, idx, cwd, env, exported, state, created_at, kind)"
+            " SELECT ?, ?, idx, cwd, env, exported, state, ?, kind FROM sessions WHERE id = ?",
             (session_id, target_vm, at, row.id),
         )
-        copies.append(SessionRow(session_id, target_vm, row.idx, row.cwd, row.env, row.exported, at, None))
+        copies.append(SessionRow(session_id, target_vm, row.idx, row.cwd, row.env, row.exported, at, None, row.kind))
     return copies

@@ -38,6 +38,10 @@ class VMRow:
     pids: int | None = None
     nofile: int | None = None
     ends_by: int | None = None  # expires_at is not later, unless a key without a ceiling says so
+    durable: bool = False
+    parent_id: str | None = None  # that it was forked from
+    fork_base: str | None = None  # the layer that shows what both had then
+    ssh_keys: str | None = None  # JSON: see core/sshkeys.py
     depth: int = 0  # of its base; not a column
 
 
@@ -46,6 +50,7 @@ _SELECT = f"SELECT {', '.join('v.' + name for name in _COLUMNS)}, l.depth FROM v
 _INSERT = f"INSERT INTO vms ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
 _CHANGEABLE = frozenset({
     "name", "description", "immutable", "vcpu", "memory_mib", "disk_mib", "pids", "nofile", "expires_at", "stopped",
+    "ssh_keys",
 })  # fmt: skip
 
 
@@ -59,6 +64,11 @@ def by_id(connection: sqlite3.Connection, vm_id: str) -> VMRow | None:
 
 def by_name(connection: sqlite3.Connection, org_id: str, name: str) -> VMRow | None:
     return _row(connection.execute(f"{_SELECT} WHERE v.org_id = ? AND v.name = ?", (org_id, name)).fetchone())
+
+
+def all_by_name(connection: sqlite3.Connection, name: str) -> list[VMRow]:
+    """Of every organisation."""
+    return [VMRow(*row) for row in connection.execute(f"{_SELECT} WHERE v.name = ? LIMIT 100", (name,))]
 
 
 def insert(connection: sqlite3.Connection, row: VMRow) -> None:
@@ -103,6 +113,7 @@ def active(connection: sqlite3.Connection, vm_id: str, at: int) -> None:
 
 def parked(connection: sqlite3.Connection, vm_id: str) -> None:
     connection.execute("UPDATE vms SET box_base = NULL WHERE id = ?", (vm_id,))
+    connection.execute("DELETE FROM held WHERE vm_id = ?", (vm_id,))
 
 
 def parked_but(connection: sqlite3.Connection, live: Iterable[str]) -> None:
@@ -118,6 +129,12 @@ def retop(connection: sqlite3.Connection, vm_id: str, base: str, top: str) -> No
     connection.execute(
         "UPDATE vms SET base = ?, top = ?, written = 0, box_base = NULL WHERE id = ?", (base, top, vm_id)
     )
+    connection.execute("DELETE FROM held WHERE vm_id = ?", (vm_id,))
+
+
+def forked_at(connection: sqlite3.Connection, vm_id: str, parent_id: str, layer_id: str) -> None:
+    """What a VM was forked from has become what it is: as if it were forked from it again."""
+    connection.execute("UPDATE vms SET fork_base = ? WHERE id = ? AND parent_id = ?", (layer_id, vm_id, parent_id))
 
 
 def expired(connection: sqlite3.Connection, now: int) -> list[str]:
@@ -129,6 +146,14 @@ def next_expiry(connection: sqlite3.Connection, now: int) -> int | None:
     """When the next one's will be."""
     found: int | None = connection.execute("SELECT min(expires_at) FROM vms WHERE expires_at > ?", (now,)).fetchone()[0]
     return found
+
+
+def is_durable(connection: sqlite3.Connection, vm_id: str) -> bool:
+    return connection.execute("SELECT 1 FROM vms WHERE id = ? AND durable", (vm_id,)).fetchone() is not None
+
+
+def any_durable(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT 1 FROM vms WHERE durable LIMIT 1").fetchone() is not None
 
 
 def tops(connection: sqlite3.Connection) -> set[str]:

@@ -75,6 +75,47 @@ def fork_older():
     assert refused(lambda: client.get_vm(vm.id)) == ("not_found", 404)
 
 
+def filesystems():
+    """Mounts, which clients before 1.2.8 call syncs; 0.5.1 and 0.9.0 take the source of a fork as an argument."""
+    version = tuple(map(int, sys.argv[1].split(".")))
+    later = version >= (1, 2, 8)
+    named = {"source_vm_name": "ubuntu"} if version >= (1, 2, 0) else {"source": "ubuntu"}
+    one, two, name = client.fork(**named), client.fork(**named), fresh()
+
+    def bind(vm, path):
+        make = vm.create_mount if later else vm.create_sync
+        bound = make(filesystem_id=made.filesystem_id, path=path)
+        until(lambda: shown(vm.run(f"grep -c ' {path} ' /proc/self/mounts")) == "1\n")
+        ident = bound.mount_id if later else bound.sync_id
+        listed = vm.list_mounts().mounts if later else vm.list_syncs().syncs
+        assert [(other.mount_id if later else other.sync_id, other.path) for other in listed] == [(ident, path)]
+        assert not later or listed[0].state == "mounted"
+        again = make(filesystem_id=made.filesystem_id, path=path)
+        assert (again.mount_id if later else again.sync_id) == ident
+        return ident
+
+    def shown(result):
+        return result.stdout if isinstance(result.stdout, str) else result.stdout.decode()
+
+    try:
+        made = client.create_filesystem(name=name)
+        assert (made.name, client.get_filesystem(made.filesystem_id).filesystem_id) == (name, made.filesystem_id)
+        assert refused(lambda: client.create_filesystem(name=name))[1] == 409
+        listed = client.list_filesystems(name_prefix=name)
+        assert [other.name for other in getattr(listed, "filesystems", listed)] == [name]
+        bound = {vm: bind(vm, path) for vm, path in ((one, "/data"), (two, "/elsewhere"))}
+        one.run("echo shared > /data/f")
+        assert shown(two.run("cat /elsewhere/f")) == "shared\n"
+        assert refused(lambda: client.delete_filesystem(made.filesystem_id)) == ("conflict", 409)
+        for vm, ident in bound.items():
+            assert (vm.delete_mount if later else vm.delete_sync)(ident).deleted is True
+        assert client.delete_filesystem(made.filesystem_id).deleted is True
+        assert refused(lambda: client.get_filesystem(made.filesystem_id)) == ("not_found", 404)
+    finally:
+        one.delete()
+        two.delete()
+
+
 def shell_state_persists():
     with forked() as vm:
         vm.run('export WORD=kept; mkdir -p /root/w && cd /root/w; plain=also; f() { echo "f $1"; }')
@@ -346,21 +387,26 @@ def surface():
         client_calls = {
             "list_runs": (), "list_pools": (), "create_pool": ({"name": "x", "kind": "managed"},), "get_pool": ("x",),
             "update_pool": ("x", {}), "rename_pool": ("x", "y"), "delete_pool": ("x",), "list_pool_workers": ("x",),
-            "add_pool_commitment": ("x", {}), "list_filesystems": (), "get_filesystem": ("x",),
-            "delete_filesystem": ("x",), "create_filesystem": (),
+            "add_pool_commitment": ("x", {}),
         }  # fmt: skip
-        vm_calls = {
-            "get_policies": (), "set_policies": ({"network": {}},), "list_mounts": (), "delete_mount": ("x",),
-            "create_mount": (),
-        }  # fmt: skip
-        named = {
-            "create_filesystem": {"name": "x"},
-            "create_mount": {"filesystem_id": "x", "path": "/mnt"},
-        }
-        for some, calls in ((client, client_calls), (vm, vm_calls)):
-            for method, given in calls.items():
-                with suppress(ArkerError):
-                    getattr(some, method)(*given, **named.get(method, {}))
+        for method, given in client_calls.items():
+            with suppress(ArkerError):
+                getattr(client, method)(*given)
+
+
+def policies():
+    """Both forms, and what a fork has of its source's."""
+    deny = {"type": "outbound", "action": "deny"}
+    with forked() as vm:
+        assert list(vm.get_policies().policies) == []
+        put = vm.set_policies({"policies": [deny]})
+        assert len(put.policies) == len(vm.get_policies().policies) == 1
+        assert set(vm.refresh().policies.rules) == {"rule-0"}
+        vm.update(policies={"rules": {"web": {**deny, "priority": 5}, "rule-0": None}})
+        child = vm.fork()
+        assert set(child.refresh().policies.rules) == {"web"}
+        child.delete()
+        assert refused(lambda: vm.set_policies({"policies": [{"type": "outbound", "action": "permit"}]}))[1] == 400
 
 
 def twenty_at_once():

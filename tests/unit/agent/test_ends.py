@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
 
-from boxwood.engine.agent import session, shell
+from boxwood.engine.agent import learner, session, shell, watchdog
 
 
 def test_exit(s, office):
@@ -27,6 +28,49 @@ def test_what_is_learned_while_a_report_is_under_way_is_kept(s, monkeypatch):
     s.office.until(lambda: s.inside.quiet)
     s.run("exit", 0)
     s.run("f", out=b"fun\n")
+
+
+def test_a_run_is_killed_that_waits_for_what_is_being_learned(s, office, work, monkeypatch):
+    """Its shell is not there yet: it begins neither now nor then."""
+    if office.bash:
+        pytest.skip("bash lists its functions itself")
+    gate, parses = work / "gate", learner._parses
+    os.mkfifo(gate)
+
+    def parses_later(*text):
+        gate.read_bytes()  # until there is somebody to write
+        return parses(*text)
+
+    monkeypatch.setattr(learner, "_parses", parses_later)
+    s.run("f() { echo fun; }; exit", 0)
+    waiting = s.start("touch begun")
+    office.get("run.kill", rid=waiting.rid)
+    assert waiting.started.errno == errno.ECANCELED
+    gate.write_bytes(b"")
+    s.run("f; ls", out=b"fun\ngate\n")
+
+
+def test_a_run_beside_a_session_that_is_closed_does_not_begin(office, work, monkeypatch):
+    """Though it has waited for what the last run had changed, which nobody waits for any more."""
+    s = office.session(work=work)
+    s.run("x=1")
+    monkeypatch.setattr(session.Session, "_settled", False)  # it takes its time
+    waiting = s.start("touch begun", env={"y": "2"})
+    assert not waiting.started.done
+    s.close()
+    assert waiting.started.errno == errno.ENOENT
+    assert not office.desk._oneshots and not os.path.exists(work / "begun")
+
+
+def test_a_run_beside_a_session_whose_terminal_is_being_killed_ends_with_it(office, work):
+    s = office.session(work=work)
+    s.pty(["sh", "-c", "echo up; sleep 100"]).until("up")
+    closing = office.ask("session.close", sid=s.sid)
+    assert not closing.done
+    late = s.start("sleep 100", env={"y": "2"})
+    office.until(lambda: closing.done and (late.end is not None or late.started.errno is not None))
+    assert late.started.errno == errno.ENOENT or late.reason == "killed"
+    assert not office.desk._oneshots
 
 
 def test_errexit(s):
@@ -148,7 +192,7 @@ def test_directory_removed_while_learning(s, office, work):
 
 def test_planted_files(s, work, monkeypatch):
     """Links and pipes where our files are: nothing hangs, nothing outside is written."""
-    monkeypatch.setattr(session, "DUMP_SECONDS", 0.6)
+    monkeypatch.setattr(watchdog, "DUMP_SECONDS", 0.6)
     place = os.fsdecode(s.inside.folder.path)
     secret = work / "precious"
     secret.write_text("precious")

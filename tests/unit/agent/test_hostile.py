@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from amounts import amount
+
 NAMES = (
     "cd eval exit printf echo read set unset trap source . : command builtin declare alias umask pwd export test [ "
     "type exec return true local readonly shift let kill wait typeset dirs"
@@ -11,7 +13,7 @@ NAMES = (
 
 
 def test_redefined_functions(s, office, work):
-    for name in NAMES.split():
+    for name in NAMES.split() if office.bash else NAMES.split()[:: amount(4, 1)]:
         one = office.session(work=work)
         one.run(f"{name}() {{ :; }}", None, err=None)  # dash refuses the special ones: a syntax error
         one.run(f"x={len(name)}")

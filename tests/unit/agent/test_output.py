@@ -65,8 +65,11 @@ def test_resume_after_a_new_link(s, office):
         assert office.get("run.resume", rid=ran.rid, out=out, err=err).errno is None
         assert (ran.out, ran.err, ran.code) == (b"one\ntwo\n", b"err\n", 0)
     ack(office, ran)
+    ran.end = None
+    assert office.get("run.resume", rid=ran.rid, out=0, err=0).errno is None
+    assert (ran.out, ran.err, ran.code) == (b"one\ntwo\n", b"err\n", 0), "what was acknowledged is not kept"
     with pytest.raises(ValueError, match="offset"):
-        office.ask("run.resume", rid=ran.rid, out=0, err=0)
+        office.ask("run.resume", rid=ran.rid, out=9, err=0)
     office.ask("run.forget", rid=ran.rid)
     assert office.get("run.resume", rid=ran.rid, out=8, err=4).errno is not None
     office.acks = True

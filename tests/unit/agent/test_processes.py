@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from amounts import amount
 from boxwood.engine.agent.procs import children
 
 DAEMON = (
@@ -121,6 +122,54 @@ def test_interrupt(s, office):
         s.run("set -m; echo on; sleep 30; echo no", None, None, None, poke=(b"on", s.signal()), timeout=10)
 
 
+def test_an_interrupt_while_the_shell_starts_somebody_is_not_lost(s, office):
+    """It comes when the shell has just put something out: bash's child may still hear it in the shell's way."""
+    for _ in range(amount(12, 40)):
+        ran = s.start("echo on; sleep 30; echo no", timeout=None)
+        office.until(lambda ran=ran: ran.out)
+        s.signal()(ran)
+        s.wait(ran)
+        assert (ran.code, ran.out) == (130, b"on\n")
+
+
+@pytest.mark.parametrize(("name", "code"), [("TERM", 143), ("HUP", 129), ("KILL", 137)])
+def test_a_signal_while_the_shell_starts_somebody_is_for_him(s, office, name, code):
+    """And not for the shell, which ignores it or dies of it."""
+    for _ in range(amount(5, 15)):
+        ran = s.start("echo on; sleep 30; echo $?", timeout=None)
+        office.until(lambda ran=ran: ran.out)
+        s.signal(getattr(signal, "SIG" + name))(ran)
+        s.wait(ran)
+        assert (ran.code, ran.out) == (0, f"on\n{code}\n".encode())
+
+
+def test_a_signal_to_a_shell_that_starts_nobody(s, office):
+    ran = s.start("trap 'echo heard; going=' USR1; going=1; echo on; while test $going; do :; done", timeout=None)
+    office.until(lambda: ran.out)
+    s.signal(signal.SIGUSR1)(ran)
+    s.wait(ran)
+    assert (ran.code, ran.out) == (0, b"on\nheard\n")
+
+
+def test_who_has_heard_an_interrupt_hears_it_once(s, office):
+    """Also one who was just started."""
+    program = (
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGINT, lambda *_: os.write(1, b'heard\\n'))\n"
+        "print('on', flush=True); time.sleep(1); print('off')"
+    )
+    ran = s.start(f'{sys.executable} -S -c "{program}"', timeout=None)
+    office.until(lambda: ran.out)
+    s.signal()(ran)
+    s.wait(ran)
+    assert ran.out == b"on\nheard\noff\n"
+    ran = s.start("trap '' INT; echo on; sleep 0.5; echo slept; trap - INT", timeout=None)
+    office.until(lambda: ran.out)
+    s.signal()(ran)
+    s.wait(ran)
+    assert (ran.code, ran.out) == (0, b"on\nslept\n")
+
+
 def test_other_signals_leave_the_shell(s):
     s.run("echo on; sleep 30; echo $?; x=1", out=b"on\n143\n", err=None, poke=(b"on", s.signal(signal.SIGTERM)))
     s.run("echo on; sleep 30; echo $?; x=1", out=b"on\n137\n", err=None, poke=(b"on", s.signal(signal.SIGKILL)))
@@ -148,6 +197,15 @@ def test_closing_takes_everything(office, daemon, work):
     assert not children(os.getpid()) and s.sid not in office.desk.hello()["sessions"]
 
 
+def test_closing_kills_what_a_command_that_is_over_has_left(office, daemon, work):
+    """Whichever way it comes to its end, the run was killed."""
+    s = office.session(work=work)
+    ran = s.start(daemon(60, "c2"), timeout=None)
+    office.until(lambda: s.inside.job.report.code is not None)
+    s.close()
+    assert ran.reason == "killed"
+
+
 def test_orphans_of_two_sessions_are_told_apart(s, office, daemon, work):
     other = office.session(work=work)
     other.run("x=other")
@@ -164,10 +222,12 @@ def test_orphans_of_two_sessions_are_told_apart(s, office, daemon, work):
 
 
 def test_many_at_once(s, office, work):
-    many = [office.session(work=work) for _ in range(20)]
+    many = [office.session(work=work) for _ in range(amount(8, 20))]
     for i, one in enumerate(many):
         one.run(f"id={i}")
-    running = [one.start("(sleep 0.3; echo bg$id) & sleep 0.2; echo fg$id") for one in many]
+    running = [
+        one.start("(until [ -e on$id ]; do sleep 0.02; done; echo bg$id) & echo fg$id; : > on$id") for one in many
+    ]
     for i, (one, ran) in enumerate(zip(many, running, strict=True)):
         one.wait(ran)
         assert (ran.code, ran.out) == (0, b"fg%d\nbg%d\n" % (i, i)), ran

@@ -84,6 +84,28 @@ def test_who_comes_back_sees_what_there_was(office, work):
     assert s.pty(sh("exit 4")).wait() == (4, "exit"), "and then there is another one"
 
 
+def test_two_who_come_at_once_see_the_same(office, work):
+    """While what the last run has left is still being saved."""
+    s, waiting, answers = office.session(work=work), [], []
+    s.inside.when_saved = waiting.append
+    for view in (1, 2):
+        office.screens[view] = Looker()
+        answers.append(office.ask(
+            "pty.open", b"cat\0", sid=s.sid, pty=office.number(), columns=80, rows=24, persist=True, idle=0, view=view
+        ))  # fmt: skip
+    for begin in waiting:
+        begin()
+    assert [answer.errno for answer in answers] == [None, None]
+    first, second = (answer.fields["pty"] for answer in answers)
+    assert first == second and len(office.desk.hello()["ptys"]) == 1
+    del s.inside.when_saved
+
+
+class Looker:
+    def put(self, header, payload):
+        pass
+
+
 def test_who_comes_back_makes_programs_draw_anew(office, work):
     s = office.session(work=work)
     screen = s.pty(sh("trap 'echo drawn' WINCH; echo begun; while :; do sleep 0.05; done"))

@@ -22,7 +22,7 @@ print("installed")
 """
 
 
-@pytest.mark.parametrize("wait", ["0.5", "0.01"])
+@pytest.mark.parametrize("wait", [pytest.param("0.5", marks=pytest.mark.full), "0.01"])
 def test_who_looks_at_the_terminal_while_a_child_works_keeps_it(s, wait):
     """apt does so for dpkg. Without its terminal it fails, at the end."""
     s.run(f"{sys.executable} -c '{LIKE_APT.replace('WAIT', wait)}'", out=b"installed\n")

@@ -86,6 +86,29 @@ def test_trees(disk: Disk, server: StubServer, boxwood, tmp_path: Path) -> None:
     assert (tmp_path / "back/sub/b").stat().st_mode & 0o7100 == 0o100
 
 
+def test_a_directory_that_is_not_there_is_not_copied_as_an_empty_one(
+    disk: Disk, server: StubServer, boxwood, tmp_path: Path
+) -> None:
+    stat = "GET /v1/vms/n/files/stat"
+    server.script(stat, (404, error("not_found", "nothing there", details={"resource": "file"})))
+    done = boxwood("cp", "-r", "n:/w", "back")
+    assert (done.returncode, done.stderr) == (1, b"boxwood: nothing there\n")
+    server.script(stat, (200, {"path": "/w", "kind": "file"}), (200, {"path": "/w", "kind": "directory"}))
+    assert boxwood("cp", "-r", "n:/w", "back").returncode == 1
+    assert not (tmp_path / "back").exists()
+    assert boxwood("cp", "-r", "n:/w", "back").returncode == 0
+    assert (tmp_path / "back").is_dir()
+
+
+def test_patterns_that_are_no_utf8(disk: Disk, boxwood, tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/a").write_text("A")
+    (tmp_path / "src/b.log").write_text("B")
+    (tmp_path / "ignored").write_bytes(b"\xff\n*.log\n")
+    assert boxwood("sync", "src", "n:/w", "--ignore-file", "ignored").returncode == 0
+    assert disk.files == {"/w/a": b"A"}
+
+
 @pytest.mark.parametrize("path", ["../evil", "/evil", "a/../../evil", "a//b", ".", "", "a\0b"])
 def test_a_vm_cannot_choose_where_its_files_go(disk: Disk, boxwood, tmp_path: Path, path: str) -> None:
     disk.listed = [{"path": path, "size": 1, "mode": 0o644, "hash": ""}]

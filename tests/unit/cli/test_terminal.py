@@ -104,20 +104,57 @@ def spoilt(value: Any) -> Any:
     return [spoilt(one) for one in value] if isinstance(value, list) else value
 
 
-NAMES = {"name", "description", "namespace", "source_vm_name", "root_source_vm_name", "problem", "role", "address", "protocol", "reason", "message"}  # fmt: skip
+NAMES = {
+    "address",
+    "description",
+    "message",
+    "name",
+    "namespace",
+    "path",
+    "problem",
+    "protocol",
+    "reason",
+    "role",
+    "root_source_vm_name",
+    "source_vm_name",
+    "state_detail",
+    "target",
+    "text",
+}
 POOL = {
     "pool_id": "01KZ0000000000000000000002", "name": "p", "namespace": "default", "state": "running", "source_vm_name": "u",
     "replicas": 3, "ready": 2, "starting": 1, "allocated": 4, "problem": "x", "network": "internet", "labels": {},
     "resources": {"vcpu": None, "memory_mib": 512, "disk_mib": None}, "created_at": "2026-11-21T00:00:00Z",
 }  # fmt: skip
 KEY = {"api_key_id": VM_ID, "name": "n", "role": "admin", "created_at": "2026-11-21T00:00:00Z", "prefix": "bxw_x"}
+FILE = {
+    "path": "f", "kind": "symlink", "size": 1, "mode": 420, "uid": 0, "gid": 0, "links": 1, "target": "t",
+    "modified_at": "2026-11-21T00:00:00Z",
+}  # fmt: skip
+MATCH = {"path": "f", "line": 1, "column": 1, "text": "x"}
+VOLUME = {"filesystem_id": VM_ID, "name": "n", "created_at": "2026-11-21T00:00:00Z", "size_bytes": 5, "size_mib": 64}
+MOUNT = {
+    "mount_id": VM_ID, "vm_id": VM_ID, "filesystem_id": VM_ID, "path": "/p", "state": "failed", "state_detail": "d",
+}  # fmt: skip
+SNAPSHOT = {"snapshot_id": VM_ID, "vm_id": VM_ID, "name": "n", "description": "d", "created_at": "2026-11-21T00:00:00Z"}
+SECRET = {"name": "n", "created_at": "2026-11-21T00:00:00Z", "updated_at": "2026-11-21T00:00:00Z"}
 ANSWERS = {
     "ls": ("GET /v1/vms", {"vms": [VM], "next_cursor": None}),
     "image ls": ("GET /v1/vms", {"vms": [VM | {"public": True}], "next_cursor": None}),
     "net n": ("GET /v1/vms/n/network", NETWORK),
     "pool ls": ("GET /v1/warm-pools", {"pools": [POOL]}),
     "pool get p": ("GET /v1/warm-pools/p", POOL),
+    "volume ls": ("GET /v1/filesystems", {"filesystems": [VOLUME], "next_cursor": None}),
+    "volume get v": ("GET /v1/filesystems/v", VOLUME),
+    "mount n": ("GET /v1/vms/n/mounts", {"mounts": [MOUNT], "next_cursor": None}),
+    "snapshots n": ("GET /v1/vms/n/snapshots", {"snapshots": [SNAPSHOT]}),
+    "storage usage": ("GET /boxwood/storage", {"free_bytes": 1, "vms": [{"vm_id": VM_ID, "name": "n"}]}),
     "key ls": ("GET /v1/api-keys", {"api_keys": [KEY]}),
+    "secret ls": ("GET /v1/secrets", {"secrets": [SECRET]}),
+    "fs ls n:/w": ("GET /v1/vms/n/files/list", {"entries": [FILE, FILE], "next_cursor": None}),
+    "fs stat n:/w": ("GET /v1/vms/n/files/stat", FILE),
+    "fs find n:/w": ("GET /v1/vms/n/files/glob", {"entries": [FILE], "truncated": None}),
+    "fs grep x n:/w": ("POST /v1/vms/n/files/search", {"matches": [MATCH], "truncated": None, "engine": "builtin"}),
 }
 
 
@@ -144,12 +181,12 @@ def test_every_table_is_tried() -> None:
     showing = {path.stem for path in Path(output.__file__).parent.glob("*.py") if calls.search(path.read_text())} - {
         "output"
     }
-    assert showing == {"vms", "image", "network", "pool", "key"}
+    assert showing == {"vms", "image", "network", "pool", "key", "fs", "volume", "snapshots", "storage", "policy"}
 
 
 def test_nothing_prints_past_it() -> None:
     """`print` and the streams themselves are in `output` alone; what goes out in bytes is a run's output, a file, JSON."""
-    allowed = {"copy": 1, "kubeconfig": 1, "run": 1, "server": 1}
+    allowed = {"copy": 1, "kubeconfig": 1, "python": 2, "run": 1, "server": 1, "snapshots": 1}
     for path in Path(output.__file__).parent.glob("*.py"):
         if path.stem == "output":
             continue

@@ -149,7 +149,7 @@ def serving() -> Iterator[StubServer]:
             self.end_headers()
             self.wfile.write(content)
 
-        do_GET = do_POST = do_PATCH = do_DELETE = serve
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = serve
 
         def log_message(self, *args: Any) -> None:
             pass

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pytest
 
 from boxwood import VM as BoxVM
 from boxwood import BadRequest, Boxwood, FileMissing, PayloadTooLarge, ServerError
+from boxwood.client._async import files
+from boxwood.client.content import Source
 from unit.client.stub import KEY, VM, VM_ID, Request, StubServer, error
 
 SYNC = f"POST /v1/vms/{VM_ID}/sync"
@@ -143,3 +147,21 @@ def test_manifest(server: StubServer, vm: BoxVM) -> None:
     manifest = vm.manifest("/w/")
     assert (manifest.root, manifest.entries[0].path, manifest.truncated) == ("/w", "a", False)
     assert server.last.body == {"op": "manifest", "path": "/w/"}
+
+
+def test_an_awaitable_client_reads_files_in_threads() -> None:
+    """Whoever writes to a pipe may take his time: other tasks go on."""
+
+    class Read(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            readers.append(threading.current_thread())
+            return super().read(size)
+
+    async def go() -> bytes:
+        return b"".join([piece async for piece in files.pieces(Source(Read(bytes(3 * MIB)), "/a"), told.append)])
+
+    readers: list[threading.Thread] = []
+    told: list[int] = []
+    assert asyncio.run(go()) == bytes(3 * MIB)
+    assert told == [MIB] * 3
+    assert readers and threading.current_thread() not in readers

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from boxwood import AsyncBoxwood, Boxwood, ConnectionFailed, Identity, PayloadTooLarge, Timeout
+from boxwood import AsyncBoxwood, Boxwood, ConnectionFailed, Identity, PayloadTooLarge, Timeout, Unavailable
+from boxwood.client._async.connection import AsyncConnection
 from unit.client.stub import KEY, RUN, StubServer
 
 WHO = b'{"org_id": "o", "org_name": "O"}'
@@ -134,15 +135,20 @@ def ask_quickly(ask: Callable[[str], Identity], url: str) -> None:
     asyncio.run(go())
 
 
-def test_a_refusal_in_the_middle_of_an_upload_is_heard() -> None:
+@pytest.mark.parametrize("options", [b"204", b"404"])
+def test_a_refusal_in_the_middle_of_an_upload_is_heard(options: bytes) -> None:
+    """Of a server that takes files as bodies, and of one that does not."""
+
     def refuse(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 %b X\r\ncontent-length: 0\r\n\r\n" % options)
+        connection.recv(1)
         body = b'{"error": {"code": "payload_too_large", "message": "too much"}}'
         connection.sendall(b"HTTP/1.1 413 X\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
         while connection.recv(1 << 20):  # take what comes, so that the refusal is not lost to a reset
             pass
 
     with answering(refuse) as (url, _), Boxwood(url, KEY) as box, pytest.raises(PayloadTooLarge):
-        box.vm("n").write_file("/a", bytes(4 << 20))
+        box.vm("n").write_file("/a", bytes(40 << 20))
 
 
 def test_connections_are_used_again_until_the_server_closes_them(server: StubServer) -> None:
@@ -219,3 +225,46 @@ def test_a_client_outlives_an_event_loop(server: StubServer) -> None:
 
     asyncio.run(again())
     gc.collect()  # whatever the first loop left complains here, not in another test
+
+
+def test_how_files_go_is_asked_again_if_nobody_could_say() -> None:
+    """A server that has no room for a moment is not taken for one that takes files in chunks alone."""
+    busy = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+    served = b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n"
+    with answering(busy, served, WHOLE) as (url, asked), Boxwood(url, KEY, retries=0, timeout=5) as box:
+        with pytest.raises(Unavailable):
+            box.vm("n").read_file("/a")
+        assert box.vm("n").read_file("/a") == WHO
+    assert [one.split(b" ")[0] for one in asked] == [b"OPTIONS", b"OPTIONS", b"GET"]
+
+
+class Line(asyncio.Transport):
+    """Of a connection without a network."""
+
+    closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def abort(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+
+def test_a_connection_that_said_more_than_was_asked_is_not_used_again() -> None:
+    """Of an answer that is read bit by bit: what follows its end would answer the next request."""
+
+    async def go() -> tuple[bytes, bool]:
+        connection = AsyncConnection()
+        connection.connection_made(Line())
+        begun = asyncio.create_task(connection.begin(b"", 5))
+        await asyncio.sleep(0)
+        connection.data_received(WHOLE)
+        await begun
+        connection.data_received(WHOLE)
+        return await connection.more(5), connection.usable
+
+    assert asyncio.run(go()) == (WHO, False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 import subprocess
 import sys
 import tomllib
@@ -19,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[3]
 PAIRS = [
     (boxwood.Boxwood, boxwood.AsyncBoxwood), (boxwood.VM, boxwood.AsyncVM), (boxwood.Run, boxwood.AsyncRun),
     (boxwood.Session, boxwood.AsyncSession), (boxwood.Pty, boxwood.AsyncPty),
+    (boxwood.Files, boxwood.AsyncFiles), (boxwood.Pool, boxwood.AsyncPool), (boxwood.Mounts, boxwood.AsyncMounts),
+    (boxwood.Filesystems, boxwood.AsyncFilesystems),
 ]  # fmt: skip
 RENAMED = {"__aenter__": "__enter__", "__aexit__": "__exit__", "__aiter__": "__iter__", "aclose": "close"}
 
@@ -65,6 +68,20 @@ def test_all_is_sorted_complete_and_documented() -> None:
     assert [name for name in methods if f"{name}(" not in docs and f"`{name}`" not in docs] == []
     with pytest.raises(AttributeError):
         _ = boxwood.nothing
+
+
+@pytest.mark.parametrize(
+    ("kind", "title"), [(boxwood.Boxwood, "`Boxwood`"), (boxwood.VM, "`VM`"), (boxwood.Files, "Files")]
+)
+def test_the_pages_signatures_are_the_methods_own(kind: type, title: str) -> None:
+    """Those that the page's tables write out, without a `…`: each has the method's parameters, in their order."""
+    docs = (ROOT / "docs/sdk.md").read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    assert docs
+    for name, member in inspect.getmembers(kind, inspect.isfunction):
+        own = [parameter for parameter in inspect.signature(member).parameters if parameter != "self"]
+        for row in re.findall(rf"^\|.*`{name}\(([^)`…]+)\)`.*\|$", docs, re.MULTILINE):
+            told = [part.partition("=")[0].strip() for part in row.split(",")]
+            assert [one for one in told if one not in ("*", "")] == own, name
 
 
 def test_the_version_is_that_of_the_project() -> None:

@@ -277,3 +277,35 @@ async def test_a_box_that_dies_under_a_read_is_replaced(world):
     world.machine.fail["read_file"] = [BoxGone("killed"), BoxGone("killed")]
     with pytest.raises(errors.Internal):
         await read(world, vm, "/f")
+
+
+async def test_what_a_vm_is_told_counts_for_the_next_request(world):
+    """Rows that were read are kept until something is written."""
+    vm = await world.fork()
+    write = world.core.files.write
+    for turn in range(3):
+        await write(world.caller, vm.vm_id, chunk("/f", b"%d" % turn))
+        assert await read(world, vm, "/f") == b"%d" % turn
+        await world.core.vms.stop(world.caller, vm.vm_id)
+        with pytest.raises(errors.InvalidState, match="stopped"):
+            await read(world, vm, "/f")
+        await world.core.vms.start(world.caller, vm.vm_id)
+    other = await world.fork(vm.vm_id)
+    assert await read(world, other, "/f") == b"2"
+    await world.core.vms.update(world.caller, other.vm_id, immutable=True)
+    with pytest.raises(errors.InvalidState, match="immutable"):
+        await write(world.caller, other.vm_id, chunk("/f", b"no"))
+    await world.core.vms.delete(world.caller, vm.vm_id)
+    with pytest.raises(errors.NotFound):
+        await read(world, vm, "/f")
+
+
+async def test_a_box_that_was_lost_is_asked_nothing_more(world):
+    """It may not be gone yet when its agent says no more: whoever asks again gets the next one."""
+    vm = await world.fork()
+    await world.core.files.write(world.caller, vm.vm_id, chunk("/f", b"here"))
+    first = world.machine.boxes[vm.vm_id]
+    asyncio.get_running_loop().call_soon(first.die, "gone")
+    await asyncio.sleep(0)
+    assert await read(world, vm, "/f") == b"here"
+    assert world.machine.boxes[vm.vm_id] is not first

@@ -10,6 +10,7 @@ import pytest
 from boxwood.core import clock, errors, lifetimes
 from boxwood.core.model import ClaimRequest, ForkRequest, PoolRequest, RunFilter
 from boxwood.engine.api import EngineError
+from boxwood.store import vms as vm_rows
 
 
 async def until_gone(world, vm) -> None:
@@ -352,3 +353,17 @@ async def test_a_key_whose_time_is_over_opens_nothing_also_before_it_is_forgotte
     monkeypatch.setattr(clock, "now", lambda: later)
     with pytest.raises(errors.Unauthorized, match="expired"):
         await world.core.keys.authenticate(made.key)
+
+
+async def test_a_box_that_could_not_be_fitted_out_holds_no_layers(world, monkeypatch):
+    vm = await world.fork()
+
+    async def failing(vm_id, box):
+        raise errors.Internal("the database failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.core._boxes.making, "made_hook", failing)
+        assert (await world.run(vm, "echo hi")).fail_reason == "the database failed"
+    await world.core._database.flush()
+    assert world.machine.boxes == {} and vm_rows.by_id(world.core._database.near, vm.vm_id).box_base is None
+    assert await world.out(vm, "echo hi") == "hi\n"

@@ -338,3 +338,16 @@ async def test_what_was_killed_for_want_of_memory(world):
     assert killed.state == "completed" and "out of memory: 2 of" in killed.fail_reason
     assert (await world.run(vm, "exit 137")).fail_reason is None, "that was told already"
     assert (await world.core.runs.get(world.caller, vm.vm_id, killed.run_id)).fail_reason == killed.fail_reason
+
+
+async def test_a_run_that_has_begun_or_ended_is_not_kept_for_its_queueing_timeout(world):
+    vm = await world.fork()
+    await world.run(vm, "hang", wait=0)
+    begins = await world.run(vm, "echo hi", wait=0, queueing_timeout=1e6)
+    cancelled = await world.run(vm, "echo hi", wait=0, queueing_timeout=1e6)
+    runs = [world.core._lanes.find(vm.vm_id, run.run_id) for run in (begins, cancelled)]
+    timers = [run.patience for run in runs]
+    await world.core.runs.cancel(world.caller, vm.vm_id, cancelled.run_id)
+    await world.release(vm)
+    assert (await world.core.runs.wait(world.caller, vm.vm_id, begins.run_id)).state == "completed"
+    assert all(timer.cancelled() for timer in timers)

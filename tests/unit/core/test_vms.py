@@ -6,12 +6,13 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from fake_engine import FakeBox
 from hypothesis import given
 from hypothesis import strategies as st
 
 from boxwood.core import errors, words
 from boxwood.core.ids import has_id_shape, is_id, new_id
-from boxwood.core.model import Resources, RunRequest, VMFilter
+from boxwood.core.model import Resources, RunFilter, RunRequest, VMFilter
 from boxwood.engine.api import EngineError
 from boxwood.store import keys as key_rows
 
@@ -124,6 +125,30 @@ async def test_resources_count_at_once(world):
         await world.core.vms.update(world.caller, vm.vm_id, immutable=False)
     with pytest.raises(errors.BadRequest):
         await world.core.vms.update(world.caller, vm.vm_id, immutable=True, name="x")
+
+
+async def test_a_run_that_comes_while_its_vm_becomes_immutable_is_not_begun(world, monkeypatch):
+    vm = await world.fork()
+    await world.out(vm, "echo before")
+    parking, go = asyncio.Event(), asyncio.Event()
+    settle = FakeBox.settle
+
+    async def slow(box):
+        parking.set()
+        await go.wait()
+        return await settle(box)
+
+    monkeypatch.setattr(FakeBox, "settle", slow)
+    change = asyncio.create_task(world.core.vms.update(world.caller, vm.vm_id, immutable=True))
+    await parking.wait()
+    run = asyncio.create_task(world.run(vm, "echo after"))
+    while len((await world.core.runs.list(world.caller, vm.vm_id, RunFilter())).items) < 2:
+        await asyncio.sleep(0)
+    go.set()
+    await change
+    done = await run
+    assert done.state == "failed" and "immutable" in done.fail_reason
+    assert len(world.machine.called("boot")) == 1
 
 
 async def test_lists(world):
@@ -254,7 +279,7 @@ async def test_sessions(world):
         "idle",
         None,
     )
-    at5 = await asyncio.gather(*[sessions.find_or_create(world.caller, vm.vm_id, 5) for _ in range(5)])
+    at5 = await asyncio.gather(*[world.run(vm, "echo", session_index=5) for _ in range(5)])
     assert len({s.session_id for s in at5}) == 1
     assert (await sessions.create(world.caller, vm.vm_id)).index == 6
     page = await sessions.list(world.caller, vm.vm_id, limit=3)

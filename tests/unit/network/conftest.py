@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from boxwood.engine.api import Denial
+from boxwood.engine.network import upstream
 from boxwood.engine.network.exceptions import Exceptions
 from boxwood.engine.network.resolver import Resolver
 from boxwood.engine.network.upstream import Upstream
@@ -96,3 +97,27 @@ async def world(server, resolv_conf: Path):
     await made.serve()
     yield made
     await made.stop()
+
+
+@pytest.fixture
+def clock():
+    return fake_dns.Clock()
+
+
+@pytest.fixture
+async def servers():
+    """Three, on three addresses and one port."""
+    first = await fake_dns.FakeServer("127.0.0.1").start()
+    started = [first]
+    for address in ("127.0.0.3", "127.0.0.4"):
+        started.append(await fake_dns.FakeServer(address).start(first.port))
+    for server in started:
+        server.add("a.example", "A", "a.example. 60 A 93.184.216.34")
+    yield started
+    for server in started:
+        await server.stop()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(upstream, "MOST_SECONDS", 0.05)

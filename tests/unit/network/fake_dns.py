@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import dns.flags
 import dns.message
@@ -13,7 +14,12 @@ import dns.rcode
 import dns.rdatatype
 import dns.rrset
 
+from boxwood.engine.network import answers
+from boxwood.engine.network.exceptions import Exceptions
+from boxwood.engine.network.upstream import Upstream
+
 SOON = 20  # seconds after which a test that hangs fails
+NONE = Exceptions.parse([])  # of what boxes may reach beside the internet
 
 
 class Clock:
@@ -203,3 +209,41 @@ def addresses(message: dns.message.Message) -> list[str]:
         for rdata in found
         if rdata.rdtype in (dns.rdatatype.A, dns.rdatatype.AAAA)
     )
+
+
+def errors(message: dns.message.Message) -> list[int]:
+    return [option.code for option in message.options if option.otype == dns.edns.OptionType.EDE]
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(SOON):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+def asking(name: str = "a.example", rdtype: str = "A", **options) -> answers.Question:
+    return answers.read(dns.message.make_query(name, rdtype, **options).to_wire())
+
+
+def said(question: answers.Question, *records: str, rcode: int = 0, authority: tuple[str, ...] = ()):
+    """An answer as it comes from the wire."""
+    message = dns.message.make_response(question.message)
+    message.answer = [rrset(record) for record in records]
+    message.authority = [rrset(record) for record in authority]
+    message.set_rcode(rcode)
+    return dns.message.from_wire(message.to_wire())
+
+
+def reach(tmp_path: Path, servers: list[FakeServer], clock: Clock, *lines: str) -> Upstream:
+    path = tmp_path / "resolv.conf"
+    path.write_text("\n".join([*(f"nameserver {server.address}" for server in servers), *lines]))
+    return Upstream(path, port=servers[0].port, clock=clock)
+
+
+async def ask(upstream: Upstream, name: str = "a.example", rdtype: str = "A") -> dns.message.Message:
+    async with asyncio.timeout(SOON):
+        return await upstream.ask(dns.message.make_query(name, rdtype))
+
+
+def asked(servers: list[FakeServer]) -> list[int]:
+    return [len(server.asked) for server in servers]

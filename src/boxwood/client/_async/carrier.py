@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from boxwood.client._async.connection import AsyncConnection
 from boxwood.client._async.pause import Semaphore
-from boxwood.client.answers import LOST, NOT_CONNECTED
-from boxwood.client.errors import ConnectionFailed, Timeout
-from boxwood.client.http1 import BadAnswer, Origin, Reply, request, target
+from boxwood.client.failures import OfConnection, OfHttpx, not_connected
+from boxwood.client.http1 import LAST, Asked, BadAnswer, Origin, Reply, framed, head, request
 
 if TYPE_CHECKING:
-    from httpx2 import Response
+    import httpx2
 
 CONNECT_TIMEOUT = 10.0  # seconds
 IDLE_LIMIT = 4.0  # seconds; a server may close after five, and a request that crosses this is lost
@@ -23,23 +22,20 @@ POOL = 256  # connections at once; further requests wait for one of them
 class AsyncCarrier(Protocol):
     """Carries requests to one server."""
 
-    async def send(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, timeout: float
-    ) -> tuple[int, bytes]:
+    async def send(self, asked: Asked) -> tuple[int, bytes]:
         """Status and body of the answer; redirects are answers.
 
         :raises ConnectionFailed, Timeout: there was none.
         """
 
-    async def stream(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        timeout: float,
-    ) -> AsyncAnswer:
-        """An answer that is read bit by bit; whoever has it closes it. `timeout`: for each bit.
+    async def deliver(self, asked: Asked, pieces: AsyncIterator[bytes], length: int | None) -> tuple[int, bytes]:
+        """As `send`, with a body that comes in pieces; `length`: of all of them, if that is known.
+
+        :raises ConnectionFailed, Timeout: there was no answer.
+        """
+
+    async def stream(self, asked: Asked) -> AsyncAnswer:
+        """An answer that is read bit by bit; whoever has it closes it.
 
         :raises ConnectionFailed, Timeout: there was none.
         """
@@ -52,6 +48,10 @@ class AsyncAnswer(Protocol):
 
     status: int
     media_type: str
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """By their names in lower case."""
 
     async def more(self) -> bytes:
         """What comes next; nothing: that was all.
@@ -74,51 +74,49 @@ class AsyncPlainCarrier:
         self._idle: list[tuple[float, AsyncConnection]] = []
         self._free = Semaphore(POOL)
 
-    async def send(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, timeout: float
-    ) -> tuple[int, bytes]:
-        data = request(method, target(url), self._origin, headers, body)
+    async def send(self, asked: Asked) -> tuple[int, bytes]:
+        data = request(asked, self._origin)
         async with self._free:
             connection = await self._connection()
-            try:
-                reply = await connection.exchange(data, timeout)
-            except TimeoutError as error:
-                no_answer(url, timeout, error)
-            except (OSError, BadAnswer) as error:
-                lost(url, error)
-            if connection.usable:
-                self._idle.append((monotonic(), connection))
-            else:
-                await connection.aclose()
+            with OfConnection(asked.url, asked.timeout):
+                reply = await connection.exchange(data, asked.timeout)
+            await self._keep(connection)
         return reply.status, reply.body
 
-    async def stream(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        timeout: float,
-    ) -> AsyncAnswer:
-        data = request(method, target(url), self._origin, headers, body)
+    async def deliver(self, asked: Asked, pieces: AsyncIterator[bytes], length: int | None) -> tuple[int, bytes]:
+        begin = head(asked, self._origin, length)
+        body = pieces if length is not None else _chunked(pieces)
+        async with self._free:
+            connection = await self._connection()
+            broken = ConnectionError, BadAnswer  # others are of whoever reads the pieces
+            with OfConnection(asked.url, asked.timeout, broken):
+                reply = await connection.deliver(begin, body, asked.timeout)
+            await self._keep(connection)
+        return reply.status, reply.body
+
+    async def stream(self, asked: Asked) -> AsyncAnswer:
+        data = request(asked, self._origin)
         await self._free.acquire()
         try:
             connection = await self._connection()
-            try:
-                reply = await connection.begin(data, timeout)
-            except TimeoutError as error:
-                no_answer(url, timeout, error)
-            except (OSError, BadAnswer) as error:
-                lost(url, error)
+            with OfConnection(asked.url, asked.timeout):
+                reply = await connection.begin(data, asked.timeout)
         except BaseException:
             self._free.release()
             raise
-        return AsyncPlainAnswer(self, connection, reply, url, timeout)
+        return AsyncPlainAnswer(self, connection, reply, asked)
 
     async def give_back(self, connection: AsyncConnection, whole: bool) -> None:
         """The end of an answer that was read bit by bit, `whole` or not."""
         self._free.release()
-        if whole and connection.usable:
+        if whole:
+            await self._keep(connection)
+        else:
+            await connection.aclose()
+
+    async def _keep(self, connection: AsyncConnection) -> None:
+        """For the next request, if it can carry one."""
+        if connection.usable:
             self._idle.append((monotonic(), connection))
         else:
             await connection.aclose()
@@ -132,7 +130,7 @@ class AsyncPlainCarrier:
         try:
             return await AsyncConnection.open(self._origin, CONNECT_TIMEOUT)
         except OSError as error:
-            not_connected(f"http://{self._origin.header.decode()}", error)
+            raise not_connected(f"http://{self._origin.header.decode()}", error) from error
 
     async def aclose(self) -> None:
         while self._idle:
@@ -141,28 +139,19 @@ class AsyncPlainCarrier:
 
 class AsyncPlainAnswer:
     def __init__(
-        self,
-        carrier: AsyncPlainCarrier,
-        connection: AsyncConnection,
-        reply: Reply,
-        url: str,
-        timeout: float,
-    ) -> None:
+        self, carrier: AsyncPlainCarrier, connection: AsyncConnection, reply: Reply, asked: Asked
+    ) -> None:  # fmt: skip
         self.status = reply.status
         self.media_type = reply.media_type
+        self.headers = reply.headers
         self._carrier = carrier
         self._connection = connection
-        self._url = url
-        self._timeout = timeout
+        self._asked = asked
         self._whole = self._closed = False
 
     async def more(self) -> bytes:
-        try:
-            data = await self._connection.more(self._timeout)
-        except TimeoutError as error:
-            no_answer(self._url, self._timeout, error)
-        except (OSError, BadAnswer) as error:
-            lost(self._url, error)
+        with OfConnection(self._asked.url, self._asked.timeout):
+            data = await self._connection.more(self._asked.timeout)
         self._whole = not data
         return data
 
@@ -181,87 +170,57 @@ class AsyncSecureCarrier:
         limits = httpx2.Limits(max_connections=POOL, max_keepalive_connections=POOL, keepalive_expiry=IDLE_LIMIT)
         self._http = httpx2.AsyncClient(limits=limits, follow_redirects=False)
 
-    async def send(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, timeout: float
-    ) -> tuple[int, bytes]:
-        import httpx2
+    async def send(self, asked: Asked) -> tuple[int, bytes]:
+        return await self._exchange(asked, self._request(asked, asked.body))
 
-        patience = httpx2.Timeout(timeout, connect=CONNECT_TIMEOUT, pool=None)
-        try:
-            answer = await self._http.request(method, url, content=body, headers=dict(headers), timeout=patience)
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            not_connected(url, error)
-        except httpx2.TimeoutException as error:
-            no_answer(url, timeout, error)
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            lost(url, error)
+    async def deliver(self, asked: Asked, pieces: AsyncIterator[bytes], length: int | None) -> tuple[int, bytes]:
+        framing = {} if length is None else {"content-length": str(length)}
+        asked = asked._replace(headers={**asked.headers, **framing})
+        return await self._exchange(asked, self._request(asked, pieces))
+
+    async def stream(self, asked: Asked) -> AsyncAnswer:
+        made = self._request(asked, asked.body)
+        with OfHttpx(asked.url, asked.timeout):
+            answer = await self._http.send(made, stream=True)
+        return AsyncSecureAnswer(answer, asked)
+
+    async def _exchange(self, asked: Asked, made: httpx2.Request) -> tuple[int, bytes]:
+        with OfHttpx(asked.url, asked.timeout):
+            answer = await self._http.send(made)
         return answer.status_code, answer.content
 
-    async def stream(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        timeout: float,
-    ) -> AsyncAnswer:
+    def _request(self, asked: Asked, body: bytes | AsyncIterator[bytes] | None) -> httpx2.Request:
         import httpx2
 
-        patience = httpx2.Timeout(timeout, connect=CONNECT_TIMEOUT, pool=None)
-        asked = self._http.build_request(method, url, content=body, headers=dict(headers), timeout=patience)
-        try:
-            answer = await self._http.send(asked, stream=True)
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            not_connected(url, error)
-        except httpx2.TimeoutException as error:
-            no_answer(url, timeout, error)
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            lost(url, error)
-        return AsyncSecureAnswer(answer, url, timeout)
+        patience = httpx2.Timeout(asked.timeout, connect=CONNECT_TIMEOUT, pool=None)
+        with OfHttpx(asked.url, asked.timeout):
+            return self._http.build_request(
+                asked.method, asked.url, content=body, headers=dict(asked.headers), timeout=patience
+            )
 
     async def aclose(self) -> None:
         await self._http.aclose()
 
 
 class AsyncSecureAnswer:
-    def __init__(self, answer: Response, url: str, timeout: float) -> None:
+    def __init__(self, answer: httpx2.Response, asked: Asked) -> None:
         self.status = answer.status_code
         self.media_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+        self.headers = answer.headers
         self._answer = answer
         self._pieces = answer.aiter_bytes()
-        self._url = url
-        self._timeout = timeout
+        self._asked = asked
 
     async def more(self) -> bytes:
-        import httpx2
-
-        try:
+        with OfHttpx(self._asked.url, self._asked.timeout):
             return await anext(self._pieces, b"")
-        except httpx2.TimeoutException as error:
-            no_answer(self._url, self._timeout, error)
-        except httpx2.HTTPError as error:
-            lost(self._url, error)
 
     async def aclose(self) -> None:
         await self._answer.aclose()
 
 
-def not_connected(url: str, error: Exception) -> NoReturn:
-    text = f"cannot connect to {_shown(url)}: {str(error) or 'no answer'}; `boxwood up` starts a server here"
-    raise ConnectionFailed(NOT_CONNECTED, text) from error
-
-
-def no_answer(url: str, timeout: float, error: Exception) -> NoReturn:
-    text = f"no answer from {_shown(url)} within {timeout:g} s; outcome unknown"
-    raise Timeout("timeout", text) from error
-
-
-def lost(url: str, error: Exception) -> NoReturn:
-    why = str(error) or type(error).__name__
-    text = f"lost the connection to {_shown(url)} before the answer: {why}; outcome unknown"
-    raise ConnectionFailed(LOST, text) from error
-
-
-def _shown(url: str) -> str:
-    """Without the query: it may hold a signature."""
-    return url.partition("?")[0]
+async def _chunked(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async for piece in pieces:
+        for part in framed(piece):
+            yield part
+    yield LAST

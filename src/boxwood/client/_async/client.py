@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
+from typing import IO, Any
 
-from boxwood.client import calls, discovery
+from boxwood.client import calls, discovery, pools, snapshots
+from boxwood.client._async.policies import AsyncSecrets
 from boxwood.client._async.pool import AsyncPool
-from boxwood.client._async.transport import AsyncTransport
+from boxwood.client._async.transport import AsyncTransport, pieces_of
 from boxwood.client._async.vm import AsyncVM
+from boxwood.client._async.volumes import AsyncFilesystems
 from boxwood.client.answers import Retry
 from boxwood.client.models import (
     Anything,
@@ -24,6 +27,7 @@ from boxwood.client.models import (
     VMPage,
     VMRecord,
 )
+from boxwood.client.storage import StorageGarbage, StorageReport, StorageUsage
 
 PUBLIC_ORG = "ArkerHQ"  # whose VMs are the goldens
 
@@ -62,6 +66,8 @@ class AsyncBoxwood:
         nofile: int | None = None,
         network: str | None = None,
         ttl: float | None = None,
+        durable: bool = False,
+        policies: Mapping[str, Any] | None = None,
         command: str | Sequence[str] | None = None,
         idempotency_key: str | None = None,
     ) -> AsyncVM:
@@ -73,7 +79,10 @@ class AsyncBoxwood:
         :param vcpu: cores; `memory_mib`, `disk_mib` in MiB; None: as the source.
         :param pids: processes and threads at once; `nofile`: open files of each process; None: as the source.
         :param ttl: seconds until it is deleted by itself; None: as your API key says, which is never for most.
+        :param durable: what it acknowledges survives a loss of power, and what runs in the background is begun again
+            after one; not inherited.
         :param network: "internet" or "none"; None: as the source, for a golden as the server is set.
+        :param policies: `{"rules": …, "secrets": …}` on top of what the source may reach: see `VM.policies`.
         :param command: started in the background as soon as the VM is there.
         :param idempotency_key: the same key gives the same VM; without one, each call makes its own.
         :raises NotFound: no such source.
@@ -82,7 +91,7 @@ class AsyncBoxwood:
         call = calls.fork(
             source.id if isinstance(source, AsyncVM) else source, name=name, description=description, public=public,
             vcpu=vcpu, memory_mib=memory_mib, disk_mib=disk_mib, pids=pids, nofile=nofile, network=network, ttl=ttl,
-            command=command, idempotency_key=idempotency_key,
+            durable=durable, policies=policies, command=command, idempotency_key=idempotency_key,
         )  # fmt: skip
         return AsyncVM(self._transport, await self._transport.call(call, VMRecord))
 
@@ -151,7 +160,7 @@ class AsyncBoxwood:
         :raises NotFound: no such source.
         :raises AlreadyExists: the name is taken.
         """
-        call = calls.create_pool(
+        call = pools.create_pool(
             name, source.id if isinstance(source, AsyncVM) else source, namespace=namespace, replicas=replicas,
             vcpu=vcpu, memory_mib=memory_mib, disk_mib=disk_mib, network=network,
         )  # fmt: skip
@@ -159,12 +168,36 @@ class AsyncBoxwood:
 
     async def pool(self, name: str, namespace: str = "default") -> AsyncPool:
         """:raises NotFound: there is no such pool."""
-        return AsyncPool(self._transport, await self._transport.call(calls.get_pool(name, namespace), PoolRecord))
+        return AsyncPool(self._transport, await self._transport.call(pools.get_pool(name, namespace), PoolRecord))
 
     async def pools(self, namespace: str | None = None) -> builtins.list[AsyncPool]:
         """Your warm pools, of one namespace or of all."""
         call = calls.get("/v1/warm-pools", namespace=namespace)
         return [AsyncPool(self._transport, record) for record in (await self._transport.call(call, PoolList)).pools]
+
+    @property
+    def secrets(self) -> AsyncSecrets:
+        """Values that rules of policies name: `set`, `list`, `delete`."""
+        return AsyncSecrets(self._transport)
+
+    @property
+    def filesystems(self) -> AsyncFilesystems:
+        """Volumes that outlive VMs: `create`, `get`, `list`, `delete`. `vm.mounts` has them mounted."""
+        return AsyncFilesystems(self._transport)
+
+    async def import_vm(self, file: IO[bytes], name: str | None = None, *, ttl: float | None = None) -> AsyncVM:
+        """A VM of a file that `VM.export` has written. Never all in memory.
+
+        :param file: an open binary file, read to its end.
+        :param name: yours to choose, unique in your organisation.
+        :param ttl: seconds until it is deleted by itself; None: as your API key says.
+        :raises BadRequest: it is no such file, or damaged.
+        :raises Conflict: it holds what is above an image that the server does not have.
+        """
+        record = await self._transport.deliver(
+            snapshots.import_vm(name, ttl), lambda: pieces_of(file), None, VMRecord, again=False
+        )
+        return AsyncVM(self._transport, record)
 
     async def import_image(self, name: str, path: str, *, replace: bool = False) -> Image:
         """Makes a golden of a root filesystem: a directory or a tar archive, at `path` on the server's machine.
@@ -204,6 +237,22 @@ class AsyncBoxwood:
     async def revoke_api_key(self, key_id: str) -> None:
         """:raises NotFound: there is no such key."""
         await self._transport.call(calls.revoke_key(key_id), Anything)
+
+    async def storage(self) -> StorageUsage:
+        """How much of the disk each VM takes, those with the most of their own first; only the local server's own key
+        may ask."""
+        return await self._transport.call(calls.show_storage(), StorageUsage)
+
+    async def verify_storage(self) -> StorageReport:
+        """Looks through all layers; only the local server's own key may."""
+        return await self._transport.call(calls.verify_storage(), StorageReport)
+
+    async def collect_storage(self, *, dry_run: bool = False) -> StorageGarbage:
+        """Removes layers that nothing refers to, such as a crash may leave; only the local server's own key may.
+
+        :param dry_run: only say what would go.
+        """
+        return await self._transport.call(calls.collect_storage(dry_run), StorageGarbage)
 
     async def down(self) -> None:
         """Parks every VM and ends the server; only the local server's own key may."""

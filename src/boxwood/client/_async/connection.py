@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 from boxwood.client.http1 import BadAnswer, Origin, Reply
 
@@ -22,6 +23,7 @@ class AsyncConnection(asyncio.Protocol):
         self._flowing: Reply | None = None  # that is read bit by bit
         self._broken: Exception | None = None
         self._news: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None  # what was sent is still on its way
 
     @classmethod
     async def open(cls, origin: Origin, timeout: float) -> AsyncConnection:
@@ -56,6 +58,46 @@ class AsyncConnection(asyncio.Protocol):
         if not reply.keep:
             await self.aclose()
         return reply
+
+    async def deliver(self, head: bytes, pieces: AsyncIterator[bytes], timeout: float) -> Reply:
+        """A request whose body comes in pieces. A server that answers before it has all of them wants no more."""
+        assert self._transport is not None
+        self._reply = reply = Reply()
+        self._done = done = self._loop.create_future()
+        self._timeout = timeout
+        whole = False
+        try:
+            self._transport.write(head)
+            async for piece in pieces:
+                if done.done():
+                    break
+                self._transport.write(piece)
+                await self._drained(done, timeout)
+            else:
+                whole = True
+            async with asyncio.timeout(timeout) as self._patience:
+                await done
+        except BaseException:
+            self.abort()
+            raise
+        finally:
+            self._reply = self._done = self._patience = None
+        if not whole or not reply.keep:
+            await self.aclose()
+        return reply
+
+    async def _drained(self, done: asyncio.Future[None], timeout: float) -> None:
+        """Until there is room for more, or an answer."""
+        if self._room is not None and not self._room.done():
+            async with asyncio.timeout(timeout):
+                await asyncio.wait((self._room, done), return_when=asyncio.FIRST_COMPLETED)
+
+    def pause_writing(self) -> None:
+        self._room = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
 
     async def begin(self, request: bytes, timeout: float) -> Reply:
         """The answer up to the end of its head; its body comes with `more`. Errors as of `exchange`."""
@@ -130,6 +172,7 @@ class AsyncConnection(asyncio.Protocol):
             reply.feed(data)
         except BadAnswer as error:
             self._broken = error
+            self.abort()  # what came before can be read; another request would be answered by what follows
         if reply.held > BLOCK and self._transport is not None:
             self._transport.pause_reading()
         self._tell()

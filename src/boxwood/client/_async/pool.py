@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from boxwood.client import calls
+from boxwood.client import pools
 from boxwood.client._async.transport import AsyncTransport
 from boxwood.client._async.vm import AsyncVM
 from boxwood.client.models import PoolRecord, VMRecord
@@ -45,25 +45,25 @@ class AsyncPool:
         :raises NotFound: there is no such pool.
         :raises AlreadyExists: the name is taken.
         """
-        call = calls.claim(
+        call = pools.claim(
             self.name, self.namespace, name=name, description=description, ttl=ttl, idempotency_key=idempotency_key
         )
         return AsyncVM(self._transport, await self._transport.call(call, VMRecord))
 
     async def scale(self, replicas: int) -> AsyncPool:
         """Lets `replicas` VMs wait from now on. Returns this pool."""
-        call = calls.change_pool(self.name, self.namespace, replicas)
+        call = pools.change_pool(self.name, self.namespace, replicas)
         self.record = await self._transport.call(call, PoolRecord)
         return self
 
     async def refresh(self) -> AsyncPool:
         """Asks the server again. Returns this pool."""
-        self.record = await self._transport.call(calls.get_pool(self.name, self.namespace), PoolRecord)
+        self.record = await self._transport.call(pools.get_pool(self.name, self.namespace), PoolRecord)
         return self
 
     async def delete(self, *, vms: bool = False) -> None:
         """Removes the pool and what waits in it. VMs that were claimed from it stay, unless `vms`."""
-        self.record = await self._transport.call(calls.delete_pool(self.name, self.namespace, vms), PoolRecord)
+        self.record = await self._transport.call(pools.delete_pool(self.name, self.namespace, vms), PoolRecord)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.namespace}/{self.name}: {self.ready} of {self.record.replicas} ready>"

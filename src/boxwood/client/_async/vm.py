@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from os import PathLike, fspath
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from boxwood.client import calls
-from boxwood.client._async import files
+from boxwood.client import calls, transfers
+from boxwood.client._async import files, tree
+from boxwood.client._async.filework import AsyncFiles
 from boxwood.client._async.following import follow
+from boxwood.client._async.policies import AsyncPolicies
+from boxwood.client._async.ports import AsyncPorts
 from boxwood.client._async.run import AsyncRun
 from boxwood.client._async.session import AsyncSession
+from boxwood.client._async.states import AsyncStates
 from boxwood.client._async.transport import AsyncTransport
+from boxwood.client._async.volumes import AsyncMounts
+from boxwood.client.content import Content
 from boxwood.client.errors import BoxwoodError, NotFound
 from boxwood.client.events import Follower, RunEvent
-from boxwood.client.fields import VMFields
+from boxwood.client.ignore import Ignore, compiled
+from boxwood.client.mirror import Cache, Progress, SyncReport
 from boxwood.client.models import (
     Anything,
     Manifest,
@@ -31,8 +39,10 @@ from boxwood.client.models import (
 if TYPE_CHECKING:
     from boxwood.client._async.pty import AsyncPty
 
+CHMOD_AT_ONCE = 500  # files per command line
 
-class AsyncVM(VMFields):
+
+class AsyncVM(AsyncStates, AsyncPorts):
     """A computer. As a context manager it is deleted at the end."""
 
     def __init__(self, transport: AsyncTransport, record: VMRecord) -> None:
@@ -116,7 +126,8 @@ class AsyncVM(VMFields):
         session: AsyncSession | str | int | None = None,
         idempotency_key: str | None = None,
     ) -> AsyncGenerator[RunEvent, None]:
-        """Runs a command and iterates over what happens, as it does: `RunStarted`, `RunOutput`s, `RunExited`.
+        """Runs a command and iterates over what happens, as it does: `RunStarted`, `RunOutput`s, `RunExited`. In a
+        Python context also `PythonContext`, `PythonResult`s and `PythonError`.
 
         Goes on by itself after a broken connection or a restart of the server, without loss or repetition. Whoever
         stops iterating does not stop the run. The parameters are those of `run`.
@@ -149,27 +160,34 @@ class AsyncVM(VMFields):
         nofile: int | None = None,
         network: str | None = None,
         ttl: float | None = None,
+        durable: bool = False,
+        policies: Mapping[str, Any] | None = None,
         command: str | Sequence[str] | None = None,
         idempotency_key: str | None = None,
     ) -> AsyncVM:
         """A new VM that has all that this one has; this one goes on. See `Boxwood.fork`."""
         call = calls.fork(
             self.id, name=name, description=description, public=public, vcpu=vcpu, memory_mib=memory_mib,
-            disk_mib=disk_mib, pids=pids, nofile=nofile, network=network, ttl=ttl, command=command,
-            idempotency_key=idempotency_key,
+            disk_mib=disk_mib, pids=pids, nofile=nofile, network=network, ttl=ttl, durable=durable, policies=policies,
+            command=command, idempotency_key=idempotency_key,
         )  # fmt: skip
         return AsyncVM(self._transport, await self._transport.call(call, VMRecord))
 
-    async def write_file(self, path: str, data: str | bytes | IO[bytes], *, mode: int | None = None) -> None:
+    @property
+    def files(self) -> AsyncFiles:
+        """What else can be done with its files: list, move, delete, search, watch, whole directories in and out."""
+        return AsyncFiles(self._transport, self.id)
+
+    async def write_file(self, path: str, data: Content, *, mode: int | None = None) -> None:
         """Writes a file of the VM, making the directories above it. It appears whole or not at all.
 
         :param path: absolute.
-        :param data: bytes, text (as UTF-8), or an open binary file, which is read to its end.
+        :param data: bytes, text (as UTF-8), an open binary file, which is read to its end, or an iterable of pieces of
+            bytes. Neither file nor pieces are held in memory.
         :param mode: permission bits, like 0o755; None: those of a new file, or of the one that is replaced.
         """
-        await files.write(self._transport, self.id, path, data)
-        if mode is not None:
-            await self.run(["chmod", f"{mode & 0o7777:o}", "--", path], cwd="/", check=True)
+        if not await files.write(self._transport, self.id, path, data, mode):
+            await self.run(["chmod", f"{(mode or 0) & 0o7777:o}", "--", path], cwd="/", check=True)
 
     async def read_file(self, path: str) -> bytes:
         """The content of a regular file.
@@ -178,22 +196,83 @@ class AsyncVM(VMFields):
         """
         return await files.read(self._transport, self.id, path)
 
+    def read_stream(self, path: str, *, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
+        """The content of a regular file, piece by piece, or of its bytes `start` to `end`; goes on by itself after a
+        broken connection.
+
+        :raises BoxwoodError: with code `changed`: the connection broke, and the file is not what it was.
+        """
+        return files.stream(self._transport, self.id, path, start, end)
+
+    async def sync_dir(
+        self,
+        local: str | PathLike[str],
+        path: str,
+        *,
+        ignore: Iterable[str] | Ignore | None = None,
+        cache: Cache | None = None,
+        progress: Callable[[Progress], object] | None = None,
+        everything: bool = False,
+    ) -> SyncReport:
+        """Brings the files of a directory here into one of the VM: those that are not there, or with other bytes.
+        Nothing is deleted there; symbolic links and empty directories are left out.
+
+        :param path: absolute.
+        :param ignore: what is left out: patterns as in a .dockerignore, or a function that is given relative paths.
+        :param cache: a dict that keeps what was learned of the files here; the next time only others are read.
+        :param progress: called often, with how far it is.
+        :param everything: send all, without asking the VM what it has.
+        """
+        ignored = compiled(ignore) if ignore is not None and not callable(ignore) else ignore
+        report, programs = await tree.send(
+            self._transport, self.id, fspath(local), path, ignored=ignored, cache=cache, progress=progress,
+            everything=everything,
+        )  # fmt: skip
+        for at in range(0, len(programs), CHMOD_AT_ONCE):
+            await self.run(["chmod", "+x", "--", *programs[at : at + CHMOD_AT_ONCE]], cwd="/", check=True)
+        return report
+
     async def read_text(self, path: str, encoding: str = "utf-8", errors: str = "strict") -> str:
         """The content of a text file."""
         return (await self.read_file(path)).decode(encoding, errors)
 
     async def manifest(self, path: str) -> Manifest:
         """The regular files below a directory, with sizes, modes and SHA-256; empty if there is no such directory."""
-        return await self._transport.call(calls.sync_manifest(self.id, path), Manifest)
+        return await self._transport.call(transfers.sync_manifest(self.id, path), Manifest)
 
     async def network(self) -> NetworkUsage:
         """What this VM has of the network, what it moved over it, and what it was refused."""
         return await self._transport.call(calls.get(calls.vm_path(self.id, "network")), NetworkUsage)
 
+    @property
+    def policies(self) -> AsyncPolicies:
+        """What it may reach, and who may reach it: `get`, `update`, `set`."""
+        return AsyncPolicies(self._transport, self.id)
+
+    @property
+    def mounts(self) -> AsyncMounts:
+        """The filesystems that this VM has: `create`, `list`, `delete`."""
+        return AsyncMounts(self._transport, self.id)
+
     async def session(self, *, env: Mapping[str, str] | None = None, cwd: str | None = None) -> AsyncSession:
         """A new session, with a shell of its own."""
-        record = await self._transport.call(calls.create_session(self.id, env, cwd), SessionRecord)
-        return AsyncSession(self, record)
+        return await self.create_session(env=env, cwd=cwd)
+
+    async def create_session(
+        self, *, kind: str = "shell", env: Mapping[str, str] | None = None, cwd: str | None = None
+    ) -> AsyncSession:
+        """A new session. `kind`: shell, or python: see `python`."""
+        call = calls.create_session(self.id, env, cwd, None if kind == "shell" else kind)
+        return AsyncSession(self, await self._transport.call(call, SessionRecord))
+
+    async def python(self, *, env: Mapping[str, str] | None = None, cwd: str | None = None) -> AsyncSession:
+        """A new Python context: a session whose runs are Python source, executed by the VM's own python3 in one
+        interpreter, so that variables, imports and functions live on.
+
+        A run of it has `results` (the value of the last expression, what was displayed, figures), and `error` if an
+        exception has ended it. Its `context` says when an interpreter is new: it is lost with the VM's box.
+        """
+        return await self.create_session(kind="python", env=env, cwd=cwd)
 
     async def shell(
         self,
@@ -289,13 +368,8 @@ class AsyncVM(VMFields):
         :param immutable: from now on it can be listed, forked and deleted, and nothing else; for good, and set alone.
         """
         sizes = {"vcpu": vcpu, "memory_mib": memory_mib, "disk_mib": disk_mib, "pids": pids, "nofile": nofile}
-        given: dict[str, Any] = {key: value for key, value in sizes.items() if value is not None}
-        changes: dict[str, Any] = {"resources": given} if given else {}
-        changes |= {} if name is None else {"name": name}
-        changes |= {} if description is None else {"description": description}
-        changes |= {} if ttl is None else {"ttl": ttl}
-        changes |= {"immutable": True} if immutable else {}
-        self._record = await self._transport.call(calls.update_vm(self.id, changes), VMRecord)
+        call = calls.update_vm(self.id, sizes, name=name, description=description, ttl=ttl, immutable=immutable or None)
+        self._record = await self._transport.call(call, VMRecord)
         return self
 
     async def refresh(self) -> AsyncVM:

@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from boxwood.client._sync.connection import Connection
 from boxwood.client._sync.pause import Semaphore
-from boxwood.client.answers import LOST, NOT_CONNECTED
-from boxwood.client.errors import ConnectionFailed, Timeout
-from boxwood.client.http1 import BadAnswer, Origin, Reply, request, target
+from boxwood.client.failures import OfConnection, OfHttpx, not_connected
+from boxwood.client.http1 import LAST, Asked, BadAnswer, Origin, Reply, framed, head, request
 
 if TYPE_CHECKING:
-    from httpx2 import Response
+    import httpx2
 
 CONNECT_TIMEOUT = 10.0  # seconds
 IDLE_LIMIT = 4.0  # seconds; a server may close after five, and a request that crosses this is lost
@@ -24,23 +23,20 @@ POOL = 256  # connections at once; further requests wait for one of them
 class Carrier(Protocol):
     """Carries requests to one server."""
 
-    def send(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, timeout: float
-    ) -> tuple[int, bytes]:
+    def send(self, asked: Asked) -> tuple[int, bytes]:
         """Status and body of the answer; redirects are answers.
 
         :raises ConnectionFailed, Timeout: there was none.
         """
 
-    def stream(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        timeout: float,
-    ) -> Answer:
-        """An answer that is read bit by bit; whoever has it closes it. `timeout`: for each bit.
+    def deliver(self, asked: Asked, pieces: Iterator[bytes], length: int | None) -> tuple[int, bytes]:
+        """As `send`, with a body that comes in pieces; `length`: of all of them, if that is known.
+
+        :raises ConnectionFailed, Timeout: there was no answer.
+        """
+
+    def stream(self, asked: Asked) -> Answer:
+        """An answer that is read bit by bit; whoever has it closes it.
 
         :raises ConnectionFailed, Timeout: there was none.
         """
@@ -53,6 +49,10 @@ class Answer(Protocol):
 
     status: int
     media_type: str
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """By their names in lower case."""
 
     def more(self) -> bytes:
         """What comes next; nothing: that was all.
@@ -75,51 +75,49 @@ class PlainCarrier:
         self._idle: list[tuple[float, Connection]] = []
         self._free = Semaphore(POOL)
 
-    def send(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, timeout: float
-    ) -> tuple[int, bytes]:
-        data = request(method, target(url), self._origin, headers, body)
+    def send(self, asked: Asked) -> tuple[int, bytes]:
+        data = request(asked, self._origin)
         with self._free:
             connection = self._connection()
-            try:
-                reply = connection.exchange(data, timeout)
-            except TimeoutError as error:
-                no_answer(url, timeout, error)
-            except (OSError, BadAnswer) as error:
-                lost(url, error)
-            if connection.usable:
-                self._idle.append((monotonic(), connection))
-            else:
-                connection.close()
+            with OfConnection(asked.url, asked.timeout):
+                reply = connection.exchange(data, asked.timeout)
+            self._keep(connection)
         return reply.status, reply.body
 
-    def stream(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        timeout: float,
-    ) -> Answer:
-        data = request(method, target(url), self._origin, headers, body)
+    def deliver(self, asked: Asked, pieces: Iterator[bytes], length: int | None) -> tuple[int, bytes]:
+        begin = head(asked, self._origin, length)
+        body = pieces if length is not None else _chunked(pieces)
+        with self._free:
+            connection = self._connection()
+            broken = ConnectionError, BadAnswer  # others are of whoever reads the pieces
+            with OfConnection(asked.url, asked.timeout, broken):
+                reply = connection.deliver(begin, body, asked.timeout)
+            self._keep(connection)
+        return reply.status, reply.body
+
+    def stream(self, asked: Asked) -> Answer:
+        data = request(asked, self._origin)
         self._free.acquire()
         try:
             connection = self._connection()
-            try:
-                reply = connection.begin(data, timeout)
-            except TimeoutError as error:
-                no_answer(url, timeout, error)
-            except (OSError, BadAnswer) as error:
-                lost(url, error)
+            with OfConnection(asked.url, asked.timeout):
+                reply = connection.begin(data, asked.timeout)
         except BaseException:
             self._free.release()
             raise
-        return PlainAnswer(self, connection, reply, url, timeout)
+        return PlainAnswer(self, connection, reply, asked)
 
     def give_back(self, connection: Connection, whole: bool) -> None:
         """The end of an answer that was read bit by bit, `whole` or not."""
         self._free.release()
-        if whole and connection.usable:
+        if whole:
+            self._keep(connection)
+        else:
+            connection.close()
+
+    def _keep(self, connection: Connection) -> None:
+        """For the next request, if it can carry one."""
+        if connection.usable:
             self._idle.append((monotonic(), connection))
         else:
             connection.close()
@@ -133,7 +131,7 @@ class PlainCarrier:
         try:
             return Connection.open(self._origin, CONNECT_TIMEOUT)
         except OSError as error:
-            not_connected(f"http://{self._origin.header.decode()}", error)
+            raise not_connected(f"http://{self._origin.header.decode()}", error) from error
 
     def close(self) -> None:
         while self._idle:
@@ -142,28 +140,19 @@ class PlainCarrier:
 
 class PlainAnswer:
     def __init__(
-        self,
-        carrier: PlainCarrier,
-        connection: Connection,
-        reply: Reply,
-        url: str,
-        timeout: float,
-    ) -> None:
+        self, carrier: PlainCarrier, connection: Connection, reply: Reply, asked: Asked
+    ) -> None:  # fmt: skip
         self.status = reply.status
         self.media_type = reply.media_type
+        self.headers = reply.headers
         self._carrier = carrier
         self._connection = connection
-        self._url = url
-        self._timeout = timeout
+        self._asked = asked
         self._whole = self._closed = False
 
     def more(self) -> bytes:
-        try:
-            data = self._connection.more(self._timeout)
-        except TimeoutError as error:
-            no_answer(self._url, self._timeout, error)
-        except (OSError, BadAnswer) as error:
-            lost(self._url, error)
+        with OfConnection(self._asked.url, self._asked.timeout):
+            data = self._connection.more(self._asked.timeout)
         self._whole = not data
         return data
 
@@ -182,87 +171,57 @@ class SecureCarrier:
         limits = httpx2.Limits(max_connections=POOL, max_keepalive_connections=POOL, keepalive_expiry=IDLE_LIMIT)
         self._http = httpx2.Client(limits=limits, follow_redirects=False)
 
-    def send(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, timeout: float
-    ) -> tuple[int, bytes]:
-        import httpx2
+    def send(self, asked: Asked) -> tuple[int, bytes]:
+        return self._exchange(asked, self._request(asked, asked.body))
 
-        patience = httpx2.Timeout(timeout, connect=CONNECT_TIMEOUT, pool=None)
-        try:
-            answer = self._http.request(method, url, content=body, headers=dict(headers), timeout=patience)
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            not_connected(url, error)
-        except httpx2.TimeoutException as error:
-            no_answer(url, timeout, error)
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            lost(url, error)
+    def deliver(self, asked: Asked, pieces: Iterator[bytes], length: int | None) -> tuple[int, bytes]:
+        framing = {} if length is None else {"content-length": str(length)}
+        asked = asked._replace(headers={**asked.headers, **framing})
+        return self._exchange(asked, self._request(asked, pieces))
+
+    def stream(self, asked: Asked) -> Answer:
+        made = self._request(asked, asked.body)
+        with OfHttpx(asked.url, asked.timeout):
+            answer = self._http.send(made, stream=True)
+        return SecureAnswer(answer, asked)
+
+    def _exchange(self, asked: Asked, made: httpx2.Request) -> tuple[int, bytes]:
+        with OfHttpx(asked.url, asked.timeout):
+            answer = self._http.send(made)
         return answer.status_code, answer.content
 
-    def stream(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        timeout: float,
-    ) -> Answer:
+    def _request(self, asked: Asked, body: bytes | Iterator[bytes] | None) -> httpx2.Request:
         import httpx2
 
-        patience = httpx2.Timeout(timeout, connect=CONNECT_TIMEOUT, pool=None)
-        asked = self._http.build_request(method, url, content=body, headers=dict(headers), timeout=patience)
-        try:
-            answer = self._http.send(asked, stream=True)
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            not_connected(url, error)
-        except httpx2.TimeoutException as error:
-            no_answer(url, timeout, error)
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            lost(url, error)
-        return SecureAnswer(answer, url, timeout)
+        patience = httpx2.Timeout(asked.timeout, connect=CONNECT_TIMEOUT, pool=None)
+        with OfHttpx(asked.url, asked.timeout):
+            return self._http.build_request(
+                asked.method, asked.url, content=body, headers=dict(asked.headers), timeout=patience
+            )
 
     def close(self) -> None:
         self._http.close()
 
 
 class SecureAnswer:
-    def __init__(self, answer: Response, url: str, timeout: float) -> None:
+    def __init__(self, answer: httpx2.Response, asked: Asked) -> None:
         self.status = answer.status_code
         self.media_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+        self.headers = answer.headers
         self._answer = answer
         self._pieces = answer.iter_bytes()
-        self._url = url
-        self._timeout = timeout
+        self._asked = asked
 
     def more(self) -> bytes:
-        import httpx2
-
-        try:
+        with OfHttpx(self._asked.url, self._asked.timeout):
             return next(self._pieces, b"")
-        except httpx2.TimeoutException as error:
-            no_answer(self._url, self._timeout, error)
-        except httpx2.HTTPError as error:
-            lost(self._url, error)
 
     def close(self) -> None:
         self._answer.close()
 
 
-def not_connected(url: str, error: Exception) -> NoReturn:
-    text = f"cannot connect to {_shown(url)}: {str(error) or 'no answer'}; `boxwood up` starts a server here"
-    raise ConnectionFailed(NOT_CONNECTED, text) from error
-
-
-def no_answer(url: str, timeout: float, error: Exception) -> NoReturn:
-    text = f"no answer from {_shown(url)} within {timeout:g} s; outcome unknown"
-    raise Timeout("timeout", text) from error
-
-
-def lost(url: str, error: Exception) -> NoReturn:
-    why = str(error) or type(error).__name__
-    text = f"lost the connection to {_shown(url)} before the answer: {why}; outcome unknown"
-    raise ConnectionFailed(LOST, text) from error
-
-
-def _shown(url: str) -> str:
-    """Without the query: it may hold a signature."""
-    return url.partition("?")[0]
+def _chunked(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    for piece in pieces:
+        for part in framed(piece):
+            yield part
+    yield LAST

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
+from typing import IO, Any
 
-from boxwood.client import calls, discovery
+from boxwood.client import calls, discovery, pools, snapshots
+from boxwood.client._sync.policies import Secrets
 from boxwood.client._sync.pool import Pool
-from boxwood.client._sync.transport import Transport
+from boxwood.client._sync.transport import Transport, pieces_of
 from boxwood.client._sync.vm import VM
+from boxwood.client._sync.volumes import Filesystems
 from boxwood.client.answers import Retry
 from boxwood.client.models import (
     Anything,
@@ -25,6 +28,7 @@ from boxwood.client.models import (
     VMPage,
     VMRecord,
 )
+from boxwood.client.storage import StorageGarbage, StorageReport, StorageUsage
 
 PUBLIC_ORG = "ArkerHQ"  # whose VMs are the goldens
 
@@ -63,6 +67,8 @@ class Boxwood:
         nofile: int | None = None,
         network: str | None = None,
         ttl: float | None = None,
+        durable: bool = False,
+        policies: Mapping[str, Any] | None = None,
         command: str | Sequence[str] | None = None,
         idempotency_key: str | None = None,
     ) -> VM:
@@ -74,7 +80,10 @@ class Boxwood:
         :param vcpu: cores; `memory_mib`, `disk_mib` in MiB; None: as the source.
         :param pids: processes and threads at once; `nofile`: open files of each process; None: as the source.
         :param ttl: seconds until it is deleted by itself; None: as your API key says, which is never for most.
+        :param durable: what it acknowledges survives a loss of power, and what runs in the background is begun again
+            after one; not inherited.
         :param network: "internet" or "none"; None: as the source, for a golden as the server is set.
+        :param policies: `{"rules": …, "secrets": …}` on top of what the source may reach: see `VM.policies`.
         :param command: started in the background as soon as the VM is there.
         :param idempotency_key: the same key gives the same VM; without one, each call makes its own.
         :raises NotFound: no such source.
@@ -83,7 +92,7 @@ class Boxwood:
         call = calls.fork(
             source.id if isinstance(source, VM) else source, name=name, description=description, public=public,
             vcpu=vcpu, memory_mib=memory_mib, disk_mib=disk_mib, pids=pids, nofile=nofile, network=network, ttl=ttl,
-            command=command, idempotency_key=idempotency_key,
+            durable=durable, policies=policies, command=command, idempotency_key=idempotency_key,
         )  # fmt: skip
         return VM(self._transport, self._transport.call(call, VMRecord))
 
@@ -152,7 +161,7 @@ class Boxwood:
         :raises NotFound: no such source.
         :raises AlreadyExists: the name is taken.
         """
-        call = calls.create_pool(
+        call = pools.create_pool(
             name, source.id if isinstance(source, VM) else source, namespace=namespace, replicas=replicas,
             vcpu=vcpu, memory_mib=memory_mib, disk_mib=disk_mib, network=network,
         )  # fmt: skip
@@ -160,12 +169,36 @@ class Boxwood:
 
     def pool(self, name: str, namespace: str = "default") -> Pool:
         """:raises NotFound: there is no such pool."""
-        return Pool(self._transport, self._transport.call(calls.get_pool(name, namespace), PoolRecord))
+        return Pool(self._transport, self._transport.call(pools.get_pool(name, namespace), PoolRecord))
 
     def pools(self, namespace: str | None = None) -> builtins.list[Pool]:
         """Your warm pools, of one namespace or of all."""
         call = calls.get("/v1/warm-pools", namespace=namespace)
         return [Pool(self._transport, record) for record in (self._transport.call(call, PoolList)).pools]
+
+    @property
+    def secrets(self) -> Secrets:
+        """Values that rules of policies name: `set`, `list`, `delete`."""
+        return Secrets(self._transport)
+
+    @property
+    def filesystems(self) -> Filesystems:
+        """Volumes that outlive VMs: `create`, `get`, `list`, `delete`. `vm.mounts` has them mounted."""
+        return Filesystems(self._transport)
+
+    def import_vm(self, file: IO[bytes], name: str | None = None, *, ttl: float | None = None) -> VM:
+        """A VM of a file that `VM.export` has written. Never all in memory.
+
+        :param file: an open binary file, read to its end.
+        :param name: yours to choose, unique in your organisation.
+        :param ttl: seconds until it is deleted by itself; None: as your API key says.
+        :raises BadRequest: it is no such file, or damaged.
+        :raises Conflict: it holds what is above an image that the server does not have.
+        """
+        record = self._transport.deliver(
+            snapshots.import_vm(name, ttl), lambda: pieces_of(file), None, VMRecord, again=False
+        )
+        return VM(self._transport, record)
 
     def import_image(self, name: str, path: str, *, replace: bool = False) -> Image:
         """Makes a golden of a root filesystem: a directory or a tar archive, at `path` on the server's machine.
@@ -205,6 +238,22 @@ class Boxwood:
     def revoke_api_key(self, key_id: str) -> None:
         """:raises NotFound: there is no such key."""
         self._transport.call(calls.revoke_key(key_id), Anything)
+
+    def storage(self) -> StorageUsage:
+        """How much of the disk each VM takes, those with the most of their own first; only the local server's own key
+        may ask."""
+        return self._transport.call(calls.show_storage(), StorageUsage)
+
+    def verify_storage(self) -> StorageReport:
+        """Looks through all layers; only the local server's own key may."""
+        return self._transport.call(calls.verify_storage(), StorageReport)
+
+    def collect_storage(self, *, dry_run: bool = False) -> StorageGarbage:
+        """Removes layers that nothing refers to, such as a crash may leave; only the local server's own key may.
+
+        :param dry_run: only say what would go.
+        """
+        return self._transport.call(calls.collect_storage(dry_run), StorageGarbage)
 
     def down(self) -> None:
         """Parks every VM and ends the server; only the local server's own key may."""

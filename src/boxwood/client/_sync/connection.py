@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+from collections.abc import Iterator
 
 from boxwood.client.http1 import BadAnswer, Origin, Reply
 
@@ -49,6 +50,31 @@ class Connection:
             self.close()
             raise
         if not reply.keep:
+            self.close()
+        return reply
+
+    def deliver(self, head: bytes, pieces: Iterator[bytes], timeout: float) -> Reply:
+        """A request whose body comes in pieces. A server that answers before it has all of them wants no more."""
+        reply = Reply()
+        whole = False
+        try:
+            self._socket.settimeout(timeout)
+            try:
+                self._socket.sendall(head)
+                for piece in pieces:
+                    if self._readable.poll(0):
+                        break
+                    self._socket.sendall(piece)
+                else:
+                    whole = True
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # it may have said why
+            while not reply.complete:
+                self._receive(reply)
+        except BaseException:
+            self.close()
+            raise
+        if not whole or not reply.keep:
             self.close()
         return reply
 

@@ -1,23 +1,29 @@
 # Made from ../_async/files.py by tools/unasync.py: change that one.
-"""Bytes into and out of a VM, in chunks that the server takes."""
+"""Bytes into and out of a VM: as bodies where the server takes them so, else as the contract has it, in chunks."""
 
 from __future__ import annotations
 
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import IO, cast
 
-from boxwood.client import calls
-from boxwood.client._sync.transport import Transport
-from boxwood.client.errors import BadRequest, ServerError, error_from
-from boxwood.client.models import ReadAnswer, WriteAnswer, decode_bytes
+from boxwood.client import calls, transfers
+from boxwood.client._sync.pause import sleep
+from boxwood.client._sync.transport import Transport, in_thread
+from boxwood.client.content import Content, Source
+from boxwood.client.errors import BadRequest, BoxwoodError, ServerError, error_from
+from boxwood.client.models import Anything, ReadAnswer, WriteAnswer, decode_bytes
+
+CHANGED = "changed"  # the code of an error: the file is not what it was when its beginning was read
 
 
 def read(transport: Transport, vm_id: str, path: str) -> bytes:
-    answer = transport.call(calls.sync_read(vm_id, path), ReadAnswer)
+    if transport.direct(vm_id):
+        return transport.content(transfers.read_content(vm_id, path))
+    answer = transport.call(transfers.sync_read(vm_id, path), ReadAnswer)
     if answer.content is not None:
         return decode_bytes(answer.content, answer.encoding)
     if answer.presigned_url is None:
@@ -25,19 +31,84 @@ def read(transport: Transport, vm_id: str, path: str) -> bytes:
     return transport.fetch(answer.presigned_url)
 
 
-def write(transport: Transport, vm_id: str, path: str, data: str | bytes | IO[bytes]) -> None:
+def stream(
+    transport: Transport, vm_id: str, path: str, start: int = 0, end: int | None = None
+) -> Generator[bytes, None, None]:
+    """A file, or its bytes `start`…`end`, piece by piece. After a broken connection it goes on where it was, as long as
+    the file is the same."""
+    if start < 0 or (end is not None and end < start):
+        raise BadRequest("bad_request", "start and end: 0 <= start <= end")
+    if not transport.direct(vm_id):
+        yield (read(transport, vm_id, path))[start:end]
+        return
+    at, tag, tried = start, "", 0
+    while end is None or at < end:
+        call = transfers.read_content(vm_id, path, at, end, tag)
+        try:
+            answer = transport.open(call)
+            try:
+                if answer.status == 416:
+                    return
+                if at > start and answer.status != 206:
+                    raise BoxwoodError(CHANGED, f"{path} was changed while it was read", 200)
+                tag = answer.headers.get("etag", "")
+                while piece := answer.more():
+                    at, tried = at + len(piece), 0
+                    yield piece
+                return
+            finally:
+                answer.close()
+        except BoxwoodError as error:
+            known = at == start or (tag and not tag.startswith("W/"))
+            delay = transport.delay(call, error, tried) if known else None
+            if delay is None:
+                raise
+        sleep(delay)
+        tried += 1
+
+
+def write(
+    transport: Transport,
+    vm_id: str,
+    path: str,
+    data: Content,
+    mode: int | None = None,
+    moved: Callable[[int], object] | None = None,
+) -> bool:
+    """Is `mode` set as well? `moved` is told of the bytes of a file as they go."""
+    if not transport.direct(vm_id):
+        _write_in_chunks(transport, vm_id, path, data)
+        return mode is None
+    source = Source(data, path)
+    call = transfers.write_content(vm_id, path, mode)
+    transport.deliver(call, lambda: pieces(source, moved), source.size, Anything, again=source.again)
+    return True
+
+
+def pieces(source: Source, moved: Callable[[int], object] | None) -> Iterator[bytes]:
+    if source.is_file:
+        for piece in in_thread(source.pieces()):
+            yield piece
+            if moved is not None:
+                moved(len(piece))
+    else:
+        for piece in source.pieces():
+            yield piece
+
+
+def _write_in_chunks(transport: Transport, vm_id: str, path: str, data: Content) -> None:
     """One request if it fits, else one per 4 MiB, in order, under one upload id."""
-    with _opened(data) as file:
+    with _opened(data, path) as file:
         begin = file.tell()
         size = file.seek(0, os.SEEK_END) - begin
         file.seek(begin)
-        upload_id = calls.new_upload_id()
-        for start in range(0, size or 1, calls.CHUNK):
-            end = min(start + calls.CHUNK, size)
+        upload_id = transfers.new_upload_id()
+        for start in range(0, size or 1, transfers.CHUNK):
+            end = min(start + transfers.CHUNK, size)
             chunk = file.read(end - start)
             if len(chunk) != end - start:
                 raise BadRequest("bad_request", f"the file to be written to {path} became shorter while it was read")
-            _send(transport, calls.sync_write(vm_id, path, size, upload_id, start, chunk), end == size)
+            _send(transport, transfers.sync_write(vm_id, path, size, upload_id, start, chunk), end == size)
 
 
 def _send(transport: Transport, call: calls.Call, last: bool) -> None:
@@ -52,21 +123,16 @@ def _send(transport: Transport, call: calls.Call, last: bool) -> None:
 
 
 @contextmanager
-def _opened(data: str | bytes | IO[bytes]) -> Iterator[IO[bytes]]:
+def _opened(data: Content, path: str) -> Iterator[IO[bytes]]:
     """`data` as a file that can tell its length: one that cannot is spooled, above 16 MiB to the disk."""
-    if isinstance(data, str):
-        data = data.encode("utf-8")
-    if isinstance(data, bytes | bytearray | memoryview):
-        yield io.BytesIO(data)
-        return
-    given: object = data
-    if not hasattr(given, "read") or isinstance(given, io.TextIOBase):
-        raise BadRequest("bad_request", "a file's content is text, bytes, or a file opened in binary mode")
-    if data.seekable():
-        yield data
-        return
-    with tempfile.SpooledTemporaryFile(max_size=16 << 20) as spool:
-        while block := data.read(1 << 20):
-            spool.write(block)
-        spool.seek(0)
-        yield cast(IO[bytes], spool)
+    source = Source(data, path)
+    if isinstance(data, bytes | bytearray | memoryview | str):
+        yield io.BytesIO(data.encode("utf-8") if isinstance(data, str) else data)
+    elif source.again:
+        yield cast(IO[bytes], data)
+    else:
+        with tempfile.SpooledTemporaryFile(max_size=16 << 20) as spool:
+            for block in source.pieces():
+                spool.write(block)
+            spool.seek(0)
+            yield cast(IO[bytes], spool)

@@ -4,4 +4,6 @@
 from threading import Semaphore
 from time import sleep as sleep
 
-__all__ = ["Semaphore", "sleep"]
+from boxwood.client.mirror import here as to_thread
+
+__all__ = ["Semaphore", "sleep", "to_thread"]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from boxwood.client import calls
+from boxwood.client import pools
 from boxwood.client._sync.transport import Transport
 from boxwood.client._sync.vm import VM
 from boxwood.client.models import PoolRecord, VMRecord
@@ -46,25 +46,25 @@ class Pool:
         :raises NotFound: there is no such pool.
         :raises AlreadyExists: the name is taken.
         """
-        call = calls.claim(
+        call = pools.claim(
             self.name, self.namespace, name=name, description=description, ttl=ttl, idempotency_key=idempotency_key
         )
         return VM(self._transport, self._transport.call(call, VMRecord))
 
     def scale(self, replicas: int) -> Pool:
         """Lets `replicas` VMs wait from now on. Returns this pool."""
-        call = calls.change_pool(self.name, self.namespace, replicas)
+        call = pools.change_pool(self.name, self.namespace, replicas)
         self.record = self._transport.call(call, PoolRecord)
         return self
 
     def refresh(self) -> Pool:
         """Asks the server again. Returns this pool."""
-        self.record = self._transport.call(calls.get_pool(self.name, self.namespace), PoolRecord)
+        self.record = self._transport.call(pools.get_pool(self.name, self.namespace), PoolRecord)
         return self
 
     def delete(self, *, vms: bool = False) -> None:
         """Removes the pool and what waits in it. VMs that were claimed from it stay, unless `vms`."""
-        self.record = self._transport.call(calls.delete_pool(self.name, self.namespace, vms), PoolRecord)
+        self.record = self._transport.call(pools.delete_pool(self.name, self.namespace, vms), PoolRecord)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.namespace}/{self.name}: {self.ready} of {self.record.replicas} ready>"

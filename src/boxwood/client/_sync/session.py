@@ -1,15 +1,16 @@
 # Made from ../_async/session.py by tools/unasync.py: change that one.
-"""A session: a shell that keeps its directory, environment and variables between runs."""
+"""A session: a shell, or an interpreter, that keeps its directory, environment and variables between runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from boxwood.client import calls
 from boxwood.client.errors import NotFound
+from boxwood.client.events import RunEvent
 from boxwood.client.fields import SessionFields
 from boxwood.client.models import Anything, SessionRecord
 
@@ -32,15 +33,36 @@ class Session(SessionFields):
         *,
         timeout: float | None = None,
         stdin: str | bytes | None = None,
+        stdin_open: bool = False,
         background: bool = False,
         check: bool = False,
         idempotency_key: str | None = None,
     ) -> Run:
-        """Runs a command in this shell: see `VM.run`."""
+        """Runs a command in this shell, or source in this Python context: see `VM.run` and `VM.python`."""
         return self.vm.run(
-            command, timeout=timeout, stdin=stdin, background=background, session=self.id, check=check,
-            idempotency_key=idempotency_key,
+            command, timeout=timeout, stdin=stdin, stdin_open=stdin_open, background=background, session=self.id,
+            check=check, idempotency_key=idempotency_key,
         )  # fmt: skip
+
+    def run_stream(
+        self,
+        command: str | Sequence[str],
+        *,
+        timeout: float | None = None,
+        stdin: str | bytes | None = None,
+        idempotency_key: str | None = None,
+    ) -> Generator[RunEvent, None, None]:
+        """Runs it and iterates over what happens, as it does: see `VM.run_stream`."""
+        return self.vm.run_stream(
+            command, timeout=timeout, stdin=stdin, session=self.id, idempotency_key=idempotency_key
+        )  # fmt: skip
+
+    def interrupt(self) -> None:
+        """What Ctrl-C does to the run that goes on here: KeyboardInterrupt in a Python context, which lives on.
+
+        :raises NotFound: nothing runs.
+        """
+        self.vm._transport.call(calls.signal(self.vm.id, "SIGINT", self.id), Anything)
 
     def pty(
         self,

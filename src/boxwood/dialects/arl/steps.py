@@ -37,7 +37,6 @@ from boxwood.core.model import Caller, Chunk, Run, RunRequest
 
 MOST_OUTPUT = 2 << 20  # bytes of each stream of one step
 MOST_ARGUMENTS = 10_000
-PATCH_BYTES = 8 << 20
 
 End = Literal["exited", "timeout", "not-started", "cancelled", "lost"]
 OnOutput = Callable[[bytes, bytes], Awaitable[None]]

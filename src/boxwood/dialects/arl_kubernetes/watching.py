@@ -21,6 +21,7 @@ from boxwood.dialects.arl_kubernetes.objects import API_VERSION, Object
 from boxwood.dialects.arl_kubernetes.query import Query
 from boxwood.dialects.arl_kubernetes.status import Refused, failure
 from boxwood.dialects.arl_kubernetes.store import Store, pages
+from boxwood.server.events import gone
 from boxwood.server.exchange import JSON, Exchange, encode
 
 HOLD_SECONDS = 10.0
@@ -109,19 +110,19 @@ class WatchResponse(Response):
         self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        gone = asyncio.ensure_future(_gone(receive))
+        left = asyncio.ensure_future(gone(receive))
         stopping = asyncio.ensure_future(self._stopping.wait())
         sending = asyncio.ensure_future(self._send(send))
         try:
-            await asyncio.wait((gone, stopping, sending), timeout=self._seconds, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((left, stopping, sending), timeout=self._seconds, return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 sending.result()
         finally:
-            for task in (gone, stopping, sending):
+            for task in (left, stopping, sending):
                 task.cancel()
-            await asyncio.gather(gone, stopping, sending, return_exceptions=True)
+            await asyncio.gather(left, stopping, sending, return_exceptions=True)
             self._on_end()
-        if not gone.done() or gone.cancelled():
+        if not left.done() or left.cancelled():
             await send({"type": "http.response.body", "body": b""})
 
     async def _send(self, send: Send) -> None:
@@ -129,11 +130,6 @@ class WatchResponse(Response):
         async with aclosing(self._events) as events:
             async for said in events:
                 await send({"type": "http.response.body", "body": said, "more_body": True})
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def events(exchange: Exchange, store: Store, namespace: str | None, query: Query) -> Events:

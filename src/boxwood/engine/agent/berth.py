@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from boxwood.engine.agent.dialects import KINDS, dialect
 from boxwood.engine.agent.folder import Folder
-from boxwood.engine.agent.procs import Gate, ProcessTree
+from boxwood.engine.agent.procs import Gate
 from boxwood.engine.agent.run import Source
 from boxwood.engine.agent.shell import Shell
 from boxwood.engine.agent.terminal import Terminal
+from boxwood.engine.agent.trees import ProcessTree
 
 if TYPE_CHECKING:
     from boxwood.engine.agent.common import Common

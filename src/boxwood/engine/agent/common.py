@@ -8,9 +8,9 @@ from boxwood.engine.agent import pipelock
 from boxwood.engine.agent.folder import Folder
 from boxwood.engine.agent.loop import Loop
 from boxwood.engine.agent.minder import Minders
-from boxwood.engine.agent.procs import Orphanage
 from boxwood.engine.agent.shell import SHELLS
 from boxwood.engine.agent.state import State
+from boxwood.engine.agent.trees import Orphanage
 
 
 class Common:

@@ -7,16 +7,18 @@ import errno
 import json
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from boxwood.engine.agent import files
 from boxwood.engine.agent.berth import Berth
 from boxwood.engine.agent.common import Common
+from boxwood.engine.agent.context import Context
 from boxwood.engine.agent.dialects import saved_state
 from boxwood.engine.agent.intake import Intake
 from boxwood.engine.agent.loop import Loop
 from boxwood.engine.agent.oneshot import OneShot
 from boxwood.engine.agent.ptys import Ptys
+from boxwood.engine.agent.requests import Reply, ident
 from boxwood.engine.agent.run import MARKER_BYTES, Command, Run, Send
 from boxwood.engine.agent.session import Session
 from boxwood.engine.agent.shell import SHELLS, find_shell
@@ -28,14 +30,6 @@ _MOST_HEADER = 60_000
 _MOST_TEXT = 4096
 
 
-class Reply(Protocol):
-    """The answer to one request."""
-
-    def __call__(self, fields: dict[str, Any] | None = None, *, hurry: bool = True) -> None: ...
-
-    def error(self, number: int, text: str) -> None: ...
-
-
 class Desk:
     """`send(header, payload)` puts a frame on the present link; without one it is dropped, and all that matters is said
     again after `relink`."""
@@ -44,11 +38,12 @@ class Desk:
         self._loop = loop
         self._send = send
         self._common = Common(loop, directory, shells)
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, Session | Context] = {}
         self._runs: dict[str, Run] = {}
         self._oneshots: dict[str, OneShot] = {}
         self._settling: list[Reply] = []
         self._places = 0
+        self.at_work: Callable[[], int] = lambda: 0  # helpers that the server is served by
         self._berth: Berth | None = None
         self._ops: dict[str, Callable[[dict[str, Any], bytes, Reply], None]] = {
             "session.open": self._open_session,
@@ -96,7 +91,7 @@ class Desk:
         runs = [run.header() for run in self._runs.values()]
         return {
             "ev": "hello", "runs": runs, "sessions": list(self._sessions), "programs": True, "stdin": True,
-            "ptys": self._ptys.header(),
+            "python": True, "files": True, "ptys": self._ptys.header(),
         }  # fmt: skip
 
     def relink(self) -> None:
@@ -112,20 +107,13 @@ class Desk:
     # --- sessions
 
     def _open_session(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
-        sid = _ident(header, "sid")
+        sid = ident(header, "sid")
         if sid in self._sessions:
             reply()
             return
         if len(self._sessions) >= MOST_SESSIONS:
             raise OSError(errno.EMFILE, f"a box holds at most {MOST_SESSIONS} sessions")
-        env, cwd = _environment(header.get("env")), _path(header.get("cwd"))
-        state = saved_state(payload) if payload else None
-        place: bytes | Berth | None
-        place, self._berth = self._berth, None
-        if place is None:
-            self._places += 1
-            place = self._common.directory + b"/%d" % self._places
-        session = Session(self._common, sid, place, env, cwd, state)
+        session = self._made(sid, header, payload)
         session.on_state = lambda: self._tell_state(session)
         session.on_quiet = self._on_quiet
         first = not self._sessions
@@ -134,14 +122,26 @@ class Desk:
         if first:
             session.prepare()  # whoever opens a session in a new box is about to run something in it
 
+    def _made(self, sid: str, header: dict[str, Any], payload: bytes) -> Session | Context:
+        env, cwd = _environment(header.get("env")), _path(header.get("cwd"))
+        if header.get("kind") == "python":
+            length = _offset(header, "program")
+            return Context(self._common, sid, env, cwd, payload[:length], payload[length:])
+        state = saved_state(payload) if payload else None
+        place: bytes | Berth | None
+        place, self._berth = self._berth, None
+        if place is None:
+            self._places += 1
+            place = self._common.directory + b"/%d" % self._places
+        return Session(self._common, sid, place, env, cwd, state)
+
     def _close_session(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
-        sid = _ident(header, "sid")
+        sid = ident(header, "sid")
         session = self._sessions.get(sid)
         if session is None:
             reply()
             return
-        for oneshot in [o for o in self._oneshots.values() if o.sid == sid]:
-            oneshot.kill("killed")
+        self._kill_beside(sid)
 
         def closed() -> None:
             del self._sessions[sid]
@@ -151,6 +151,7 @@ class Desk:
             self._on_quiet()
 
         def close_shell() -> None:
+            self._kill_beside(sid)  # what has begun while terminals were being killed
             try:
                 session.close(closed)
             except OSError as error:  # somebody else has asked for it meanwhile
@@ -158,13 +159,17 @@ class Desk:
 
         self._ptys.close(sid, close_shell)
 
-    def _session(self, header: dict[str, Any]) -> Session:
-        session = self._sessions.get(_ident(header, "sid"))
+    def _kill_beside(self, sid: str) -> None:
+        for oneshot in [o for o in self._oneshots.values() if o.sid == sid]:
+            oneshot.kill("killed")
+
+    def _session(self, header: dict[str, Any]) -> Session | Context:
+        session = self._sessions.get(ident(header, "sid"))
         if session is None:
             raise OSError(errno.ENOENT, "there is no such session in this box")
         return session
 
-    def _tell_state(self, session: Session) -> None:
+    def _tell_state(self, session: Session | Context) -> None:
         assert session.state is not None
         packed = session.state.pack()
         if len(packed) > STATE_LIMIT:
@@ -184,22 +189,22 @@ class Desk:
     # --- runs
 
     def _start_run(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
-        session, rid = self._session(header), _ident(header, "rid")
+        session, rid = self._session(header), ident(header, "rid")
         if rid in self._runs:
             raise OSError(errno.EEXIST, "there is such a run already")
         command = _command(header, payload)
         self._make_room()
-        run = Run(rid, session.sid, self._send)
+        beside = any(header.get(name) is not None for name in ("env", "cwd", "user"))
+        run = Run(rid, session.sid, self._send, reports=isinstance(session, Context) and not beside)
         if command.open:
             run.intake = Intake(self._loop, command.stdin or b"")
-        beside = any(header.get(name) is not None for name in ("env", "cwd", "user"))
         if command.argv is not None and not beside:
             raise ValueError("a program of its own runs beside the session")
         self._runs[rid] = run
         try:
             if beside:
                 oneshot = self._beside(session, command, run, header)
-                session.when_saved(lambda: self._begin_beside(oneshot, run, reply))
+                session.when_saved(lambda: self._begin_beside(session, oneshot, run, reply))
             else:
                 session.start(command, run, lambda error: self._started(rid, reply, error))
         except BaseException:
@@ -219,7 +224,9 @@ class Desk:
             self._drop(rid)
             _refuse(reply, error)
 
-    def _beside(self, session: Session, command: Command, run: Run, header: dict[str, Any]) -> Callable[[], OneShot]:
+    def _beside(
+        self, session: Session | Context, command: Command, run: Run, header: dict[str, Any]
+    ) -> Callable[[], OneShot]:
         """What makes a run with an environment, a directory or a user of its own, once the session's are known."""
         changes, path = _environment(header.get("env")), _path(header.get("cwd"))
         user = header.get("user") or None
@@ -235,8 +242,10 @@ class Desk:
 
         return make
 
-    def _begin_beside(self, make: Callable[[], OneShot], run: Run, reply: Reply) -> None:
+    def _begin_beside(self, session: Session | Context, make: Callable[[], OneShot], run: Run, reply: Reply) -> None:
         try:
+            if session.closing:
+                raise OSError(errno.ENOENT, "the session is being closed")
             self._oneshots[run.rid] = make()
         except OSError as error:
             self._drop(run.rid)
@@ -257,16 +266,16 @@ class Desk:
             del self._runs[ended]
 
     def _run(self, header: dict[str, Any]) -> Run:
-        run = self._runs.get(_ident(header, "rid"))
+        run = self._runs.get(ident(header, "rid"))
         if run is None:
             raise OSError(errno.ENOENT, "there is no such run in this box")
         return run
 
     def _resume_run(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
-        run, out, err = self._run(header), _offset(header, "out"), _offset(header, "err")
-        run.check(out, err)
+        run, offsets = self._run(header), _offsets(header)
+        run.check(*offsets)
         reply()
-        run.attach(out, err)
+        run.attach(*offsets)
 
     def _signal_run(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
         signum = header["signal"]
@@ -296,12 +305,12 @@ class Desk:
         run.intake.give(None if at is None else _offset(header, "at"), payload, header.get("eof") is True, reply)
 
     def _ack(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
-        run = self._runs.get(_ident(header, "rid"))
+        run = self._runs.get(ident(header, "rid"))
         if run is not None:
-            run.ack(_offset(header, "out"), _offset(header, "err"))
+            run.ack(*_offsets(header))
 
     def _forget(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
-        run = self._runs.get(_ident(header, "rid"))
+        run = self._runs.get(ident(header, "rid"))
         if run is not None and run.end is not None:
             del self._runs[run.rid]
 
@@ -324,9 +333,10 @@ class Desk:
             reply(said)
 
     def _count_processes(self) -> int:
-        """All but ourselves, what we do, and idle shells."""
+        """All but ourselves, what we do at once, and idle shells."""
+        contexts = sum(isinstance(session, Context) and session.alive for session in self._sessions.values())
         trees = [s.tree for s in self._sessions.values()] + [o.tree for o in self._oneshots.values()]
-        return sum(len(tree.members({})) for tree in trees) + self._ptys.processes()
+        return contexts + sum(len(tree.members({})) for tree in trees) + self._ptys.processes() + self.at_work()
 
 
 def _refuse(reply: Reply, error: OSError) -> None:
@@ -337,19 +347,16 @@ def _refuse(reply: Reply, error: OSError) -> None:
     reply.error(number, text.encode("utf-8", "backslashreplace").decode()[:2000])
 
 
-def _ident(header: Mapping[str, Any], name: str) -> str:
-    """Ids are the server's; they never become part of a path."""
-    value = header[name]
-    if not isinstance(value, str) or not value.isascii() or not value.isalnum() or len(value) > 32:
-        raise ValueError(f"{name} must be an id")
-    return value
-
-
 def _offset(header: Mapping[str, Any], name: str) -> int:
     value = header[name]
     if type(value) is not int or value < 0:
         raise ValueError(f"{name} must be an offset")
     return value
+
+
+def _offsets(header: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Of stdout, stderr and reports."""
+    return _offset(header, "out"), _offset(header, "err"), _offset({"rep": 0, **header}, "rep")
 
 
 def _encoded(value: object, what: str) -> bytes:

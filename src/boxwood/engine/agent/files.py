@@ -1,7 +1,7 @@
 """File work of the agent: inside the box's own mount namespace, so that no path can lead out of it.
 
-Only the VM's disk (the overlay) holds files, and in a read-only box its /tmp, a file system of its own: /proc, /sys,
-/dev and /run are refused. What a process of the box does
+Only the VM's disk (the overlay) holds files, the volumes that are mounted in it, and in a read-only box its /tmp, a
+file system of its own: /proc, /sys, /dev and /run are refused. What a process of the box does
 to a path meanwhile can make an answer wrong, but only about its own VM; the server checks what it is given.
 """
 
@@ -16,11 +16,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from boxwood.engine.frames import MANIFEST_LIMIT
+from boxwood.engine.kernel import filesystem_type
+from boxwood.engine.volumes.kinds import DISKS
 
 _SLICE = 4 << 20  # bytes copied between two looks at the loop
 _NEW = ".boxwood-new-"
 _IN_MEMORY = "/tmp"  # noqa: S108  # of a read-only box
 _LONGEST = 4096  # bytes of a path, the end included: the kernel's PATH_MAX
+_OWN = "/run/boxwood-policies"  # of the server, gone with the box
+_NO_UNNAMED = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)  # this disk has no files without a name
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
@@ -42,7 +46,8 @@ def open_for_reading(path: str) -> tuple[int, os.stat_result]:
             raise Refusal(errno.EISDIR, f"is a directory: {path}")
         if not stat.S_ISREG(found.st_mode):
             raise Refusal(errno.EINVAL, f"not a regular file: {path}")
-        _on_disk(os.path.dirname(os.path.realpath(path)))
+        if found.st_dev != os.stat("/").st_dev:  # overlays may show files of their layers as those of other devices
+            _on_disk(os.path.dirname(os.path.realpath(path)))
     except BaseException:
         os.close(fd)
         raise
@@ -50,37 +55,59 @@ def open_for_reading(path: str) -> tuple[int, os.stat_result]:
 
 
 class Writing:
-    """A file being replaced: bytes go to a new file beside it, which takes its place when all are there."""
+    """A file being replaced: bytes go to a new file beside it, which takes its place when all are there. `slowly`: they
+    may be long in coming; the new file has no name until then where the disk can do that, and whatever ends us ends it.
+    `in_run`: the server's own, in the one directory of its own there.
+    """
 
-    def __init__(self, path: str, mode: int | None) -> None:
+    def __init__(self, path: str, mode: int | None, *, slowly: bool = False, in_run: bool = False) -> None:
         target = os.path.realpath(_checked(path))
         directory = os.path.dirname(target)
         if path.endswith("/") or target == "/":
             raise Refusal(errno.EISDIR, f"is a directory: {path}")
-        try:
-            os.makedirs(directory, 0o755, exist_ok=True)
-        except OSError as error:
-            raise _cannot_be_written(path) if error.errno == errno.EROFS else error from None
-        _on_disk(directory)
-        self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if in_run and directory != _OWN:
+            raise Refusal(errno.EACCES, f"not in {_OWN}: {path}")
+        self._directory = _open_or_make(directory, path)
         self._name = os.path.basename(target)
         self._new = _NEW + os.urandom(8).hex()
         self._fd = -1
+        self._named = True
         try:
+            if not in_run:
+                check_on_disk(self._directory, directory)
             old = self._present(path)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            if os.fstatvfs(self._directory).f_flag & os.ST_RDONLY:
-                raise _cannot_be_written(path)
-            self._fd = os.open(self._new, flags, 0o600, dir_fd=self._directory)
-            if old is not None:
-                os.fchown(self._fd, old.st_uid, old.st_gid)
             kept = mode if mode is not None else stat.S_IMODE(old.st_mode) if old else 0o644
-            os.fchmod(
-                self._fd, kept & 0o1777
-            )  # as when a program writes: whatever comes now is nobody's to run as root
-        except BaseException:
+            kept &= 0o1777  # as when a program writes: whatever comes now is nobody's to run as root
+            self._open(slowly, kept)
+            made = os.fstat(self._fd)
+            if old is not None and (made.st_uid, made.st_gid) != (old.st_uid, old.st_gid):
+                os.fchown(self._fd, old.st_uid, old.st_gid)
+            if stat.S_IMODE(made.st_mode) != kept:
+                os.fchmod(self._fd, kept)
+        except BaseException as error:
             self.abandon()
+            if isinstance(error, OSError):  # the new file's name says nothing to anybody
+                if error.errno == errno.EROFS:
+                    raise cannot_be_written(path) from None
+                raise OSError(error.errno, error.strerror, path) from None
             raise
+
+    @property
+    def fd(self) -> int:
+        """Of the new file, for writing."""
+        return self._fd
+
+    def _open(self, slowly: bool, mode: int) -> None:
+        if slowly:
+            try:
+                self._fd = os.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=self._directory)
+                self._named = False
+                return
+            except OSError as error:
+                if error.errno not in _NO_UNNAMED:
+                    raise
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._fd = os.open(self._new, flags, mode, dir_fd=self._directory)
 
     def _present(self, path: str) -> os.stat_result | None:
         try:
@@ -108,18 +135,43 @@ class Writing:
             at += sent
             yield at
 
-    def done(self) -> None:
+    def place(self) -> None:
+        if not self._named:
+            os.link(f"/proc/self/fd/{self._fd}", self._new, dst_dir_fd=self._directory)
+            self._named = True
         os.rename(self._new, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
-        self._close()
+
+    # In a child, of a durable VM: see `flushes`.
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        return self._fd, self._directory
+
+    def flush(self) -> None:
+        """Its bytes, and what is told of it."""
+        os.fsync(self._fd)
+
+    def flush_names(self) -> None:
+        """Its name, and those of the directories above it, which may be new: up to the root."""
+        at = os.dup(self._directory)
+        while True:
+            os.fsync(at)
+            above = os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
+            same = os.path.samestat(os.fstat(at), os.fstat(above))
+            os.close(at)
+            at = above
+            if same:
+                os.close(at)
+                return
 
     def abandon(self) -> None:
         try:
-            os.unlink(self._new, dir_fd=self._directory)
+            os.unlink(self._new, dir_fd=self._directory)  # though it had no name: a child may have given it one
         except OSError:
             pass  # it was never made, or the box has taken it away
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
         for fd in (self._fd, self._directory):
             if fd >= 0:
                 os.close(fd)
@@ -213,14 +265,28 @@ def _digest(fd: int) -> str:
     return digest.hexdigest()
 
 
+def _open_or_make(directory: str, path: str) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    try:
+        return os.open(directory, flags)
+    except FileNotFoundError:
+        pass
+    try:
+        os.makedirs(directory, 0o755, exist_ok=True)
+    except OSError as error:
+        raise cannot_be_written(path) if error.errno == errno.EROFS else error from None
+    return os.open(directory, flags)
+
+
 def _checked(path: Any) -> str:
     if not isinstance(path, str) or not path.startswith("/") or "\0" in path or len(path) > 4096:
         raise Refusal(errno.EINVAL, "a path must be absolute, without NUL, and at most 4096 characters long")
     return path
 
 
-def _cannot_be_written(path: str) -> Refusal:
-    return Refusal(errno.EROFS, f"the VM is read-only, but for /tmp: {path} cannot be written")
+def cannot_be_written(path: str) -> Refusal:
+    why = "the VM is read-only, but for /tmp" if is_read_only() else "what is mounted there is read-only"
+    return Refusal(errno.EROFS, f"{why}: {path} cannot be written")
 
 
 def is_read_only() -> bool:
@@ -250,5 +316,16 @@ def _devices() -> set[int]:
 
 
 def _on_disk(directory: str) -> None:
-    if os.stat(directory).st_dev not in _devices():
-        raise Refusal(errno.EACCES, f"{directory} is not on the VM's disk: /proc, /sys, /dev and /run hold no files")
+    fd = os.open(directory, os.O_PATH | os.O_CLOEXEC)
+    try:
+        check_on_disk(fd, directory)
+    finally:
+        os.close(fd)
+
+
+def check_on_disk(directory: int, shown: str) -> None:
+    """Of a directory that is open: it is on the VM's disk, or on a volume, since nothing else in a box lies on such a
+    file system. Refusal."""
+    device = os.fstat(directory).st_dev
+    if device != os.stat("/").st_dev and device not in _devices() and filesystem_type(directory) not in DISKS:
+        raise Refusal(errno.EACCES, f"{shown} is not on the VM's disk: /proc, /sys, /dev and /run hold no files")

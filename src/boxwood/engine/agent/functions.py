@@ -32,16 +32,16 @@ class Functions:
             self._question += 1
             self._folder.write(b"n", kind.ask(self._texts, self._folder.path, self._question))
 
-    def answered(self, kind: Dialect, sections: dict[bytes, bytes], state: State) -> None:
-        """A dump has come: take the answer out of its sections, and what it says into the state."""
+    def answered(self, kind: Dialect, state: State) -> None:
+        """A dump has come: take the answer out of its sections, and what it says into the functions."""
         if not isinstance(kind, Posix):
             return
-        mark, _, told = sections[b"known"].partition(b"\n")
+        mark, _, told = state.sections[b"known"].partition(b"\n")
         known = {line.split(b" ", 1)[0] for line in told.split(b"\n") if b"function" in line}
         if mark == b"#%d" % self._question:  # else the shell was asked before the newest ones were known
             for name in self._asked - known:
                 self._texts.pop(name, None)
-        sections[b"known"] = told
+        state.sections[b"known"] = told
         state.functions = self._texts
 
     def shell_died(self) -> None:

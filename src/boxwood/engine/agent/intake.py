@@ -6,18 +6,14 @@ import errno
 import os
 import select
 import time
-from typing import Any, Protocol
 
 from boxwood.engine.agent.loop import OUT, Loop, Timer
+from boxwood.engine.agent.requests import Reply
 
 HELD = 1 << 20  # bytes that are taken before the pipe has room for them
 _PIECE = 1 << 16
 _LOOKS = (0.002, 0.25)  # seconds between looks whether the pipe has a reader, at first and at last
 _PATIENCE = 5.0  # seconds until whoever waits for room is told that there is none
-
-
-class Reply(Protocol):
-    def __call__(self, fields: dict[str, Any] | None = None, *, hurry: bool = True) -> None: ...
 
 
 class Intake:

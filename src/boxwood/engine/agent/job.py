@@ -11,10 +11,11 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-from boxwood.engine.agent.procs import Killing, Vigil, stat
+from boxwood.engine.agent.procs import stat
 from boxwood.engine.agent.run import Command, Run
 from boxwood.engine.agent.shell import Shell
 from boxwood.engine.agent.terminal import Waiter
+from boxwood.engine.agent.trees import Killing, Vigil
 
 if TYPE_CHECKING:
     from boxwood.engine.agent.loop import Timer
@@ -101,7 +102,7 @@ class Job:
         self._traced = b"xtrace" in flags or b"verbose" in flags
         self._sieve = Sieve(None if self._traced else kind.leak, kind.poison)
         arm = kind.set_exit_trap(d) if sections and not sections[b"armed"] else b""
-        before = session.last_code_text() if b"errexit" not in flags else b""
+        before = session.last_code(kind) if b"errexit" not in flags else b""
         self.report = shell.expect()
         shell.feed(arm + kind.run(d, stdin, before, self._traced) + kind.report(d))
 
@@ -229,6 +230,14 @@ class Job:
         self._killing, self._reason = True, reason
         self._shot = self._shell is not None and self.report.code is None
         Killing(self._loop, self._session.tree, self.before, self._shot, self._on_killed)
+
+    @property
+    def text(self) -> bytes:
+        return self._command.text
+
+    def doom(self) -> None:
+        """All that it has is about to be killed: whichever end it comes to, that is why."""
+        self._reason = "killed"
 
     def _on_killed(self, shell_too: bool) -> None:
         self._killing = False

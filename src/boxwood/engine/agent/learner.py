@@ -15,6 +15,7 @@ from typing import NoReturn
 from boxwood.engine.agent.dialects import Dialect
 from boxwood.engine.agent.loop import IN, Loop, Timer
 from boxwood.engine.agent.procs import reset_signals
+from boxwood.engine.descriptors import close_all_but
 
 _MOST_TRIES = 300
 _SECONDS = 5.0
@@ -48,17 +49,21 @@ class Learner:
         if self._child is not None or not self._queue:
             return
         exe, kind, text = self._queue.pop(0)
-        self._pipe, w = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self._pipe, False)
+        try:
+            r, w = os.pipe2(os.O_CLOEXEC)
+        except OSError:  # the box is full: what is not learned now is lost with the shell
+            return
         try:
             pid = os.fork()
-        except OSError:  # the box is full of processes: what is not learned now is lost with the shell
-            os.close(self._pipe)
+        except OSError:
+            os.close(r)
             os.close(w)
             return
         if pid == 0:
             _find(exe, kind, text, w)
         os.close(w)
+        os.set_blocking(r, False)
+        self._pipe = r
         self._child, self._found = pid, b""
         self._alive = True
         self._loop.child(pid, self._on_exit)
@@ -104,6 +109,7 @@ def _find(exe: bytes, kind: Dialect, text: bytes, out: int) -> NoReturn:
     """In the child: write name NUL text NUL for each definition."""
     try:
         reset_signals()
+        close_all_but(out)
         tries = _MOST_TRIES
         for name, candidates in kind.definitions(text):
             for candidate in candidates:

@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import array
 import errno
-import json
 import os
 import select
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from boxwood.engine.agent import files
+from boxwood.engine.agent.deeds import DEEDS
 from boxwood.engine.agent.desk import Desk
+from boxwood.engine.agent.flushes import Flushes
+from boxwood.engine.agent.forks import Forks
+from boxwood.engine.agent.helpers import Helpers
 from boxwood.engine.agent.loop import Loop, Timer
+from boxwood.engine.agent.receiving import Receiving
+from boxwood.engine.agent.works import WORKS
 from boxwood.engine.frames import TO_AGENT_LIMIT, FrameError, Incoming, Outgoing
 
-_MOST_CHILDREN = 8  # that walk directories for the server at once
-_PART = 1 << 16
 _LEISURE = 0.005  # seconds
 
 
@@ -141,14 +145,19 @@ class Agent:
         self._loop = Loop()
         self.link: AgentLink | None = None
         self._hook = hook
-        self._children = 0
+        self._forks = Forks(self._loop)
+        self._flushes = Flushes(self._loop)
         self.desk = Desk(self._loop, directory, self._send)
+        self._helpers = Helpers(self._loop, WORKS)
+        self.desk.at_work = self._helpers.count
+        self._receiving = Receiving(self._loop, self._flushes)
 
     def serve(self, link_fd: int) -> NoReturn:
         """Be the agent."""
         sys.path.clear()
         sys.meta_path.clear()
         sys.path_hooks.clear()
+        warnings.simplefilter("ignore")  # to show one, its source would be looked for: in the box
         self._hook.setblocking(False)
         self._loop.watch(self._hook.fileno(), select.EPOLLIN, self._on_hook)
         self._take_link(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, link_fd))
@@ -169,6 +178,7 @@ class Agent:
 
     def _on_link_closed(self) -> None:
         self.link = None
+        self._receiving.relink()
 
     def _on_hook(self, events: int) -> None:
         try:
@@ -194,13 +204,25 @@ class Agent:
             elif op == "file.write":
                 self._write_file(header, payload, fds, reply)
             elif op == "file.manifest":
-                self._manifest(header, reply)
+                self._forks.manifest(header, reply)
+            elif op == "file.work":
+                self._helpers.start(header, fds)
+                reply()
+            elif op in DEEDS:
+                reply(DEEDS[op](header))
+            elif op == "file.unpack":
+                (source,) = fds
+                self._forks.unpack(header, source, reply)
+            elif op in self._receiving.ops:
+                self._receiving.ops[op](header, fds, reply)
             else:
                 self.desk.handle(op, header, payload, reply)
         except files.Refusal as refusal:
             reply.error(refusal.errno, refusal.text)
         except OSError as error:
-            reply.error(error.errno or errno.EIO, f"{os.strerror(error.errno or errno.EIO)}: {error.filename or op}")
+            number = error.errno or errno.EIO
+            said = "the VM has all processes that it may have" if number == errno.EAGAIN else os.strerror(number)
+            reply.error(number, f"{said}: {error.filename or header.get('path') or op}")
         except (ValueError, TypeError, KeyError, RecursionError, MemoryError) as error:
             reply.error(errno.EINVAL, f"{op}: {type(error).__name__}: {error}")
         finally:
@@ -212,84 +234,28 @@ class Agent:
         reply({"size": found.st_size, "mode": found.st_mode}, fds=(fd,))
 
     def _write_file(self, header: dict[str, Any], payload: bytes, fds: list[int], reply: Reply) -> None:
-        writing = files.Writing(header["path"], header.get("mode"))
+        in_run = header.get("in_run") is True
+        writing = files.Writing(header["path"], header.get("mode"), slowly=bool(fds), in_run=in_run)
         try:
             if not fds:
                 writing.bytes(payload)
-                writing.done()
-                reply({"size": len(payload)})
+                self._flushes.finish(writing, len(payload), header.get("durable") is True, reply)
                 return
             source = os.dup(fds[0])
         except BaseException:
             writing.abandon()
             raise
-        self._go_on(writing, writing.copy(source, header["size"]), source, header["size"], reply)
+        self._go_on(writing, writing.copy(source, header["size"]), source, header, reply)
 
-    def _go_on(self, writing: files.Writing, slices: Any, source: int, size: int, reply: Reply) -> None:
+    def _go_on(self, writing: files.Writing, slices: Any, source: int, header: dict[str, Any], reply: Reply) -> None:
         """A slice of a copy; then others have their turn."""
         try:
             if next(slices, None) is not None:
-                self._loop.at(0, lambda: self._go_on(writing, slices, source, size, reply))
+                self._loop.at(0, lambda: self._go_on(writing, slices, source, header, reply))
                 return
-            writing.done()
-            reply({"size": size})
+            self._flushes.finish(writing, header["size"], header.get("durable") is True, reply)
         except (files.Refusal, OSError) as error:
             writing.abandon()
             text = error.text if isinstance(error, files.Refusal) else os.strerror(error.errno or errno.EIO)
-            reply.error(error.errno or errno.EIO, text)
+            reply.error(error.errno or errno.EIO, f"{text}: {header['path']}")
         os.close(source)
-
-    def _manifest(self, header: dict[str, Any], reply: Reply) -> None:
-        """Walking and hashing take long: a forked child does it and writes what it found to a pipe."""
-        if self._children >= _MOST_CHILDREN:
-            raise files.Refusal(errno.EAGAIN, "too many directories are being walked at once: try again")
-        r, w = os.pipe2(os.O_CLOEXEC)
-        pid = os.fork()
-        if pid == 0:
-            _walk_in_child(header, w)
-        self._loop.child(pid, lambda status: None)  # ours, and nobody's orphan
-        os.close(w)
-        os.set_blocking(r, False)
-        self._children += 1
-        self._loop.watch(r, select.EPOLLIN, lambda events: self._on_part(r, held, reply))
-        held = bytearray()
-
-    def _on_part(self, fd: int, held: bytearray, reply: Reply) -> None:
-        """Pass whole lines on, but the last: at the end of the pipe it says how the walk ended."""
-        try:
-            data = os.read(fd, _PART)
-        except BlockingIOError:
-            return
-        held += data
-        if data:
-            end = held.rfind(b"\n", 0, held.rfind(b"\n")) + 1
-            if end:
-                reply({"more": True}, bytes(held[:end]))
-                del held[:end]
-            return
-        self._loop.unwatch(fd)
-        os.close(fd)
-        self._children -= 1
-        try:
-            reply(json.loads(held))
-        except ValueError:
-            reply.error(errno.EIO, "the directory could not be walked to its end")
-
-
-def _walk_in_child(header: dict[str, Any], out: int) -> NoReturn:
-    """Lines of the manifest, then one that says how it ended; bounded, since nobody else watches it."""
-    try:
-        os.closerange(3, out)
-        os.closerange(out + 1, 1 << 16)
-        with open(out, "wb", buffering=_PART) as pipe:
-            try:
-                root, truncated = files.manifest(header["path"], header["limit"], pipe.write)
-                end = {"root": root, "truncated": truncated}
-            except files.Refusal as refusal:
-                end = {"errno": refusal.errno, "error": refusal.text}
-            except OSError as error:
-                number = error.errno or errno.EIO
-                end = {"errno": number, "error": f"{os.strerror(number)}: {error.filename or header['path']}"}
-            pipe.write(json.dumps(end).encode() + b"\n")
-    finally:
-        os._exit(0)

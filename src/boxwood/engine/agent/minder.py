@@ -21,6 +21,7 @@ from typing import NamedTuple, NoReturn
 
 from boxwood.engine.agent.loop import IN, Loop, Timer
 from boxwood.engine.agent.procs import Account, Streams, reset_signals, set_groups
+from boxwood.engine.descriptors import close_all_but
 from boxwood.engine.kernel import set_dumpable, set_subreaper
 
 _MOST_IDLE = 4
@@ -206,8 +207,7 @@ def _mind(sock: socket.socket, program: mmap.mmap) -> NoReturn:
         null = os.open("/dev/null", os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(null, number)
-        os.closerange(3, sock.fileno())
-        os.closerange(sock.fileno() + 1, 1 << 20)
+        close_all_but(sock.fileno())
         while fds := _received(sock):
             verdict = _attend(fds, program)
             sock.send(b"%d %d %d" % verdict)

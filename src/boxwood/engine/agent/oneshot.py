@@ -18,9 +18,10 @@ from boxwood.engine.agent.common import Common
 from boxwood.engine.agent.dialects import dialect
 from boxwood.engine.agent.loop import IN, Timer
 from boxwood.engine.agent.minder import Minder, Verdict
-from boxwood.engine.agent.procs import Account, Killing, ProcessTree, Streams, Vigil, spawn
+from boxwood.engine.agent.procs import Account, Streams, spawn
 from boxwood.engine.agent.run import Command, Run, Source
 from boxwood.engine.agent.shell import find_shell
+from boxwood.engine.agent.trees import Killing, ProcessTree, Vigil
 
 _NUMBER = re.compile(rb"[0-9]{1,10}\Z")
 _MOST_READ = 1 << 20
@@ -128,24 +129,28 @@ class OneShot:
             self._timeout = self._loop.at(time.monotonic() + command.timeout, lambda: self.kill("timeout"))
 
     def _spawn(self, env: Mapping[bytes, bytes], place: int, account: Account | None) -> list[Source]:
-        ends = [*os.pipe2(os.O_CLOEXEC), *os.pipe2(os.O_CLOEXEC)]
-        stdin = script = -1
+        ours: list[int] = []
+        theirs: list[int] = []
         try:
-            stdin, script = self._input(), self._script()
-            streams = Streams(stdin, ends[1], ends[3], None if script < 0 else script)
-            pid = self._start(env, streams, place, account)
+            for _ in range(2):
+                reading, writing = os.pipe2(os.O_CLOEXEC)
+                ours.append(reading)
+                theirs.append(writing)
+                os.set_blocking(reading, False)
+            out, err = theirs
+            theirs.append(stdin := self._input())
+            if (script := self._script()) is not None:
+                theirs.append(script)
+            pid = self._start(env, Streams(stdin, out, err, script), place, account)
         except OSError:
-            os.close(ends[0])
-            os.close(ends[2])
+            for fd in ours:
+                os.close(fd)
             raise
         finally:
-            for fd in (stdin, script, ends[1], ends[3]):
-                if fd >= 0:
-                    os.close(fd)
+            for fd in theirs:
+                os.close(fd)
         self.tree.grow(pid)
-        for fd in ends[0], ends[2]:
-            os.set_blocking(fd, False)
-        return [Source(self._loop, ends[0], 1), Source(self._loop, ends[2], 2)]
+        return [Source(self._loop, fd, stream) for stream, fd in enumerate(ours, 1)]
 
     def _input(self) -> int:
         """What it reads: a descriptor."""
@@ -155,12 +160,12 @@ class OneShot:
             intake.attach(pipe, has_reader=True)
             return stdin
         given = self._command.stdin
-        return _given(given) if given else os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        return in_memory(given) if given else os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
-    def _script(self) -> int:
-        """Its text, if that has no place among a shell's arguments (else -1): a descriptor."""
+    def _script(self) -> int | None:
+        """Its text, if that has no place among a shell's arguments: a descriptor."""
         text = self._command.text
-        return _given(text) if len(text) > _MOST_ARGUMENT else -1
+        return in_memory(text) if len(text) > _MOST_ARGUMENT else None
 
     def _start(self, env: Mapping[bytes, bytes], streams: Streams, place: int, account: Account | None) -> int:
         """The root of what it is to be. OSError."""
@@ -270,7 +275,7 @@ class OneShot:
         self._loop.unwatch(fd)  # nobody has its other end any more
 
 
-def _given(data: bytes) -> int:
+def in_memory(data: bytes) -> int:
     """Bytes as a file to read from."""
     fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
     view = memoryview(data)

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import os
 
+from boxwood.engine.agent.drains import Drains
 from boxwood.engine.agent.folder import Folder
-from boxwood.engine.agent.loop import IN, Loop
+from boxwood.engine.agent.loop import Loop
 from boxwood.engine.agent.run import Source
 
-_MOST_LATE = 16
 _NAMES = ((1, b"o"), (2, b"e"))
 
 
@@ -20,7 +20,7 @@ class Outputs:
         self._loop = loop
         self._folder = folder
         self._sources = sources or {}
-        self._late: list[int] = []
+        self._late = Drains(loop)
 
     def open(self) -> tuple[Source, Source]:
         """The reading ends; a pipe that something else still writes to is replaced."""
@@ -44,32 +44,10 @@ class Outputs:
         next run's."""
         for name, source in list(self._sources.items()):
             if source.held():
-                self._drain(self._sources.pop(name).fd)
+                self._late.add(self._sources.pop(name).fd)
                 self._folder.remove(name)
-
-    def _drain(self, fd: int) -> None:
-        """Let him write, and throw it away."""
-
-        def drain(events: int) -> None:
-            try:
-                gone = not os.read(fd, 1 << 18)
-            except BlockingIOError:
-                return
-            if gone:
-                self._late.remove(fd)
-                self._loop.unwatch(fd)
-                os.close(fd)
-
-        self._late.append(fd)
-        self._loop.watch(fd, IN, drain)
-        if len(self._late) > _MOST_LATE:
-            oldest = self._late.pop(0)
-            self._loop.unwatch(oldest)
-            os.close(oldest)
 
     def close(self) -> None:
         for source in self._sources.values():
             os.close(source.fd)
-        for fd in self._late:
-            self._loop.unwatch(fd)
-            os.close(fd)
+        self._late.close()

@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from boxwood.engine.agent.loop import IN, OUT, Loop, Timer
-from boxwood.engine.agent.procs import Killing, Orphanage, ProcessTree, Streams, Vigil, spawn
+from boxwood.engine.agent.procs import Streams, spawn
 from boxwood.engine.agent.run import FRAME, Send
+from boxwood.engine.agent.trees import Killing, Orphanage, ProcessTree, Vigil
 
 WINDOW = 128 << 10  # bytes on the way to whoever looks
 KEPT = 256 << 10  # bytes of scrollback

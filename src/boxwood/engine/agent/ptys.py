@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from boxwood.engine.agent.common import Common
 from boxwood.engine.agent.pty import Order, Pty
+from boxwood.engine.agent.requests import Reply, ident
 from boxwood.engine.agent.run import Send
 from boxwood.engine.agent.shell import find_shell
 
 if TYPE_CHECKING:
-    from boxwood.engine.agent.desk import Reply
+    from boxwood.engine.agent.context import Context
     from boxwood.engine.agent.session import Session
 
 MOST = 32  # in a box; those too whose program has ended and left something behind
@@ -32,7 +33,7 @@ _DUMB = b"dumb"  # what a session's environment says unless somebody has said so
 class Ptys:
     """`find` gives the session of a request, or raises OSError."""
 
-    def __init__(self, common: Common, send: Send, find: Callable[[dict[str, Any]], Session]) -> None:
+    def __init__(self, common: Common, send: Send, find: Callable[[dict[str, Any]], Session | Context]) -> None:
         self._common = common
         self._send = send
         self._find = find
@@ -70,7 +71,7 @@ class Ptys:
         self._changed()
 
     def _changed(self) -> None:
-        self._ptys = {ident: pty for ident, pty in self._ptys.items() if not (pty.told and pty.over)}
+        self._ptys = {pty_id: pty for pty_id, pty in self._ptys.items() if not (pty.told and pty.over)}
         live = {pty.sid for pty in self._ptys.values() if not pty.over}
         ready = [done for sid, done in self._waiting if sid not in live]
         self._waiting = [(sid, done) for sid, done in self._waiting if sid in live]
@@ -85,11 +86,9 @@ class Ptys:
 
     def _open(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
         """Arguments, each ended by NUL, in the payload; without any a login shell."""
-        session, ident = self._find(header), header["pty"]
-        if not isinstance(ident, str) or not ident.isascii() or not ident.isalnum() or len(ident) > 32:
-            raise ValueError("pty must be an id")
+        session, pty_id = self._find(header), ident(header, "pty")
         columns, rows = _size(header)
-        known = next((pty for pty in self._ptys.values() if pty.sid == session.sid and not pty.ended), None)
+        known = self._of(session)
         if known is not None and known.dying:
             self._later.append((known, lambda: self._open_later(header, payload, reply)))
             return
@@ -99,9 +98,9 @@ class Ptys:
             known.attach(_view(header))
             known.nudge()
             return
-        if len(self._ptys) >= MOST or ident in self._ptys:
+        if len(self._ptys) >= MOST or pty_id in self._ptys:
             raise OSError(errno.EAGAIN, f"a box has at most {MOST} terminals")
-        session.when_saved(lambda: self._begin(session, ident, header, payload, reply))
+        session.when_saved(lambda: self._begin(session, pty_id, header, payload, reply))
 
     def _open_later(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
         try:
@@ -109,24 +108,32 @@ class Ptys:
         except OSError as error:  # the session has gone meanwhile
             reply.error(error.errno or errno.EIO, error.strerror or str(error))
 
-    def _begin(self, session: Session, ident: str, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
+    def _of(self, session: Session | Context) -> Pty | None:
+        return next((pty for pty in self._ptys.values() if pty.sid == session.sid and not pty.ended), None)
+
+    def _begin(
+        self, session: Session | Context, pty_id: str, header: dict[str, Any], payload: bytes, reply: Reply
+    ) -> None:
+        if self._of(session) is not None:  # somebody else has waited as we have
+            self._open_later(header, payload, reply)
+            return
         try:
             if session.closing or any(sid == session.sid for sid, _ in self._waiting):
                 raise OSError(errno.ENOENT, "the session is being closed")
             order, view = self._order(session, header, payload), _view(header)
-            pty = Pty(self._common.loop, self._common.orphanage, ident, session.sid, order, self._send)
+            pty = Pty(self._common.loop, self._common.orphanage, pty_id, session.sid, order, self._send)
         except OSError as error:
             reply.error(error.errno or errno.EIO, f"no terminal can be opened: {error.strerror or error}")
             return
         except ValueError as error:
             reply.error(errno.EINVAL, str(error))
             return
-        self._ptys[ident] = pty
+        self._ptys[pty_id] = pty
         pty.on_change = self._changed
-        reply({"pty": ident})
+        reply({"pty": pty_id})
         pty.attach(view)
 
-    def _order(self, session: Session, header: dict[str, Any], payload: bytes) -> Order:
+    def _order(self, session: Session | Context, header: dict[str, Any], payload: bytes) -> Order:
         shell = find_shell(self._common.shells)
         env, cwd = session.environment(), session.directory()
         for name in (b"COLUMNS", b"LINES"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from boxwood.engine.agent.intake import Intake
@@ -70,13 +70,14 @@ class Output:
 
 
 class Run:
-    """`end` is None while it goes on, then the fields of its `end` frame."""
+    """`end` is None while it goes on, then the fields of its `end` frame. `reports`: it has a third stream, of what a
+    Python context says of it."""
 
-    def __init__(self, rid: str, sid: str, send: Send) -> None:
+    def __init__(self, rid: str, sid: str, send: Send, *, reports: bool = False) -> None:
         self.rid = rid
         self.sid = sid
         self.end: dict[str, Any] | None = None
-        self.outputs = (Output(), Output())
+        self.outputs = tuple(Output() for _ in range(3 if reports else 2))
         self.tails = [b"", b""]  # the last bytes of each stream
         self.on_end: Callable[[], None] = lambda: None
         self.intake: Intake | None = None  # of one whose standard input is open
@@ -84,11 +85,12 @@ class Run:
         self._attached = True
 
     def put(self, stream: int, data: bytes) -> None:
-        """New output of stream 1 or 2."""
+        """New output of stream 1 or 2, or 3."""
         if data and self.end is None:
             output = self.outputs[stream - 1]
             output.kept += data
-            self.tails[stream - 1] = (self.tails[stream - 1] + data[-MARKER_BYTES:])[-MARKER_BYTES:]
+            if stream < 3:
+                self.tails[stream - 1] = (self.tails[stream - 1] + data[-MARKER_BYTES:])[-MARKER_BYTES:]
             self._pump(stream)
 
     @property
@@ -103,14 +105,16 @@ class Run:
             at, output.sent = output.sent, output.sent + len(data)
             self._send({"ev": "out", "rid": self.rid, "stream": stream, "at": at}, data)
 
-    def finish(self, code: int | None, reason: str, *, started: bool = True) -> None:
-        """All output has been put."""
+    def finish(self, code: int | None, reason: str, *, started: bool = True, lost: bool = False) -> None:
+        """All output has been put. `lost`: the Python context that it ran in has died."""
         if self.end is None:
             if self.intake is not None:
                 self.intake.close()
             self.end = {"code": code, "reason": reason, "out": self.outputs[0].end, "err": self.outputs[1].end}
             if not started:
                 self.end["started"] = False
+            if len(self.outputs) > 2:
+                self.end |= {"rep": self.outputs[2].end, "lost": lost}
             self._tell_end()
             self.on_end()
 
@@ -124,42 +128,48 @@ class Run:
         """There is a new link, on which nobody has asked for this run yet."""
         self._attached = False
 
-    def check(self, out: int, err: int) -> None:
-        """ValueError: these offsets are not kept any more, or not there yet."""
-        for output, offset in zip(self.outputs, (out, err), strict=True):
-            if not output.base <= offset <= output.end:
-                raise ValueError(f"offset {offset} is not within {output.base} to {output.end}")
+    def check(self, *offsets: int) -> None:
+        """ValueError: these offsets, of one stream after the other, are not there yet."""
+        for output, offset in zip(self.outputs, offsets, strict=False):
+            if not 0 <= offset <= output.end:
+                raise ValueError(f"offset {offset} is not within 0 to {output.end}")
 
-    def attach(self, out: int, err: int) -> None:
-        """Send again from these offsets on."""
-        self.check(out, err)
+    def attach(self, *offsets: int) -> None:
+        """Send again from these offsets on; what has been acknowledged is not kept any more, and is left out."""
+        self.check(*offsets)
         self._attached = True
-        for stream, offset in ((1, out), (2, err)):
-            self.outputs[stream - 1].sent = offset
-            self._pump(stream)
+        for number, (output, offset) in enumerate(zip(self.outputs, offsets, strict=False)):
+            output.sent = max(offset, output.base)
+            self._pump(number + 1)
         self._tell_end()
 
-    def ack(self, out: int, err: int) -> None:
-        for output, offset in zip(self.outputs, (out, err), strict=True):
+    def ack(self, *offsets: int) -> None:
+        for output, offset in zip(self.outputs, offsets, strict=False):
             output.ack(min(offset, output.sent))
 
     def header(self) -> dict[str, Any]:
         """What `hello` says of it."""
-        out, err = self.outputs
+        out, err, *_ = self.outputs
         return {"rid": self.rid, "sid": self.sid, "out": out.end, "err": err.end, "end": self.end}
 
 
 class Source:
-    """The reading end of a pipe whose bytes become a run's stream, no faster than they are acknowledged."""
+    """The reading end of a pipe whose bytes become a run's stream, no faster than they are acknowledged. What is there
+    of those that come `after`, it lets go first, and waits while one of them has no room."""
 
-    def __init__(self, loop: Loop, fd: int, stream: int) -> None:
+    def __init__(self, loop: Loop, fd: int, stream: int, after: Sequence[Source] = ()) -> None:
         self._loop = loop
         self.fd = fd
         self._stream = stream
+        self._after = after
         self._run: Run | None = None
         self._sieve: Callable[[bytes], bytes] | None = None
         self._reading = False
         self.ended = False
+        self._before: list[Source] = []  # those that wait for this one
+        self._waits_for: list[tuple[Source, int]] = []  # up to which offsets, once it has something to let go
+        for source in after:
+            source._before.append(self)
         try:
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
         except OSError:
@@ -176,6 +186,8 @@ class Source:
         if run is not None and not self._reading and not self.ended and not run.outputs[self._stream - 1].full:
             self._reading = True
             self._loop.watch(self.fd, IN, self._ready)
+        for source in self._before:
+            source._resume()
 
     def pause(self) -> None:
         if self._reading:
@@ -190,9 +202,36 @@ class Source:
             self._run = None
 
     def _ready(self, events: int) -> None:
-        self._take(FRAME)
-        if self._run is not None and self._run.outputs[self._stream - 1].full:
+        if self._after and not self._waits_for:
+            self._waits_for = [(source, source._end) for source in self._after]
+        if not all(source._let_go(end) for source, end in self._waits_for):
             self.pause()
+            return
+        self._waits_for = []
+        self._take(FRAME)
+        if self._full:
+            self.pause()
+
+    @property
+    def _full(self) -> bool:
+        return self._run is not None and self._run.outputs[self._stream - 1].full
+
+    @property
+    def _end(self) -> int:
+        """Of the stream, as far as it is there at this moment, read or not."""
+        if self._run is None or self.ended:
+            return 0
+        return self._run.outputs[self._stream - 1].end + unread(self.fd)
+
+    def _let_go(self, end: int) -> bool:
+        """Take what there is, if there is room for it: is the stream read up to there?"""
+        while (run := self._run) is not None and not self.ended:
+            missing = end - run.outputs[self._stream - 1].end
+            if missing <= 0 or self._full:
+                return missing <= 0
+            if not self._take(min(missing, FRAME)):
+                break
+        return True
 
     def _take(self, most: int) -> int:
         try:

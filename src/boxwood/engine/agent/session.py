@@ -2,15 +2,13 @@
 
 The shell comes up with the first run: a fresh one is fed its environment and the run in one go; one with a saved state
 is first compared with a bare shell (`base`) and given the differences. After every run the state is dumped, after the
-answer; whatever ends the shell, the next one goes on from the last dump.
+answer; whatever ends the shell, the next one goes on from the last dump (kept.py).
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import signal
-import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -18,27 +16,17 @@ from boxwood.engine.agent.berth import Berth
 from boxwood.engine.agent.common import Common
 from boxwood.engine.agent.dialects import KINDS, Dialect, dialect
 from boxwood.engine.agent.folder import Folder
-from boxwood.engine.agent.functions import Functions
+from boxwood.engine.agent.foreground import is_key, press, to_started
 from boxwood.engine.agent.job import Job
+from boxwood.engine.agent.kept import Kept
 from boxwood.engine.agent.learner import Learner
-from boxwood.engine.agent.loop import Timer
 from boxwood.engine.agent.outputs import Outputs
-from boxwood.engine.agent.procs import Killing, ProcessTree, Vigil, children, stat
 from boxwood.engine.agent.run import Command, Run
 from boxwood.engine.agent.shell import Shell, find_shell
-from boxwood.engine.agent.sourcing import Sourcing
 from boxwood.engine.agent.state import STATE_LIMIT, Report, State
 from boxwood.engine.agent.terminal import Terminal
-
-START_SECONDS = 20.0
-DUMP_SECONDS = 10.0
-_NUDGE_SECONDS = 0.25
-_MOST_NOTES = 20
-_WHOLE_GROUP = {signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGSTOP, signal.SIGCONT}
-_DEFAULTS = {
-    b"PATH": b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    b"HOME": b"/root", b"USER": b"root", b"LOGNAME": b"root", b"LANG": b"C.UTF-8", b"TERM": b"dumb",
-}  # fmt: skip
+from boxwood.engine.agent.trees import Killing, ProcessTree, Vigil
+from boxwood.engine.agent.watchdog import Watchdog
 
 
 class _Pending(NamedTuple):
@@ -64,27 +52,21 @@ class Session:
         self.loop = common.loop
         self.sid = sid
         self.folder = place.folder if isinstance(place, Berth) else Folder(place)
-        self.state = state
+        self._kept = Kept(self.folder, env, cwd, state)
         self.tree = place.tree if isinstance(place, Berth) else ProcessTree(common.orphanage)
         self.tree.on_change = self._on_orphan
         self.job: Job | None = None
-        self.notes: list[str] = []
         self.on_state: Callable[[], None] = lambda: None
         self.on_quiet: Callable[[], None] = lambda: None
         self.saved_at_exit = False
-        self._env = {**_DEFAULTS, **env}
-        self._cwd = cwd or (b"/root" if os.path.isdir(b"/root") else b"/")
-        self._code = state.code if state is not None else 0
         self._shell: Shell | None = None
         self._exe = b""
         self._kind: Dialect = KINDS[b"sh"]
         self._phase = "ready"  # or "base", "restoring": what the next report is; "leaving": it is being killed
         self._awaited: Report | None = None
-        self._watchdog: Timer | None = None
+        self._watchdog = Watchdog(common.loop, self.leave)
         self._pending: _Pending | None = None
-        self._sourcing = Sourcing(self.folder)
         self._poisoned = False
-        self._told: int | None = None  # fingerprint of the state that on_state has had
         self.outputs = Outputs(common.loop, self.folder, place.outputs if isinstance(place, Berth) else None)
         self._terminal: Terminal | None = None
         self._waiting: Shell | None = None  # one that was started ahead
@@ -92,7 +74,6 @@ class Session:
             self._waiting, self._terminal = place.shell, place.terminal
             place.terminal.on_output, place.terminal.is_full = self._on_terminal, self._is_full
         self._learner = Learner(common.loop, self._learned)
-        self._functions = Functions(self.folder, state.functions if state is not None else {})
         self._afterwards: list[Callable[[], None]] = []  # when what the last run has changed is known
         self._closed: Callable[[], None] | None = None
         self._closing_vigil: Vigil | None = None
@@ -113,14 +94,22 @@ class Session:
     def closing(self) -> bool:
         return self._closed is not None
 
+    @property
+    def state(self) -> State | None:
+        return self._kept.state
+
+    @property
+    def notes(self) -> list[str]:
+        return self._kept.notes
+
+    def note(self, text: str) -> None:
+        self._kept.note(text)
+
     def environment(self) -> dict[bytes, bytes]:
-        """What the session exports, as of the last saved state."""
-        if self.state is None:
-            return dict(self._env)
-        return KINDS[self.state.kind].exported(self.state.sections)
+        return self._kept.environment()
 
     def directory(self) -> bytes:
-        return (self.state.sections[b"cwd"] if self.state is not None else self._cwd) or b"/"
+        return self._kept.directory()
 
     def when_saved(self, work: Callable[[], None]) -> None:
         """Call `work` when `environment` and `directory` are as the last run has left them: its answer comes before. At
@@ -181,18 +170,26 @@ class Session:
         shell = self._shell
         if shell is None:
             return self.tree.signal(self.tree.members({}), signum)
-        if signum in _WHOLE_GROUP:
-            found = [s for pid in children(shell.pid) if (s := stat(pid)) and s.pgid != shell.pid]
-            groups = [s.pgid for s in sorted(found, key=lambda s: s.start)[-1:] if s.pgid > 1]
-            return self.tree.signal([-group for group in (*groups, shell.pid)], signum)
-        members = self.tree.members(self.job.before if self.job is not None else {})
-        return self.tree.signal(members or [shell.pid], signum)
+        job = self.job
+        if is_key(signum):
+            plain = job is not None and not self._may_trap(job)
+            return press(self.loop, self.tree, shell, signum, lambda: plain and self.job is job)
+        if job is None:
+            return self.tree.signal(self.tree.members({}) or [shell.pid], signum)
+        return to_started(
+            self.loop, self.tree, shell, signum, lambda: self.tree.members(job.before) if self.job is job else None
+        )
+
+    def _may_trap(self, job: Job) -> bool:
+        """The run, or one before, has set a trap for interrupts, as far as can be seen."""
+        traps = self.state.sections[b"traps"] if self.state is not None else b""
+        return b"trap" in job.text or b"INT" in traps
 
     def kill_run(self, run: Run) -> None:
         """Kill all that this run has started; it then ends as killed."""
         if self.job is not None and self.job.run is run:
             self.job.kill("killed")
-        elif self._pending is not None and self._pending.run is run and self._shell is not None:
+        elif self._pending is not None and self._pending.run is run:
             pending = self._take_pending()
             assert pending is not None
             pending.answer(OSError(errno.ECANCELED, "the run was killed before it began"))
@@ -202,10 +199,11 @@ class Session:
         if self._closed is not None:
             raise OSError(errno.EALREADY, "the session is being closed")
         self._closed = done
+        if self.job is not None:
+            self.job.doom()
         self._do_afterwards()
         self._learner.close()
-        if self._watchdog is not None:
-            self._watchdog.cancel()
+        self._watchdog.cancel()
         pending = self._take_pending()
         if pending is not None:
             pending.answer(OSError(errno.ECANCELED, "the session was closed"))
@@ -281,7 +279,9 @@ class Session:
             self._shell.on_report, self._shell.on_death = self._on_report, self._on_death
             self._awaited = None
             if self.state is not None and self.state.kind != kind.kind:
-                self._change_kind(self.state)
+                self._kept.begin_anew(
+                    "the VM has another shell than before: its variables and functions were left behind"
+                )
             self._begin(self._shell, kind)
         except OSError as error:
             self._fail(error)
@@ -295,20 +295,10 @@ class Session:
         else:
             self.note(f"no shell can be started: {error.strerror or error}")
 
-    def _change_kind(self, state: State) -> None:
-        """The VM has another shell now: directory and environment go over."""
-        self.note("the VM has another shell than before: its variables and functions were left behind")
-        self._env, self._cwd = self.environment(), self.directory()
-        self.state = None
-        self._functions.clear()
-
     def _begin(self, shell: Shell, kind: Dialect) -> None:
         state, base, early = self.state, self.common.bases.get(self._exe), kind.begin(os.uname().nodename)
         if state is None:
-            cwd = self._cwd if os.path.isdir(self._cwd) else b"/"
-            if cwd != self._cwd:
-                self.note(f"there is no directory {os.fsdecode(self._cwd)!r}")
-            shell.feed(early + self._sourcing.write(kind, kind.initial(self._env, cwd)) + kind.set_exit_trap(self._d))
+            shell.feed(early + self._kept.initial(kind))
         elif base is None:
             self._phase = "base"
             self._feed_and_wait(shell, early)
@@ -316,51 +306,15 @@ class Session:
             self._restore(shell, early, state, base)
 
     def _restore(self, shell: Shell, early: bytes, state: State, base: State) -> None:
-        kind = shell.kind
         self._phase = "restoring"
-        self._functions.ask(kind)
-        feed = early + self._sourcing.write(kind, kind.restore(state, base, self.note))
-        if b" EXIT\n" not in state.sections[b"traps"]:
-            feed += kind.set_exit_trap(self._d)
-        self._feed_and_wait(shell, feed)
+        self._feed_and_wait(shell, early + self._kept.restoration(shell.kind, state, base))
 
     def _feed_and_wait(self, shell: Shell, feed: bytes) -> None:
         self._awaited = shell.expect()
-        shell.feed(feed + shell.kind.report(self._d))
-        self._watch_over(START_SECONDS)
-
-    def note(self, text: str) -> None:
-        """Something of a restoration did not go well: told with the next state."""
-        self.notes = [*self.notes[1 - _MOST_NOTES :], text[:200]]
-
-    def _watch_over(self, seconds: float) -> None:
-        """A shell that does not report in time is replaced."""
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-        shell = self._shell
-        if shell is not None:
-            self._watchdog = self.loop.at(time.monotonic() + seconds, shell.kill)
-
-    def _watch_dump(self, count: int, asked: bool = False) -> None:
-        """A shell that has come back without its state (see Job._check), or is too long about it, is replaced."""
-        shell = self._shell
-        if shell is None or self._awaited is None:
-            return
-        if (asked and shell.came_back) or count > DUMP_SECONDS / _NUDGE_SECONDS:
-            self.leave()
-            shell.kill()
-            return
-        if count and not asked and shell.has_read:
-            shell.feed(b"\n")
-            asked = True
-        again = time.monotonic() + _NUDGE_SECONDS
-        self._watchdog = self.loop.at(again, lambda: self._watch_dump(count + 1, asked))
+        shell.feed(feed + shell.kind.report(self.folder.path))
+        self._watchdog.until_it_is_up(shell)
 
     # --- what the shell tells
-
-    @property
-    def _d(self) -> bytes:
-        return self.folder.path
 
     def _on_report(self, report: Report) -> None:
         if report.complete:
@@ -377,14 +331,12 @@ class Session:
         assert shell is not None
         if report is self._awaited:
             self._awaited = None
-            if self._watchdog is not None:
-                self._watchdog.cancel()
+            self._watchdog.cancel()
         if report.too_large:
             self.note(f"the state of the shell is larger than {STATE_LIMIT >> 20} MiB and was not saved")
             self._come_to_rest()
             return
-        sections, arguments = report.sections()
-        state = State(shell.kind.kind, shell.kind.arm(sections, self._d), arguments, code=self._code)
+        state = self._kept.reported(shell.kind, report)
         if self._phase == "base":
             self.common.bases[self._exe] = state
             assert self.state is not None
@@ -395,10 +347,7 @@ class Session:
             return
         self._come_to_rest()
         self.saved_at_exit = report.at_exit
-        self._functions.answered(shell.kind, sections, state)
-        self.state = state
-        for line in self._sourcing.complaints():
-            self.note(line)
+        self._kept.save(shell.kind, state)
 
     def _come_to_rest(self) -> None:
         if self._phase != "leaving":  # a shell that has been killed may have had something left to say
@@ -411,20 +360,17 @@ class Session:
 
     def _on_death(self, code: int) -> None:
         self._shell = None
-        if self._watchdog is not None:
-            self._watchdog.cancel()
+        self._watchdog.cancel()
         phase, self._phase, self._awaited = self._phase, "ready", None
         self._poisoned = False
-        self._functions.shell_died()
+        self._kept.shell_died()
         if self._closed is not None:
             self._close_down()
             return
         if phase == "base":
             self._fail(OSError(errno.ENOEXEC, f"the shell {os.fsdecode(self._exe)} ended at once with {code}"))
         elif phase == "restoring":
-            self.note("the shell died while its state was restored: it begins anew")
-            self._env, self._cwd, self.state = self.environment(), self.directory(), None
-            self._functions.clear()
+            self._kept.begin_anew("the shell died while its state was restored: it begins anew")
         if self.job is not None:
             self.job.on_death(code)
         else:
@@ -432,39 +378,32 @@ class Session:
 
     # --- runs
 
-    def last_code_text(self) -> bytes:
-        """What gives the next command the `$?` that it is to see."""
-        if not self._code or self._shell is None:
-            return b""
-        name = b"q%d" % self._code
-        if not self.folder.has(name):
-            self.folder.write(name, b"return %d\n" % self._code)
-        return self._shell.kind.via + b". %s\n" % (self.folder / name)
+    def last_code(self, kind: Dialect) -> bytes:
+        """What gives the next command the `$?` that it is to see. OSError."""
+        return self._kept.last_code(kind)
 
     def job_done(self, code: int, text: bytes, poisoned: bool) -> None:
         """The job is over; `text` is what the state has learned from it, if it has. `poisoned`: once it is saved the
         shell is to be replaced."""
         job, self.job = self.job, None
         assert job is not None
-        self._code = code
-        if self.state is not None:
-            self.state.code = code
+        self._kept.ended_with(code)
         if self._closed is not None:
             return
         self.outputs.let_go()
         self._poisoned = poisoned
         if self._shell is not None and not job.report.complete:
             self._awaited = job.report
-            self._watch_dump(0)
+            self._watchdog.until_it_has_dumped(self._shell)
         if text:
             self._learner.learn(self._exe, self._kind, text)
         self._rest()
 
     def _learned(self, found: dict[bytes, bytes]) -> None:
-        self._functions.learn(found, self.state)
+        self._kept.learn(found)
         if self._shell is not None and found:
             try:
-                self._functions.ask(self._shell.kind)
+                self._kept.ask(self._shell.kind)
             except OSError:
                 self._poisoned = True  # it has lost its files: the next one will have them
         self._rest()
@@ -474,9 +413,7 @@ class Session:
         if self._closed is not None:
             return
         if self.job is None and self._settled and self.state is not None:
-            mark = KINDS[self.state.kind].fingerprint(self.state)
-            if mark != self._told:
-                self._told = mark
+            if self._kept.is_news():
                 self.on_state()
             if self._poisoned and self._shell is not None and not self.tree.live():
                 self._poisoned = False
@@ -490,5 +427,5 @@ class Session:
 
     def tell_again(self) -> None:
         """There is a new link: the state that was told is told again."""
-        if self._told is not None:
+        if self._kept.was_told:
             self.on_state()

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from boxwood.engine.agent.dialects import Dialect
 from boxwood.engine.agent.folder import Folder
 from boxwood.engine.agent.loop import IN, OUT, Loop
-from boxwood.engine.agent.procs import Gate, ProcessTree, Streams, spawn
+from boxwood.engine.agent.procs import Gate, Streams, spawn
 from boxwood.engine.agent.state import Report
 from boxwood.engine.agent.terminal import unread
+from boxwood.engine.agent.trees import ProcessTree
 
 SHELLS = (b"/bin/bash", b"/usr/bin/bash", b"/bin/sh", b"/usr/bin/sh")
 _LOCALE = {b"LANG": b"C.UTF-8"}  # a shell that is told later reads its files when somebody waits
@@ -79,16 +80,17 @@ class Shell:
             links.make()
             os.symlink(b"/proc/self/fd/0", links / name)
         control, self._control = os.pipe2(os.O_CLOEXEC)
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        place = os.open(links.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         os.set_blocking(self._control, False)
+        theirs = [control]
         try:
+            theirs.append(null := os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
+            theirs.append(place := os.open(links.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
             return spawn(exe, self.kind.argv, _LOCALE, Streams(control, null, null), place, gate=gate)
         except OSError:
             os.close(self._control)
             raise
         finally:
-            for fd in (control, null, place):
+            for fd in theirs:
                 os.close(fd)
 
     # --- telling it

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from boxwood.engine import kernel as k
+from boxwood.engine import roots
 from boxwood.engine.disk import BLOCK, IMAGE, MIB, loop
 from boxwood.engine.ranges import BoxRange
 
@@ -97,10 +98,11 @@ class Disks:
         return None
 
     def attach_all(self, layers: Sequence[str], top: str, *, read_only: bool) -> list[Attached]:
-        """Of a stack: the top (to be written to, unless `read_only`) and whichever of its layers lie in files."""
+        """`layers`: those of a stack that lie in files, as far as is known; the top is to be written to, unless
+        `read_only`."""
         found: list[Attached] = []
         try:
-            for layer in (top, *layers):
+            for layer in layers:
                 one = self.attach(layer, read_only=read_only or layer != top)
                 found += [one] if one is not None else []
         except BaseException:
@@ -206,17 +208,24 @@ def hold_back(sysfs: int, number: int, root: int, limit: int) -> None:
 
 
 def look(layers_fd: int, layer: str, number: int) -> tuple[int, bool]:
-    """Of what is mounted and in use: bytes, and whether its `upper` is empty."""
+    """Of what is mounted and in use: bytes, and whether nothing was ever written to it."""
     root = again(layers_fd, layer, number)
     try:
-        upper = os.open("upper", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
-        try:
-            with os.scandir(upper) as entries:  # whether there is a name; not which
-                return used(root)[0], next(entries, None) is None
-        finally:
-            os.close(upper)
+        taken, _, empty = seen(root)
+        return taken, empty
     finally:
         os.close(root)
+
+
+def seen(root: int) -> tuple[int, int, bool]:
+    """Bytes and inodes in use in a file system, and whether nothing was ever written to it as a top."""
+    upper = os.open("upper", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+    try:
+        with os.scandir(upper) as entries:  # whether there is a name; not which
+            named = next(entries, None) is not None
+        return *used(root), not named and roots.is_as_made(root)
+    finally:
+        os.close(upper)
 
 
 def change(layers_fd: int, layer: str, number: int, limit: int) -> None:

@@ -19,6 +19,9 @@ _READ_AT_ONCE = 1 << 18
 READ_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOATIME | os.O_CLOEXEC
 READ_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+ORIGIN = "user.overlay.origin"  # empty: of something that is not known
+NO_LINK = {errno.EXDEV, errno.EMLINK, errno.EPERM}
+NO_ATTRIBUTE = {errno.ENODATA, errno.EOPNOTSUPP}
 _NO_CLONES = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ETXTBSY}
 
 
@@ -28,6 +31,16 @@ class Swapped(Exception):
 
 def is_whiteout(found: os.stat_result) -> bool:
     return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
+
+
+def make_whiteout(name: str | bytes, at: int) -> None:
+    """In an open directory, which is marked as one that may hold some: else an overlay that finds nothing else there
+    would list it as a device."""
+    os.mknod(name, stat.S_IFCHR, 0, dir_fd=at)
+    try:
+        os.setxattr(at, ORIGIN, b"", os.XATTR_CREATE)
+    except FileExistsError:
+        pass
 
 
 def copy_file(source: int, target: int, name: str) -> os.stat_result:

@@ -14,6 +14,15 @@ Jobs, ids being ULIDs, and what they answer with as one line of JSON (or `{"erro
     {"kind": "merge", "layers": [[place, ID], …], "target": ID}     {"ok": true, "inodes": n, "bytes": n, "links": n}
     {"kind": "remove", "layers": [ID, …]}                           {"ok": true, "inodes": n}
     {"kind": "look", "layer": ID}                                   {"ok": true, "inodes": n, "bytes": n, "empty": 0/1}
+    {"kind": "diff", "layers": [[place, ID], …], "old": [n, …], "new": [n, …], "most": n, "text": bool, "below": path},
+    n being positions in `layers`; the changes go to a second pipe    {"ok": true, "truncated": 0/1}
+    {"kind": "pack", "layers": [[place, ID], …], "whole": bool}; an archive goes to the second pipe
+                                                                            {"ok": true, "inodes": n}
+    {"kind": "unpack", "target": ID, "whole": bool, "most": bytes, "hide": ID of an image or ""}; from the second pipe
+                                                                            {"ok": true, "inodes": n, "bytes": n}
+    {"kind": "commit", "layers": …, "base": [n, …], "theirs": [n, …], "ours": [n, …], "target": ID}; paths that collide
+    go to the second pipe, and then no layer is made        {"ok": true, "collisions": n, "inodes": n, "bytes": n}
+    {"kind": "check", "layer": ID}                                  {"ok": true, "inodes": n}
 
 What lies in a file of its own (engine/disk) is mounted for the job, or reached through the loop device of the box that
 has it: the zygote tells which.
@@ -22,47 +31,47 @@ has it: the zygote tells which.
 from __future__ import annotations
 
 import array
+import errno
 import json
+import math
 import os
-import resource
-import select
 import signal
+import stat
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from boxwood.engine import kernel as k
+from boxwood.engine import roots
+from boxwood.engine.descriptors import close_all_but
 from boxwood.engine.disk import image, projects
-from boxwood.engine.layers import copy, measure, merge, remove
+from boxwood.engine.layers import check, commit, copy, measure, merge, pack, remove, unpack, view
+from boxwood.engine.layers.confinement import LOCKED, Answer, Below, Trees, confined, failure
 from boxwood.engine.layers.inodes import READ_DIRECTORY
+from boxwood.engine.layers.report import Report
 from boxwood.engine.ulid import checked
 
-Answer = dict[str, Any]
-Work = Callable[[Mapping[str, int]], Answer]
-
-_CAPABILITIES = k.capability_mask("chown", "dac_override", "dac_read_search", "fowner", "fsetid", "setfcap")
-_LOCKED = k.ATTR_NOSUID | k.ATTR_NODEV | k.ATTR_NOEXEC
 _PLACE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPEN_FILES = 1 << 20  # two for each level of a tree
-_MEMORY = 4 << 30  # bytes of address space: a tree that needs more is refused, rather than the host starved
-_ANSWER_LIMIT = 1 << 16
+_COLLISIONS = 1000  # that are told
 _NO_LOOPS: image.Loops = {}
 
 
-class JobFailed(Exception):
-    """What the inner process says went wrong."""
-
-
 def jailed(
-    job: dict[str, Any], layers_fd: int, images_fd: int, out_fd: int, loops: image.Loops = _NO_LOOPS
+    job: dict[str, Any],
+    layers_fd: int,
+    images_fd: int,
+    out_fd: int,
+    loops: image.Loops = _NO_LOOPS,
+    stream_fd: int | None = None,
 ) -> NoReturn:
     """Do a job in this process, which was forked for it, write the answer to `out_fd` and end. `loops`: the devices
-    of layers in files, as far as they are known; of all that boxes write to."""
+    of layers in files, as far as they are known; of all that boxes write to. `stream_fd`: a pipe for what is too much
+    for an answer."""
     status = 1
     try:
         k.set_death_signal(signal.SIGKILL)
         k.set_name("layers")
-        _Outer(layers_fd, images_fd, out_fd, loops).run(job)
+        _Outer(layers_fd, images_fd, out_fd, loops, stream_fd).run(job)
         status = 0
     except BaseException:
         traceback.print_exc()  # to the zygote's log: nobody reads the answer any more
@@ -71,20 +80,24 @@ def jailed(
 
 
 class _Outer:
-    def __init__(self, layers_fd: int, images_fd: int, out_fd: int, loops: image.Loops) -> None:
+    def __init__(self, layers_fd: int, images_fd: int, out_fd: int, loops: image.Loops, stream_fd: int | None) -> None:
         self._layers, self._images, self._out = layers_fd, images_fd, out_fd
+        self._stream = stream_fd
         self._disks = image.Disks(layers_fd, loops)
-        _keep_only(layers_fd, images_fd, out_fd)
+        close_all_but(layers_fd, images_fd, out_fd, *(() if stream_fd is None else (stream_fd,)))
         with open("/proc/self/oom_score_adj", "w") as f:
             f.write("500")
 
     def run(self, job: dict[str, Any]) -> None:
-        kinds = {"copy": self._copy, "merge": self._merge, "remove": self._remove, "look": self._look}
+        kinds = {
+            "copy": self._copy, "merge": self._merge, "remove": self._remove, "look": self._look, "diff": self._diff,
+            "check": self._check, "commit": self._commit, "pack": self._pack, "unpack": self._unpack,
+        }  # fmt: skip
         unfinished: list[str] = []
         try:
             answer = {"ok": True, **kinds[job["kind"]](job, unfinished)}
         except Exception as error:
-            answer = _failure(error)
+            answer = failure(error)
         os.write(self._out, json.dumps(answer).encode() + b"\n")
         os.close(self._out)  # nobody waits for what is left to do
         if unfinished:
@@ -97,8 +110,8 @@ class _Outer:
             self._begin(target)
         unfinished.append(target)
         since = int(job.get("since", 0))
-        trees = {"source": self._upper(source), "target": self._bound(f"{target}.part")}
-        answer = _confined(trees, lambda at: phase(at, since))
+        trees: Trees = {"source": self._upper(source), "target": self._bound(f"{target}.part")}
+        answer = confined(trees, lambda at: phase(at, since))
         if job["phase"] == 1:
             unfinished.clear()
         else:
@@ -112,29 +125,132 @@ class _Outer:
         self._begin(target)
         unfinished.append(target)
         # A hard link needs both names on one mount, so all layers of the data directory are in reach here.
-        trees = {"data": self._bound(".")}
+        trees: dict[str, int | Below] = {"data": self._bound(".")}
         for place, ident in layers:
             if place == "data" and (tree := self._in_file(ident)) is not None:
                 trees[ident] = tree
         if any(place == "image" for place, _ in layers):
-            trees["image"] = k.open_tree("", self._images)
-            k.mount_setattr(trees["image"], _LOCKED | k.ATTR_RDONLY)
-        answer = _confined(trees, lambda at: _merge(at, layers, target))
+            trees["image"] = k.cloned("", self._images, LOCKED | k.ATTR_RDONLY)
+        answer = confined(trees, lambda at: _merge(at, layers, target))
         self._finish(target)
         return answer
 
     def _look(self, job: dict[str, Any], unfinished: list[str]) -> Answer:
         layer = checked(job["layer"])
-        if (tree := self._in_file(layer)) is not None:
-            return _confined({"source": tree}, lambda at: _look_in_file(at["source"]))
+        if (root := self._mounted(layer)) is not None:
+            taken, inodes, empty = image.seen(root)
+            return {"bytes": taken, "inodes": inodes, "empty": int(empty)}
         try:
             tree = self._bound(f"{layer}/upper", k.ATTR_RDONLY)
         except FileNotFoundError:
             return {"bytes": 0, "inodes": 0, "empty": 1}
+        as_made = self._is_as_made(layer)
         if (counted := projects.known(self._layers, layer)) is not None:
             here = {"bytes": counted.bytes, "inodes": counted.inodes}
-            return _confined({"source": tree}, lambda at: {**here, "empty": int(not os.listdir(at["source"]))})
-        return _confined({"source": tree}, lambda at: _look(at["source"]))
+            return confined(
+                {"source": tree}, lambda at: {**here, "empty": int(as_made and not os.listdir(at["source"]))}
+            )
+        seconds = float(job.get("seconds", math.inf))
+        return confined({"source": tree}, lambda at: _look(at["source"], seconds, as_made))
+
+    def _is_as_made(self, layer: str) -> bool:
+        fd = os.open(layer, _PLACE, dir_fd=self._layers)
+        try:
+            return roots.is_as_made(fd)
+        finally:
+            os.close(fd)
+
+    def _diff(self, job: dict[str, Any], unfinished: list[str]) -> Answer:
+        os.nice(5)
+        trees = self._stack(job["layers"])
+        old, new = ([int(n) for n in job[side]] for side in ("old", "new"))
+        below = [name for name in str(job["below"]).split("/") if name]
+        if {".", ".."} & set(below):
+            raise ValueError("a path that leads elsewhere")
+        most, texts = int(job["most"]), bool(job["text"])
+
+        def work(at: Mapping[str, int], stream: int) -> Answer:
+            a, b = (view.root([(n, at[str(n)]) for n in side]) for side in (old, new))
+            with open(stream, "wb") as out:
+                return Report(out, most, texts).run(a, b, below)
+
+        return self._streamed(trees, work)
+
+    def _commit(self, job: dict[str, Any], unfinished: list[str]) -> Answer:
+        os.nice(5)
+        layers, target = [(str(place), checked(ident)) for place, ident in job["layers"]], checked(job["target"])
+        sides = [[int(n) for n in job[side]] for side in ("base", "theirs", "ours")]
+        self._begin(target)
+        unfinished.append(target)
+        trees: dict[str, int | Below] = {"data": self._bound(".")}  # in which files can have another name
+        for n, (place, ident) in enumerate(layers):
+            if (tree := self._in_file(ident) if place == "data" else self._image(ident)) is not None:
+                trees[str(n)] = tree
+        answer = self._streamed(trees, lambda at, stream: _commit(at, stream, layers, sides, target))
+        if not answer["collisions"]:
+            self._finish(target)
+        return answer
+
+    def _pack(self, job: dict[str, Any], unfinished: list[str]) -> Answer:
+        os.nice(5)
+        trees, whole = self._stack(job["layers"]), bool(job["whole"])
+
+        def work(at: Mapping[str, int], stream: int) -> Answer:
+            packing = pack.Pack(stream, whole=whole)
+            packing.run(view.root([(n, at[str(n)]) for n in range(len(at))]))
+            return {"inodes": packing.entries}
+
+        return self._streamed(trees, work)
+
+    def _unpack(self, job: dict[str, Any], unfinished: list[str]) -> Answer:
+        os.nice(5)
+        target, hidden = checked(job["target"]), str(job["hide"])
+        whole, most = bool(job["whole"]), int(job["most"])
+        self._begin(target)
+        unfinished.append(target)
+        trees = {"target": self._bound(f"{target}.part")}
+        if hidden:
+            trees["hidden"] = self._image(checked(hidden))
+
+        def work(at: Mapping[str, int], stream: int) -> Answer:
+            upper, _ = _open_parts(at["target"])
+            unpacking = unpack.Unpack(stream, upper, whole=whole, most=most)
+            unpacking.run()
+            if hidden:
+                unpack.hide(upper, at["hidden"])
+            if k.libc.syncfs(upper) < 0:
+                raise OSError("the disk did not take it")
+            return {"inodes": unpacking.inodes, "bytes": unpacking.bytes}
+
+        answer = self._streamed(trees, work)
+        self._finish(target)
+        return answer
+
+    def _stack(self, layers: list[list[str]]) -> Trees:
+        """Their trees, to be read, by position."""
+        return {
+            str(n): self._upper(checked(ident)) if place == "data" else self._image(checked(ident))
+            for n, (place, ident) in enumerate(layers)
+        }
+
+    def _image(self, ident: str) -> int:
+        fd = os.open(f"{ident}/upper", _PLACE, dir_fd=self._images)
+        try:
+            return k.cloned("", fd, LOCKED | k.ATTR_RDONLY)
+        finally:
+            os.close(fd)
+
+    def _streamed(self, trees: Trees, work: Callable[[Mapping[str, int], int], Answer]) -> Answer:
+        """As `confined`, with the other pipe."""
+        assert self._stream is not None
+        stream = self._stream
+        answer = confined(trees, lambda at: work(at, stream), stream)
+        os.close(stream)
+        return answer
+
+    def _check(self, job: dict[str, Any], unfinished: list[str]) -> Answer:
+        os.nice(5)
+        return confined({"source": self._upper(checked(job["layer"]))}, lambda at: {"inodes": check.tree(at["source"])})
 
     def _remove(self, job: dict[str, Any], unfinished: list[str]) -> Answer:
         os.nice(5)
@@ -144,7 +260,8 @@ class _Outer:
         """Delete what was cut off of these layers; with `whole`, the layers as well."""
         trees = {}
         for ident in idents:
-            for name in (ident, f"{ident}.part") if whole else (f"{ident}.part",):
+            # What is not in a project first: nothing can be moved into one.
+            for name in (f"{ident}.part", ident) if whole else (f"{ident}.part",):
                 self._scrap(name, ident)
             try:
                 trees[ident] = self._bound(f".dead-{ident}")
@@ -152,7 +269,7 @@ class _Outer:
                 pass
         if not trees:
             return {"inodes": 0}
-        answer = _confined(trees, lambda at: {"inodes": sum(remove.empty(fd) for fd in at.values())})
+        answer = confined(trees, lambda at: {"inodes": sum(remove.empty(fd) for fd in at.values())})
         for ident in trees:
             os.rmdir(f".dead-{ident}", dir_fd=self._layers)
         return answer
@@ -175,11 +292,20 @@ class _Outer:
         os.rename(f"{target}.part", target, src_dir_fd=self._layers, dst_dir_fd=self._layers)
 
     def _scrap(self, path: str, ident: str) -> None:
-        """Move what may be there out of the way: it is as good as deleted."""
+        """Move what may be there out of the way: it is as good as deleted. A directory by its name alone, if it can
+        be: a disk that is full has no room for another one."""
         try:
-            os.stat(path, dir_fd=self._layers, follow_symlinks=False)
+            found = os.stat(path, dir_fd=self._layers, follow_symlinks=False)
         except FileNotFoundError:
             return
+        if stat.S_ISDIR(found.st_mode):
+            try:
+                os.rename(path, f".dead-{ident}", src_dir_fd=self._layers, dst_dir_fd=self._layers)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # there is one
+                    raise
+            else:
+                return
         try:
             os.mkdir(f".dead-{ident}", 0o700, dir_fd=self._layers)
         except FileExistsError:
@@ -187,35 +313,35 @@ class _Outer:
         unique = f".dead-{ident}/{os.urandom(8).hex()}"
         os.rename(path, unique, src_dir_fd=self._layers, dst_dir_fd=self._layers)
 
-    def _upper(self, ident: str) -> int:
+    def _upper(self, ident: str) -> int | Below:
         """A layer's tree, detached, to be read."""
         tree = self._in_file(ident)
         return self._bound(f"{ident}/upper", k.ATTR_RDONLY) if tree is None else tree
 
-    def _in_file(self, ident: str) -> int | None:
-        """The same of a layer that lies in a file; None: it does not. Waits until what a box that has ended has
-        written is there."""
+    def _in_file(self, ident: str) -> Below | None:
+        """The same of a layer that lies in a file; None: it does not."""
+        if (root := self._mounted(ident)) is None:
+            return None
+        k.mount_setattr(root, LOCKED | k.ATTR_RDONLY)
+        return Below(root, "upper")
+
+    def _mounted(self, ident: str) -> int | None:
+        """The root of the file system that a layer lies in; None: it lies in none of its own. Waits until what a box
+        that has ended has written is there."""
         attached = self._disks.attach(ident, read_only=True)
         if attached is None:
             return None
         root = image.mount(attached)
         attached.close()
-        try:
-            tree = k.open_tree("upper", root)
-        finally:
-            os.close(root)
-        k.mount_setattr(tree, _LOCKED | k.ATTR_RDONLY)
-        return tree
+        return root
 
     def _bound(self, path: str, attributes: int = 0) -> int:
         """A detached mount of a directory, made while this is still the mount namespace that it is in."""
         fd = os.open(path, _PLACE, dir_fd=self._layers)
         try:
-            tree = k.open_tree("", fd)
+            return k.cloned("", fd, LOCKED | attributes)
         finally:
             os.close(fd)
-        k.mount_setattr(tree, _LOCKED | attributes)
-        return tree
 
 
 def _first_pass(at: Mapping[str, int], since: int) -> Answer:
@@ -254,119 +380,24 @@ def _merge(at: Mapping[str, int], layers: list[tuple[str, str]], target: str) ->
     return {"inodes": count.inodes, "bytes": count.bytes, "links": count.links}
 
 
-def _look_in_file(source: int) -> Answer:
-    taken, inodes = image.used(source)
-    return {"bytes": taken, "inodes": inodes, "empty": int(not os.listdir(source))}
+def _commit(
+    at: Mapping[str, int], stream: int, layers: list[tuple[str, str]], sides: list[list[int]], target: str
+) -> Answer:
+    fds = [
+        os.open(".", READ_DIRECTORY, dir_fd=at[str(n)])
+        if str(n) in at
+        else os.open(f"{ident}/upper", READ_DIRECTORY, dir_fd=at["data"])
+        for n, (_, ident) in enumerate(layers)
+    ]
+    work = commit.Commit(*([(n, fds[n]) for n in side] for side in sides))
+    if collisions := work.collisions(_COLLISIONS):
+        with open(stream, "wb") as out:
+            out.writelines(json.dumps(path).encode() + b"\n" for path in collisions)
+        return {"collisions": len(collisions), "inodes": 0, "bytes": 0}
+    found = work.make(*_open_parts(os.open(f"{target}.part", READ_DIRECTORY, dir_fd=at["data"])))
+    return {"collisions": 0, "inodes": found.inodes, "bytes": found.bytes}
 
 
-def _look(source: int) -> Answer:
-    count = measure.tree(source)
-    return {"bytes": count.bytes, "inodes": count.inodes, "empty": int(not os.listdir(source))}
-
-
-def _failure(error: Exception) -> Answer:
-    text = str(error) if isinstance(error, JobFailed) else f"{type(error).__name__}: {error}"
-    return {"error": text[:2000]}
-
-
-# --- the inner process
-
-
-def _confined(trees: Mapping[str, int], work: Work) -> Answer:
-    """What `work` returns in a process that sees nothing but these trees, given to it as descriptors."""
-    reading, writing = os.pipe()
-    pid = _fork_alone()
-    if pid == 0:
-        try:
-            os.close(reading)
-            try:
-                answer = work(_confine(trees, writing))
-            except Exception as error:
-                answer = _failure(error)
-            os.write(writing, json.dumps(answer).encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    for tree in trees.values():
-        os.close(tree)
-    with open(reading, "rb") as f:
-        said = f.read(_ANSWER_LIMIT)
-    _, status = os.waitpid(pid, 0)
-    if not said:
-        raise JobFailed(f"its process ended early (status {status})")
-    answer = json.loads(said)
-    if "error" in answer:
-        raise JobFailed(answer["error"])
-    return {key: int(value) for key, value in answer.items()}
-
-
-def _fork_alone() -> int:
-    """fork() into a pid namespace of its own: root in there has nobody to send signals to. By way of a process that
-    waits for it, since the way back out of such a namespace is open to the host's root alone."""
-    if pid := os.fork():
-        return pid
-    try:
-        k.set_death_signal(signal.SIGKILL)
-        k.unshare(k.NEWPID)  # for the children of this process
-        if pid := os.fork():
-            _keep_only()
-            os._exit(128 - code if (code := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])) < 0 else code)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    return 0
-
-
-def _confine(trees: Mapping[str, int], keep: int) -> dict[str, int]:
-    """Shut this process in with the trees. Returns a descriptor for each."""
-    k.set_death_signal(signal.SIGKILL)
-    if _reader_gone(keep):
-        raise ProcessLookupError("the job was ended before it began")
-    _set_limits()
-    os.umask(0o077)
-    k.unshare(k.NEWNS | k.NEWNET | k.NEWIPC)
-    k.mount(None, "/", None, k.MS_REC | k.MS_PRIVATE)
-    filesystem = k.Filesystem("tmpfs")
-    filesystem.set("size", "1m")
-    root = filesystem.create(_LOCKED)
-    k.move_mount(root, "/")
-    os.fchdir(root)
-    for name, tree in trees.items():
-        os.mkdir(name, 0o700)
-        k.move_mount(tree, name)
-    k.mount_setattr(root, k.ATTR_RDONLY, recursive=False)
-    k.pivot_here()
-    _keep_only(keep)
-    opened = {name: os.open(f"/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for name in trees}
-    k.limit_bounding_set(_CAPABILITIES, _last_capability)
-    k.no_new_privileges()
-    k.set_capabilities(_CAPABILITIES)
-    return opened
-
-
-_last_capability = k.last_capability()
-
-
-def _reader_gone(pipe: int) -> bool:
-    poll = select.poll()
-    poll.register(pipe, 0)
-    return bool(poll.poll(0))
-
-
-def _set_limits() -> None:
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
-    except ValueError:  # no CAP_SYS_RESOURCE: as many as we may
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _keep_only(*fds: int) -> None:
-    """Close every descriptor but these and 0 to 2."""
-    low = 3
-    for fd in sorted(fds):
-        os.closerange(low, fd)
-        low = max(low, fd + 1)
-    os.closerange(low, 1 << 20)
+def _look(source: int, seconds: float, as_made: bool) -> Answer:
+    count = measure.tree(source, seconds)
+    return {"bytes": count.bytes, "inodes": count.inodes, "empty": int(as_made and not os.listdir(source))}

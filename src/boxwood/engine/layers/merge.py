@@ -22,7 +22,6 @@ from boxwood.engine.layers import inodes
 OPAQUE = "user.overlay.opaque"  # "y": nothing below shows; "x": regular files in it may be whiteouts
 WHITEOUT = "user.overlay.whiteout"
 _REFUSED = ("overlay.redirect", "overlay.metacopy")
-_NO_LINK = {errno.EXDEV, errno.EMLINK, errno.EPERM}
 
 
 class Unmergeable(Exception):
@@ -51,7 +50,7 @@ class _Source:
     def open(cls, name: str, at: int) -> _Source:
         fd = os.open(name, inodes.READ_DIRECTORY, dir_fd=at)
         try:
-            _refuse(os.listxattr(fd), name)
+            refuse_marks(os.listxattr(fd), name)
             mark = _value(fd, OPAQUE)
             return cls(fd, frozenset(os.listdir(fd)), mark == b"y", mark == b"x")
         except BaseException:
@@ -137,7 +136,7 @@ class _Merge:
         if stat.S_ISREG(found.st_mode):
             os.fchdir(source.fd)
             marks = os.listxattr(name, follow_symlinks=False)
-            _refuse(marks, name)
+            refuse_marks(marks, name)
         marked = source.holds_marked and not found.st_size and WHITEOUT in marks
         if marked or inodes.is_whiteout(found):
             if level.closed:
@@ -150,7 +149,7 @@ class _Merge:
             os.link(name, name, src_dir_fd=source.fd, dst_dir_fd=level.target, follow_symlinks=False)
             self.count.links += 1
         except OSError as error:
-            if error.errno not in _NO_LINK:
+            if error.errno not in inodes.NO_LINK:
                 raise
             self._copy(level, source, name, found)
 
@@ -188,7 +187,8 @@ def _leave(level: _Level) -> None:
         os.removexattr(level.target, OPAQUE)
 
 
-def _refuse(xattrs: Sequence[str], name: str) -> None:
+def refuse_marks(xattrs: Sequence[str], name: str) -> None:
+    """Unmergeable."""
     for key in xattrs:
         if key.partition(".")[2] in _REFUSED:
             raise Unmergeable(f"{name!r} carries {key}: made by an overlay with redirect_dir or metacopy")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -24,7 +26,12 @@ def empty(top: int) -> int:
                     for entry in entries:
                         if entry.is_dir(follow_symlinks=False):
                             moved += 1
-                            os.rename(entry.name, f"{unlike_any}-{moved}", src_dir_fd=below, dst_dir_fd=top)
+                            try:
+                                os.rename(entry.name, f"{unlike_any}-{moved}", src_dir_fd=below, dst_dir_fd=top)
+                            except OSError as error:
+                                if error.errno not in _FULL:
+                                    raise
+                                count += _empty_in_place(entry.name, below)
                         else:
                             os.unlink(entry.name, dir_fd=below)
                             count += 1
@@ -32,6 +39,17 @@ def empty(top: int) -> int:
                 os.close(below)
             os.rmdir(name, dir_fd=top)
     return count
+
+
+def _empty_in_place(name: str, at: int) -> int:
+    """Where the disk is so full that not even a name can be moved: what is below goes first, and makes room."""
+    fd = os.open(name, _DIRECTORY, dir_fd=at)
+    try:
+        count = empty(fd)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=at)
+    return count + 1
 
 
 def _unlink_files(top: int) -> list[str]:

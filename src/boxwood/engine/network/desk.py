@@ -1,7 +1,9 @@
-"""Where the server asks a router what VMs have used, and is told when one's box has ended. Both ends of it.
+"""Where the server tells a router the policies of boxes, asks it what VMs have used, and is told when one's box has
+ended. Both ends of it.
 
-A line of JSON each: `{"n": 1, "vm": …}` is answered with `{"n": 1, "usage": …}`; `{"ended": vm, "usage": …}` comes
-unasked, and waits for the server if there is none.
+A line of JSON each: `{"n": 1, "vm": …}` is answered with `{"n": 1, "usage": …}`; `{"n": 2, "vm": …, "address": …,
+"rules": …}` with `{"n": 2, "in_force": true}` once they are; what failed with an `error`. `{"ended": vm, "usage": …}`
+comes unasked, and waits for the server if there is none.
 """
 
 from __future__ import annotations
@@ -20,20 +22,34 @@ from typing import Any
 from boxwood.engine.api import EngineError, Usage
 from boxwood.engine.network.ledger import packed, unpacked
 
-_NAME = "router.sock"
+DIRECTORY = "router"  # of the data directory: all that a router may write there
+_NAME = f"{DIRECTORY}/socket"
 _LINE = 1 << 20
 _MOST_UNTOLD = 10_000
 _ANSWER_SECONDS = 10.0
 _AGAIN = 0.2  # seconds until a router that is not there yet is tried again
 
 
-class Desk:
-    """The router's end, in its working directory. `usage(vm)` is asked for what a VM has used so far."""
+class _Gone(EngineError):
+    """A router ended before it answered."""
 
-    def __init__(self, usage: Callable[[str], Awaitable[Usage]]) -> None:
+
+class Desk:
+    """The router's end, in its working directory. `usage(vm)` is asked for what a VM has used so far; `police(address,
+    vm, rules)` puts rules in force."""
+
+    def __init__(
+        self,
+        usage: Callable[[str], Awaitable[Usage]],
+        police: Callable[[str, str, dict[str, Any]], Awaitable[None]],
+    ) -> None:
         self._usage = usage
+        self._police = police
         self._server: asyncio.Server | None = None
         self._client: asyncio.StreamWriter | None = None
+        self._turn = (
+            asyncio.Lock()
+        )  # of whom is answered: nothing of an earlier server's holds later than a newer one's
         self._untold: deque[dict[str, Any]] = deque(maxlen=_MOST_UNTOLD)
 
     async def open(self) -> None:
@@ -69,7 +85,10 @@ class Desk:
         try:
             while line := await reader.readline():
                 asked = json.loads(line)
-                writer.write(json.dumps({"n": asked["n"], **await self._answer(asked["vm"])}).encode() + b"\n")
+                async with self._turn:
+                    if self._client is not writer:
+                        break  # what it has sent and nobody has read yet may be older than what the newer one knows
+                    writer.write(json.dumps({"n": asked["n"], **await self._answer(asked)}).encode() + b"\n")
         except (OSError, ValueError, KeyError):
             pass  # its server is gone, or is none
         finally:
@@ -77,25 +96,30 @@ class Desk:
                 self._client = None
             writer.close()
 
-    async def _answer(self, vm: str) -> dict[str, Any]:
+    async def _answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         try:
-            return {"usage": packed(await self._usage(vm))}
+            if "rules" in asked:
+                await self._police(asked["address"], asked["vm"], asked["rules"])
+                return {"in_force": True}
+            return {"usage": packed(await self._usage(asked["vm"]))}
         except (RuntimeError, OSError) as error:
             return {"error": str(error)}
 
 
 class Visitor:
-    """The server's end: there as soon as a router is, and again when it was replaced. `on_ended(vm, usage)`."""
+    """The server's end: there as soon as a router is, and again when it was replaced. `on_ended(vm, usage)`; `on_met()`
+    whenever a router is there."""
 
-    def __init__(self, data: Path, on_ended: Callable[[str, Usage], None]) -> None:
+    def __init__(self, data: Path, on_ended: Callable[[str, Usage], None], on_met: Callable[[], None]) -> None:
         self._data = data
         self._on_ended = on_ended
+        self._on_met = on_met
         self._writer: asyncio.StreamWriter | None = None
         self._work: asyncio.Task[None] | None = None
         self._there = asyncio.Event()
         self._over = False
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[Usage]] = {}
+        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
     def open(self) -> None:
         """Begin to visit, until `close`."""
@@ -120,14 +144,31 @@ class Visitor:
 
     async def usage(self, vm: str) -> Usage:
         """EngineError: there is no router."""
+        return unpacked((await self._ask({"vm": vm}))["usage"])
+
+    async def police(self, vm: str, address: str, rules: dict[str, Any]) -> None:
+        """Returns when the rules are in force; a router that goes meanwhile leaves it to the next one. EngineError."""
+        message = {"vm": vm, "address": address, "rules": rules}
+        until = asyncio.get_running_loop().time() + _ANSWER_SECONDS
+        while True:
+            try:
+                said = await self._ask(message)
+                break
+            except _Gone:
+                if asyncio.get_running_loop().time() >= until:
+                    raise
+        if not said.get("in_force"):
+            raise EngineError("the router of an older version knows no policies: boxwood down ends it")
+
+    async def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         number = next(self._numbers)
-        future: asyncio.Future[Usage] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
                 await self._there.wait()
                 assert self._writer is not None
-                self._writer.write(json.dumps({"n": number, "vm": vm}).encode() + b"\n")
+                self._writer.write(json.dumps({"n": number, **message}).encode() + b"\n")
                 return await future
         except TimeoutError:
             raise EngineError("the router of the VMs' network does not answer") from None
@@ -153,6 +194,7 @@ class Visitor:
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
         self._there.set()
+        self._on_met()
         try:
             while line := await reader.readline():
                 self._hear(json.loads(line))
@@ -164,7 +206,7 @@ class Visitor:
             writer.close()
             for future in self._waiting.values():
                 if not future.done():
-                    future.set_exception(EngineError("the router of the VMs' network is gone"))
+                    future.set_exception(_Gone("the router of the VMs' network is gone"))
 
     def _hear(self, said: dict[str, Any]) -> None:
         if "ended" in said:
@@ -176,4 +218,4 @@ class Visitor:
         if "error" in said:
             future.set_exception(EngineError(said["error"]))
         else:
-            future.set_result(unpacked(said["usage"]))
+            future.set_result(said)

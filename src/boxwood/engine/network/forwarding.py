@@ -10,13 +10,17 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import socket
 import subprocess
 from pathlib import Path
 
+from boxwood.engine import landlock
 from boxwood.engine.network.table import listed
 
 _SWITCH = Path("/proc/sys/net/ipv4/ip_forward")
+_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+_IPTABLES_LOCK = Path("/run/xtables.lock")
 _IPTABLES_SECONDS = 10
 _RULES = (
     ("-i", "bw+", "-j", "ACCEPT"),
@@ -77,6 +81,14 @@ class Forwarding:
             return True
         finally:
             os.close(self._fd)
+
+
+def written() -> dict[Path, int]:
+    """What is written to here after the start, for landlock.confine."""
+    if shutil.which("iptables", path=_PATH):  # which makes it too, but will not be able to
+        with contextlib.suppress(PermissionError):  # not the host's root: nor are its rules ours to change
+            _IPTABLES_LOCK.touch(0o600)
+    return dict.fromkeys((_SWITCH, _IPTABLES_LOCK, Path(os.devnull)), landlock.WRITE)
 
 
 def uplinks() -> list[str]:
@@ -149,7 +161,7 @@ def _iptables_run(*arguments: str) -> subprocess.CompletedProcess[str] | None:
     try:
         return subprocess.run(
             ["iptables", "-w", "5", *arguments], capture_output=True, text=True, timeout=_IPTABLES_SECONDS,
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
+            env={"PATH": _PATH, "LC_ALL": "C"},
         )  # fmt: skip
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -24,17 +25,35 @@ class Ledger:
     def __init__(self, counted: Callable[[], dict[str, Count]]) -> None:
         self._counted = counted
         self._accounts: dict[str, _Account] = {}
+        self._news = asyncio.Event()
 
     def belongs(self, address: str, vm: str) -> None:
         self._account(address).vm = vm
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def has(self, address: str, vm: str, seconds: float) -> bool:
+        """Is the address this VM's? Whose it is may come some time later than who asks."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not self.vm_of(address):
+                    await self._news.wait()
+        except TimeoutError:
+            return False
+        return self.vm_of(address) == vm
 
     def knows(self, address: str) -> bool:
         return address in self._accounts
 
+    def vm_of(self, address: str) -> str:
+        """Empty: none that we were told of."""
+        account = self._accounts.get(address)
+        return "" if account is None else account.vm
+
     def denied(self, address: str, denial: Denial) -> None:
         account = self._account(address)
         account.denials.append(denial)
-        account.names_refused += denial.protocol == "dns"
+        account.names_refused += denial.protocol in ("dns", "http")  # the kernel counts all others
 
     def address_of(self, vm: str) -> str:
         return next((address for address, account in self._accounts.items() if account.vm == vm), "")

@@ -1,5 +1,5 @@
-"""The sockets on which boxes ask for names: in a network namespace of their own, so that the questions are forwarded
-like all else that boxes send, and no firewall of the host's input has to let them in."""
+"""The sockets on which boxes ask for names, and have their requests seen: in a network namespace of their own, so that
+what comes to them is forwarded like all else that boxes send, and no firewall of the host's input has to let it in."""
 
 from __future__ import annotations
 
@@ -7,17 +7,34 @@ import contextlib
 import errno
 import os
 import socket
+from dataclasses import dataclass
 
 from boxwood.engine import kernel as k
 from boxwood.engine.network import netlink, wire
 
 _PORT = 53
-_WAITING = 128
+_WAITING, _MOST_WAITING = 128, 1024
 _RECEIVE = 1 << 20
 
 
-def open_sockets(router: int) -> tuple[socket.socket, socket.socket]:
-    """UDP and TCP, non-blocking. The namespace lives as long as they do. OSError."""
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """`udp`, `tcp`: for questions, non-blocking; `guests`: where connections come to whose requests are to be seen;
+    `namespace`: a descriptor of the network namespace that they are in, which lives as long as any of them."""
+
+    udp: socket.socket
+    tcp: socket.socket
+    guests: socket.socket
+    namespace: int
+
+    def close(self) -> None:
+        for sock in (self.udp, self.tcp, self.guests):
+            sock.close()
+        os.close(self.namespace)
+
+
+def open_sockets(router: int) -> Sockets:
+    """OSError."""
     name, address = f"bwdns{router}", wire.resolver_of(router)
     host = netlink.Netlink()
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -28,9 +45,10 @@ def open_sockets(router: int) -> tuple[socket.socket, socket.socket]:
             here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 _plug(host, name, address, here, router)
-            finally:
+                return Sockets(*_listen(address), here)
+            except BaseException:
                 os.close(here)
-            return _listen(address)
+                raise
         finally:
             k.setns(home, k.NEWNET)
     finally:
@@ -67,12 +85,14 @@ def _plug(host: netlink.Netlink, name: str, address: str, here: int, router: int
         )
 
 
-def _listen(address: str) -> tuple[socket.socket, socket.socket]:
+def _listen(address: str) -> tuple[socket.socket, socket.socket, socket.socket]:
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    for sock in (udp, tcp):
+    guests = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    for sock, port in ((udp, _PORT), (tcp, _PORT), (guests, wire.PROXY_PORT)):
         sock.setblocking(False)
-        sock.bind((address, _PORT))
+        sock.bind((address, port))
     udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE)
     tcp.listen(_WAITING)
-    return udp, tcp
+    guests.listen(_MOST_WAITING)
+    return udp, tcp, guests

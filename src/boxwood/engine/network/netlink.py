@@ -174,6 +174,11 @@ def delete_link(name: str) -> Request:
     return DELLINK, 0, _interface(0, 0, text(_IFLA_IFNAME, name))
 
 
+def delete_links(group: int) -> Request:
+    """All of a group, in one go. Refused with ENODEV if there are none."""
+    return DELLINK, 0, _interface(0, 0, number(_IFLA_GROUP, group))
+
+
 def bring_up(index: int) -> Request:
     return NEWLINK, 0, _interface(index, _UP)
 

@@ -12,10 +12,11 @@ import logging
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
+import dns.exception
 import dns.message
 import dns.rcode
 
@@ -24,6 +25,8 @@ from boxwood.engine.network import answers
 from boxwood.engine.network.addresses import Address
 from boxwood.engine.network.answers import MOST_ASKED, TCP_SIZE, Question, Refused, Unanswerable
 from boxwood.engine.network.exceptions import Exceptions
+from boxwood.engine.network.pins import Pins
+from boxwood.engine.network.policing import Policing
 from boxwood.engine.network.upstream import Upstream, work
 
 _RATE, _BURST = 100, 300  # questions of a box: a second, at once
@@ -34,7 +37,6 @@ _MOST_CONNECTIONS, _MOST_CONNECTIONS_IN_ALL = 8, 512
 _PIPELINED = 16  # questions on one connection whose answers are not away
 _IDLE_SECONDS = 10.0  # for a whole question, and for the box to take an answer
 _DENIALS_RATE, _DENIALS_BURST = 2, 5  # that are told of a box
-_MOST_BOXES_PINS, _MOST_PINS = 512, 2048
 _MOST_ASKERS = 1024  # remembered though they have nothing under way
 _AT_ONCE = 64  # datagrams read before others have their turn
 _BREATH = 0.1  # seconds to wait when no connection can be accepted
@@ -52,13 +54,16 @@ class Resolver:
         *,
         ipv6: bool = False,
         clock: Callable[[], float] = time.monotonic,
+        pins: Pins | None = None,
+        policing: Policing | None = None,
     ) -> None:
         self._exceptions = exceptions
         self._upstream = upstream
         self._on_denied = on_denied
         self._ipv6 = ipv6
         self._clock = clock
-        self._pins = _Pins(clock)
+        self._pins = pins or Pins(clock)
+        self._policing = policing
         self._askers: OrderedDict[str, _Asker] = OrderedDict()  # by address, who asked last is the last
         self._outstanding = 0
         self._connections = 0
@@ -76,11 +81,11 @@ class Resolver:
 
     def name_of(self, box: str, address: str) -> str:
         """The name for which this box was last given this address, valid or not; empty if none is kept."""
-        return self._pins.of(box).get(address, ("", 0.0))[0]
+        return self._pins.name(box, address)
 
     def pins(self, box: str) -> dict[str, tuple[str, float]]:
         """By address: the name for which this box was given it, and the time.monotonic() until which that holds."""
-        return dict(self._pins.of(box))
+        return self._pins.last(box)
 
     def forget(self, box: str) -> None:
         """The box is gone, and all that is known of it or under way for it."""
@@ -96,29 +101,61 @@ class Resolver:
             question = answers.read(wire)
             response = await self._resolve(asker, question)
             answer = answers.fit(response, size or question.udp_size)
+            await self._give(asker.address, question.text, list(answers.addresses_in(response.answer)))
         except Unanswerable as unanswerable:
             return unanswerable.reply
         except Exception:  # a fault of ours that a box has found ends nothing but its own question
             if asker.complaints.take(self._clock()):
                 log.exception("a question of %s", asker.address)
             return answers.failure(wire, dns.rcode.SERVFAIL)
-        self._pins.add(asker.address, question.text, answers.addresses_in(response.answer))
         return answer
+
+    async def _give(self, box: str, name: str, found: list[tuple[Address, int]]) -> None:
+        """What a box is told is known to its rules before it is told."""
+        if self._policing is None:
+            self._pins.add(box, name, found)
+        else:
+            await self._policing.given(box, name, found)
 
     async def _resolve(self, asker: _Asker, question: Question) -> dns.message.Message:
         try:
+            if self._policing is not None and not self._policing.may_ask(asker.address, question.text):
+                if asker.denials.take(self._clock()):
+                    self._on_denied(asker.address, _denial(question.text, "policy"))
+                return question.reply(dns.rcode.NXDOMAIN, why="the policy of this VM has no use for this name")
             known = answers.answer_locally(question, self._exceptions, ipv6=self._ipv6)
             if known is not None:
                 return known
             answer = await self._upstream.ask(question.to_ask())
             asker.questions.pay(work(answer.wire) - _WORK_INCLUDED if answer.wire else 0)
-            return answers.rewrite(question, answer, self._exceptions)
+            response = answers.rewrite(question, answer, self._exceptions)
+            self._check_way(asker.address, question, response)
+            return response
         except Refused as refused:
             if asker.denials.take(self._clock()):
                 self._on_denied(asker.address, _denial(question.text, "name"))
             return question.reply(dns.rcode.NXDOMAIN, why=str(refused))
         except OSError:
             return question.reply(dns.rcode.SERVFAIL)
+
+    async def addresses(self, name: str) -> list[str]:
+        """Of the internet, as a box would be told them. OSError; ValueError: it is no name."""
+        try:
+            question = answers.read(dns.message.make_query(name, "A").to_wire())
+            known = answers.answer_locally(question, self._exceptions, ipv6=False)
+            if known is None:
+                known = answers.rewrite(question, await self._upstream.ask(question.to_ask()), self._exceptions)
+        except (Refused, Unanswerable, dns.exception.DNSException) as error:
+            raise ValueError(f"{name} has no address: {type(error).__name__}") from None
+        return [str(address) for address, _ in answers.addresses_in(known.answer) if address.version == 4]
+
+    def _check_way(self, box: str, question: Question, response: dns.message.Message) -> None:
+        """Refused: an alias leads to a name that the VM's policy refuses."""
+        for rrset in response.answer:
+            if rrset.name != question.name and self._policing is not None:
+                name = rrset.name.to_text(omit_final_dot=True).lower()
+                if self._policing.forbids(box, name):
+                    raise Refused("it leads to a name that the policy of this VM refuses")
 
     def _has_room(self, asker: _Asker, wire: bytes) -> bool:
         if not asker.questions.take(self._clock(), 1 + len(wire) // _SIZE_INCLUDED):
@@ -293,34 +330,6 @@ class _Bucket:
     def pay(self, more: float) -> None:
         """For what turned out to cost more. There may be debts, so what comes next has to wait."""
         self._left = max(self._left - max(0.0, more), -self._burst)
-
-
-class _Pins:
-    """Which box was given which address for which name, the oldest first."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._boxes: OrderedDict[str, OrderedDict[str, tuple[str, float]]] = OrderedDict()
-
-    def of(self, box: str) -> OrderedDict[str, tuple[str, float]]:
-        return self._boxes.get(box, OrderedDict())
-
-    def add(self, box: str, name: str, given: Iterable[tuple[Address, int]]) -> None:
-        now = self._clock()
-        for address, ttl in given:
-            if address.is_loopback:
-                continue
-            pins = self._boxes.setdefault(box, OrderedDict())
-            self._boxes.move_to_end(box)
-            before, until = pins.pop(str(address), ("", 0.0))
-            pins[str(address)] = name, max(now + ttl, until if before == name else 0.0)
-            if len(pins) > _MOST_PINS:
-                pins.popitem(last=False)
-        if len(self._boxes) > _MOST_BOXES_PINS:
-            self._boxes.popitem(last=False)
-
-    def forget(self, box: str) -> None:
-        self._boxes.pop(box, None)
 
 
 def _denial(name: str, reason: str) -> Denial:

@@ -5,8 +5,9 @@ the accounts (ledger.py). Wires are made by the boxes themselves, before they ar
 for the router. An address is free again when its wire is gone and the host has forgotten its connections: the zygote is
 told then, and uses it no sooner.
 
-It has no secrets, and after its start no privileges but CAP_NET_ADMIN and CAP_NET_RAW; its uid is still root's. When
-the zygote goes, it ends; the rules stay until the last wire is gone.
+It has no secrets, and after its start no privileges but CAP_NET_ADMIN and CAP_NET_RAW. Its uid is still root's, for
+nft and iptables want that; where the kernel has Landlock it changes no file of root's all the same. When the zygote
+goes, it ends; the rules stay until the last wire is gone.
 """
 
 from __future__ import annotations
@@ -20,28 +21,37 @@ import logging
 import os
 import socket
 import sys
+import time
 import traceback
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from boxwood.engine import kernel as k
+from boxwood.engine import landlock, policies
 from boxwood.engine.api import Usage
-from boxwood.engine.network import forwarding, names, netlink, wire
+from boxwood.engine.network import behind, forwarding, keeper, names, netlink, predecessors, wire
 from boxwood.engine.network.addresses import is_public
-from boxwood.engine.network.desk import Desk
+from boxwood.engine.network.desk import DIRECTORY, Desk
+from boxwood.engine.network.door import Door
+from boxwood.engine.network.envoy import SOCKET
 from boxwood.engine.network.exceptions import Exceptions
 from boxwood.engine.network.ledger import Ledger
-from boxwood.engine.network.netfilter import Connections, Refused, Removals
+from boxwood.engine.network.names import Sockets
+from boxwood.engine.network.netfilter import Connection, Connections, Refused
+from boxwood.engine.network.pins import Pins
+from boxwood.engine.network.policing import Policing
+from boxwood.engine.network.predecessors import LAST_WIRES_SECONDS, cut, links_of
 from boxwood.engine.network.resolver import Resolver
-from boxwood.engine.network.table import NftError, Table, tables
+from boxwood.engine.network.restoring import Restoring
+from boxwood.engine.network.table import NftError, Table
 from boxwood.engine.network.upstream import Upstream
-from boxwood.engine.uidrange import CHUNK, lock
+from boxwood.engine.network.ways import Here, Through, Way
 
 _REFRESH_SECONDS = 30.0
 _GATHERING, _AGAIN = 0.01, 0.5  # seconds in which wires that go are dealt with together; until that is tried again
-_LAST_WIRES_SECONDS = 10.0
+_TENANT_SECONDS = 5.0  # until the zygote has said whose a box is that the server has rules for
 _PACKET = 1 << 16
 _NAMES_PORT = 53  # whatever server was meant, ours was asked
 log = logging.getLogger("boxwood.router")
@@ -49,22 +59,37 @@ log = logging.getLogger("boxwood.router")
 
 class Router:
     def __init__(
-        self, number: int, exceptions: Exceptions, upstream: Upstream, zygote: socket.socket, guarded: Sequence[str]
+        self,
+        number: int,
+        exceptions: Exceptions,
+        upstream: Upstream,
+        zygote: socket.socket,
+        guarded: Sequence[str],
+        kept: socket.socket,
+        through: Through | None = None,
     ) -> None:
         self._number = number
         self._group = wire.group_of(number)
         self._exceptions = exceptions
         self._zygote = zygote
         self._guarded = guarded
-        self._table = Table(number)
+        self._way: Way = through or Here()
+        self._through = through
+        self._table = Table(number, through.own if through else None)
         self._ledger = Ledger(self._table.counted)
         self._connections = Connections()
         self._links = netlink.Netlink(0, netlink.LINK_EVENTS)
         self._asking = netlink.Netlink()
         self._denials = Refused(self._table.log_group)
-        self._removals = Removals()
-        self._resolver = Resolver(exceptions, upstream, self._ledger.denied)
-        self._desk = Desk(self._usage)
+        pins = Pins(time.monotonic)
+        self._policing = Policing(self._table, pins, self._end_of)
+        self._restoring = Restoring(self._table, self._policing, exceptions, guarded, self._end_connections)
+        self._resolver = Resolver(exceptions, upstream, self._ledger.denied, pins=pins, policing=self._policing)
+        self._desk = Desk(self._usage, self._police)
+        self._door = Door(
+            kept, before=self._destination, vm_of=self._ledger.vm_of, names=pins.names,
+            resolve=self._resolver.addresses, denied=self._ledger.denied,
+        )  # fmt: skip
         self._ended: set[str] = set()  # addresses whose boxes have ended
         self._settling: asyncio.TimerHandle | None = None
         self._one_at_a_time = asyncio.Lock()  # of what changes the table, or goes by it
@@ -73,17 +98,21 @@ class Router:
 
     # --- its life
 
-    async def serve(self, sockets: tuple[socket.socket, socket.socket], mtu: int) -> bool:
+    async def serve(self, sockets: Sockets, mtu: int) -> bool:
         """Until the zygote is gone, and the last wire with it. False: there still is one."""
         loop = asyncio.get_running_loop()
         self._links.sock.setblocking(False)
         self._look()
-        loop.add_reader(self._removals.fileno(), self._on_removals)
+        self._policing.look()
+        self._restoring.open()
         loop.add_reader(self._links.sock.fileno(), self._on_links)
         loop.add_reader(self._denials.fileno(), self._on_denials)
         loop.add_reader(self._zygote.fileno(), self._on_zygote)
-        tasks = [loop.create_task(self._resolver.serve(*sockets)), loop.create_task(self._keep_fresh())]
+        tasks = [loop.create_task(self._resolver.serve(sockets.udp, sockets.tcp)), loop.create_task(self._keep_fresh())]
+        if self._through is not None:
+            tasks.append(loop.create_task(self._go_by_porter(self._through)))
         await self._desk.open()
+        self._door.open()
         note = await asyncio.to_thread(forwarding.pass_firewall)
         self._say({"ready": True, "mtu": mtu, "note": note})
         over = loop.create_task(self._over.wait())
@@ -95,10 +124,11 @@ class Router:
             raise RuntimeError("the router's work has stopped") from next(iter(done)).exception()
         self._settle_soon()
         with contextlib.suppress(TimeoutError):
-            # Boxes die with the zygote; until they have, the rules hold.
-            await asyncio.wait_for(self._empty.wait(), _LAST_WIRES_SECONDS)
+            # Boxes die with the zygote; until their wires are gone, the rules hold.
+            await asyncio.wait_for(self._empty.wait(), LAST_WIRES_SECONDS)
         await self._desk.close()
-        loop.remove_reader(self._removals.fileno())
+        self._door.close()
+        self._restoring.close()
         return not self._current()
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
@@ -120,36 +150,31 @@ class Router:
         """What changes by itself: addresses of excepted names, and other firewalls."""
         for name in self._exceptions.names:
             try:
-                found = await asyncio.get_running_loop().getaddrinfo(name, 0, type=socket.SOCK_STREAM)
+                found = await self._way.addresses(name)
             except OSError as error:
                 log.warning("%s is excepted but not known: %s", name, error)
                 continue
-            self._exceptions.set_addresses(name, sorted({str(entry[4][0]) for entry in found}))
+            self._exceptions.set_addresses(name, found)
         try:
             async with self._one_at_a_time:
                 await asyncio.to_thread(self._table.allow, self._exceptions.places())
             note = await asyncio.to_thread(forwarding.pass_firewall)
         except NftError as error:
             log.warning("%s", error)
+            self._restoring.look()
         else:
             self._say({"note": note})
+
+    async def _go_by_porter(self, through: Through) -> None:
+        """What is the host's own is closed as soon as it is. Without a porter there is no network."""
+        async for own in through.changes():
+            async with self._one_at_a_time:
+                await asyncio.to_thread(self._table.close, own)
 
     async def _go_by_others(self) -> None:
         """There are other exceptions: what is open to where nobody may go any more is ended."""
         await self._refresh()
         self._end_connections()
-
-    def _on_removals(self) -> None:
-        """Somebody has removed the table, with all others most likely: boxes reach whatever the host does, until it is
-        there again."""
-        if not {self._table.name, "*"}.isdisjoint(self._removals.read()):
-            log.warning("the table %s was removed by somebody: it is put up again", self._table.name)
-            try:
-                self._table.put_up(self._guarded)
-                self._table.allow(self._exceptions.places())
-            except NftError as error:
-                log.error("%s", error)
-            self._end_connections()
 
     def _end_connections(self) -> None:
         """Those to where nobody may go."""
@@ -158,12 +183,33 @@ class Router:
         except OSError as error:
             log.error("connections that are open to forbidden places could not be ended: %s", error)
 
-    def _is_closed(self, box: str, address: str, port: int) -> bool:
+    def _end_of(self, ends: Callable[[Connection], bool], address: str) -> None:
+        try:
+            self._connections.end_of(address, ends)
+        except OSError as error:
+            log.error("connections of %s that its policy forbids could not be ended: %s", address, error)
+
+    def _is_closed(self, connection: Connection) -> bool:
         """May this box of ours not go there?"""
-        found = ipaddress.ip_address(address)
-        if not self._ledger.knows(box) or is_public(found) or port == _NAMES_PORT:
+        found = ipaddress.ip_address(connection.target)
+        if not self._ledger.knows(connection.source) or connection.port == _NAMES_PORT:
             return False
-        return not self._exceptions.open(found, port)
+        if not is_public(found) and not self._exceptions.open(found, connection.port):
+            return True
+        return self._policing.is_closed(connection.source, connection)
+
+    def _destination(self, source: tuple[str, int], at: tuple[str, int]) -> tuple[str, int] | None:
+        """Of a connection that has come to the proxy; None where nobody may go."""
+        try:
+            found = self._connections.origin(source, at)
+        except OSError as error:
+            log.warning("where a connection to the proxy was going: %s", error)
+            return None
+        if found is None or not found.translated:
+            return None
+        address = ipaddress.ip_address(found.target)
+        is_open = is_public(address) or self._exceptions.open(address, found.port)
+        return (found.target, found.port) if is_open else None
 
     # --- wires
 
@@ -203,7 +249,7 @@ class Router:
             self._settle_soon(_AGAIN)
 
     async def _settle_now(self) -> None:
-        current = self._current()
+        current = cut(self._number) if self._over.is_set() else self._current()
         if self._over.is_set() and not current:
             self._empty.set()
         free = sorted(self._ended - {wire.address_in(link.name) for link in current})
@@ -212,7 +258,9 @@ class Router:
         self._connections.forget(free)
         self._on_denials()
         await self._close_accounts(free)
+        await self._policing.forget(free)
         for address in free:
+            self._door.gone([address])
             self._resolver.forget(address)
             self._ended.discard(address)
             self._say({"clean": address})
@@ -252,6 +300,7 @@ class Router:
             self._begin(self._go_by_others())
         elif "vm" in said:
             self._ledger.belongs(said["address"], said["vm"])
+            self._begin(self._policing.belongs(said["address"], said["vm"]))
         elif "ended" in said:
             if said["of"]:  # whoever was told of it at the time may have died
                 self._ledger.belongs(said["ended"], said["of"])
@@ -274,81 +323,64 @@ class Router:
         self._on_denials()  # what was logged up to now
         return (await asyncio.to_thread(self._ledger.usage, (address,))).get(vm, Usage())
 
+    async def _police(self, address: str, vm: str, rules: dict[str, Any]) -> None:
+        """RuntimeError: they are not in force. What comes too late must not hold for whoever has the address next."""
+        if not await self._ledger.has(address, vm, _TENANT_SECONDS) or address in self._ended:
+            raise RuntimeError("the box is gone")
+        try:
+            await self._policing.police(address, vm, policies.parse(rules))
+        except policies.Malformed as error:
+            raise RuntimeError(str(error)) from None
+
     # --- the end
 
     def remove(self) -> None:
         """Nothing of ours stays with the host."""
         self._table.remove()
-        self._connections.end(lambda source, target, port: self._ledger.knows(source))
+        self._connections.end(lambda connection: self._ledger.knows(connection.source))
 
 
-def _drop_privileges() -> None:
+def drop_privileges() -> None:
+    """Its working directory is the data directory."""
     k.limit_bounding_set(k.capability_mask("net_admin", "net_raw"), k.last_capability())
     k.no_new_privileges()
+    Path(DIRECTORY).mkdir(mode=0o700, exist_ok=True)
+    landlock.confine({Path(DIRECTORY): landlock.MAKE_SOCKET | landlock.REMOVE, **forwarding.written()})
     k.set_capabilities(k.capability_mask("net_admin", "net_raw"))
 
 
-def _sweep(locks: Path, own: int) -> None:
-    """Tables of routers that were killed, with their zygotes."""
-    for number in tables():
-        if number != own and not links_of(number):
-            held: list[int] = []
-            try:
-                held.append(lock(locks / f"uids-{number}"))
-                held.append(lock(locks / f"router-{number}"))
-                Table(number).remove()
-            except BlockingIOError:
-                pass  # one of them lives
-            finally:
-                for fd in held:
-                    os.close(fd)
-
-
-def _begin_anew(number: int) -> None:
-    """A router and its zygote were killed: neither counts nor connections of theirs are the next boxes'."""
-    Table(number).remove()
-    own = {wire.address_of(uids) for uids in range(number * CHUNK, (number + 1) * CHUNK)}
-    connections = Connections()
-    connections.end(lambda source, target, port: source in own)
-    connections.close()
-
-
-def links_of(number: int) -> list[netlink.Link]:
-    """The host's ends of the wires of a router's boxes."""
-    asking = netlink.Netlink()
-    try:
-        found = netlink.links(asking.ask(netlink.list_links()))
-    finally:
-        asking.close()
-    return [link for link in found if link.group == wire.group_of(number)]
-
-
-async def _take_over(locks: Path, number: int) -> int:
-    """Wait for the router before, whose zygote was killed: its boxes are dying, and it takes its rules down when they
-    have. A descriptor that keeps the next one waiting."""
-    async with asyncio.timeout(_LAST_WIRES_SECONDS + 2):
-        while True:
-            with contextlib.suppress(BlockingIOError):
-                return lock(locks / f"router-{number}")
-            await asyncio.sleep(0.01)
+def envoys() -> socket.socket:
+    """Where the server speaks to the proxy. Its working directory is the data directory."""
+    Path(DIRECTORY).mkdir(mode=0o700, exist_ok=True)
+    Path(SOCKET).unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(SOCKET)
+    os.chmod(SOCKET, 0o600)
+    sock.listen(8)
+    return sock
 
 
 async def _run(options: argparse.Namespace, zygote: socket.socket) -> None:
     exceptions = Exceptions.parse(json.loads(options.allow))
-    turn = await _take_over(options.locks, options.number)
+    turn = await predecessors.take_over(options.locks, options.number)
     forward = forwarding.Forwarding(options.locks / "forwarding")
     try:
         links = forwarding.uplinks()
-        _sweep(options.locks, options.number)
+        predecessors.sweep(options.locks, options.number)
         if options.fresh:
-            _begin_anew(options.number)
-        Table(options.number).put_up(forward.guarded)
+            await predecessors.begin_anew(options.number)
+        through = None
+        if options.porter is not None:
+            through = Through(socket.socket(fileno=options.porter))
+            await through.open(LAST_WIRES_SECONDS)
+        Table(options.number, through.own if through else None).put_up(forward.guarded)
         sockets = names.open_sockets(options.number)
-        router = Router(options.number, exceptions, Upstream(options.resolv), zygote, forward.guarded)
-        _drop_privileges()
-        alone = await router.serve(sockets, forwarding.mtu_of(links))
-        for sock in sockets:
-            sock.close()
+        kept = keeper.start(options.number, keeper.Places(sockets.guests, envoys(), sockets.namespace))
+        upstream = Upstream(options.resolv, way=through)
+        router = Router(options.number, exceptions, upstream, zygote, forward.guarded, kept, through)
+        drop_privileges()
+        alone = await router.serve(sockets, behind.MTU if through else forwarding.mtu_of(links))
+        sockets.close()
         if alone:
             router.remove()
     finally:
@@ -366,6 +398,7 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="the zygote is new: what was there is nobody's")
     parser.add_argument("--resolv", type=Path, required=True)
     parser.add_argument("--zygote", type=int, required=True, help="descriptor of a socket")
+    parser.add_argument("--porter", type=int, help="descriptor of a socket, where pasta is the way out")
     options = parser.parse_args()
     os.umask(0o077)
     os.chdir(options.data)

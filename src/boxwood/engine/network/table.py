@@ -1,4 +1,4 @@
-"""The firewall of a router: one nftables table, whose rules never name a box.
+"""The firewall of a router: one nftables table, whose rules name no box but those that have policies (ruleset.py).
 
 They know boxes by the group of their interfaces, so a fork changes nothing here. A packet is let out if it comes from
 the address that is routed to its interface, and goes to the internet or to where the operator allows; names are asked
@@ -18,13 +18,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from boxwood.engine.network import behind, ruleset
 from boxwood.engine.network.addresses import PRIVATE_V4
 from boxwood.engine.network.exceptions import METADATA
-from boxwood.engine.network.wire import BOXES, POOL, group_of, resolver_of
+from boxwood.engine.network.wire import BOXES, POOL, PROXY_PORT, group_of, resolver_of
 
 QUESTIONS = 400  # of a box in a second: more would crowd out others' before the resolver sees them
 MOST_CONNECTIONS = 4096  # of a box at once: the host's table of connections is for all
 _NFT_SECONDS = 30
+_CHAINS = (
+    "arriving", "names", "through", "here", "leaving", "out", "allowed", "new", "opened", "barred", "flood", "denied",
+    "refuse", "diverting", "excepted", "divert", "proxied", "permitted",
+)  # fmt: skip
 _COUNTERS = {"sent": "bytes", "received": "bytes", "opened": "packets", "refused": "packets"}  # sets, and what counts
 
 
@@ -37,9 +42,10 @@ def nft(script: str) -> None:
     _run(("-f", "-"), script)
 
 
-def listed(*what: str) -> list[dict[str, Any]]:
-    """What `nft list` tells. NftError."""
-    found: list[dict[str, Any]] = json.loads(_run(("-j", "list", *what)))["nftables"]
+def listed(*what: str, terse: bool = False) -> list[dict[str, Any]]:
+    """What `nft list` tells; `terse`: not what is in sets. NftError."""
+    options = ("-j", "-t") if terse else ("-j",)
+    found: list[dict[str, Any]] = json.loads(_run((*options, "list", *what)))["nftables"]
     return found
 
 
@@ -53,6 +59,8 @@ def _run(arguments: tuple[str, ...], script: str = "") -> str:
         raise NftError("nft is not installed (the package nftables)") from None
     except subprocess.TimeoutExpired:
         raise NftError(f"nft did not answer within {_NFT_SECONDS} s") from None
+    except OSError as error:  # the host is short of processes, memory or descriptors
+        raise NftError(f"nft could not be run: {error}") from None
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines() or [f"it ended with {done.returncode}"]
         raise NftError(f"nft: {said[0][:500]}")
@@ -70,33 +78,79 @@ class Count:
 
 
 class Table:
-    """`router`: its number, unique on this host."""
+    """`router`: its number, unique on this host. `own`: the addresses and networks of the host, where the way out is
+    pasta (behind.py); None where it is the kernel, which knows them."""
 
-    def __init__(self, router: int) -> None:
+    def __init__(self, router: int, own: Sequence[str] | None = None) -> None:
         self.name = f"boxwood_{router}"
         self.log_group = 0xB000 + router
+        self.proxy = f"{resolver_of(router)}:{PROXY_PORT}"
+        self.crowded = False  # with policies, so that to list all of it takes long
         self._router = router
+        self._own = own
 
-    def put_up(self, guarded: Sequence[str] = ()) -> None:
-        """Make it, or replace the rules of the one that is there; what it has counted stays. `guarded`: interfaces
-        from which nothing is forwarded but what somebody's rules have translated. NftError."""
-        nft(self._script(guarded))
+    def put_up(self, guarded: Sequence[str] = (), more: str = "", *, anew: bool = False) -> None:
+        """Make it, or replace the rules of the one that is there; what it has counted stays, and so do policies.
+        `guarded`: interfaces from which nothing is forwarded but what somebody's rules have translated; `more`: what
+        else is done in the same transaction; `anew`: nothing stays. NftError."""
+        removal = self._removal() if anew else ""
+        nft(removal + self._script(guarded) + self._behind() + more)
+
+    def handle(self) -> int:
+        """The kernel's number of the one that is there, which no other one of its name had or will have; 0: none is.
+        NftError."""
+        tables = (item.get("table", {}) for item in listed("tables", "inet"))
+        return next((int(table["handle"]) for table in tables if table.get("name") == self.name), 0)
+
+    def _behind(self) -> str:
+        group = group_of(self._router)
+        return "" if self._own is None else behind.rules(self.name, group, group + 1, self._own)
+
+    def close(self, own: Sequence[str]) -> None:
+        """These are the host's own from now on, where the way out is pasta. NftError."""
+        self._own = own
+        nft(behind.closing(self.name, own))
+
+    def change(self, script: str) -> None:
+        """NftError."""
+        nft(script)
+
+    def policed(self) -> dict[str, list[str]]:
+        """The addresses of boxes that have policies, each with its sets. NftError."""
+        sets, chains = self._named("sets"), self._named("chains")
+        found = [address for chain in chains if (address := ruleset.address_of(chain))]
+        return {address: [one for one in sets if one.startswith(ruleset.set_prefix(address))] for address in found}
+
+    def _named(self, kind: str) -> list[str]:
+        """Names of the table's own: its rules and what is in its sets would be long to hear."""
+        found = (item.get(kind[:-1]) for item in listed(kind, "inet", terse=True))
+        return [one["name"] for one in found if one is not None and one["table"] == self.name]
 
     def allow(self, exceptions: Iterable[tuple[str, int, int]]) -> None:
         """Let boxes reach these private places from now on: (address or CIDR, first port, last port). NftError."""
-        rule = f"add rule inet {self.name} allowed"  # rules, not a set: entries may overlap
-        rules = (f"{rule} ip daddr {place} th dport {first}-{last} goto new\n" for place, first, last in exceptions)
-        nft(f"flush chain inet {self.name} allowed\n" + "".join(rules))
+        lines = [f"flush chain inet {self.name} {chain}" for chain in ("allowed", "excepted", "permitted")]
+        for place, first, last in exceptions:  # rules, not a set: entries may overlap
+            where = f"ip daddr {place} th dport {first}-{last}"
+            lines.append(f"add rule inet {self.name} allowed {where} goto new")
+            lines.append(f"add rule inet {self.name} excepted {where} goto divert")
+            lines.append(f"add rule inet {self.name} permitted {where} accept")
+        nft("\n".join(lines) + "\n")
 
     def counted(self) -> dict[str, Count]:
         """By the addresses of boxes. NftError."""
         found: dict[str, dict[str, int]] = {}
-        for item in listed("table", "inet", self.name):
+        for item in self._counters():
             if (unit := _COUNTERS.get(item.get("set", {}).get("name", ""))) is not None:
                 for element in item["set"].get("elem", ()):
                     inner = element["elem"]
                     found.setdefault(inner["val"], {})[item["set"]["name"]] = inner["counter"][unit]
         return {address: Count(**counts) for address, counts in found.items()}
+
+    def _counters(self) -> list[dict[str, Any]]:
+        """In one go where that is quick."""
+        if not self.crowded:
+            return listed("table", "inet", self.name)
+        return [item for name in _COUNTERS for item in listed("set", "inet", self.name, name)]
 
     def forget(self, addresses: Iterable[str]) -> None:
         """All that is known of these. NftError."""
@@ -109,7 +163,10 @@ class Table:
             nft("\n".join(changes) + "\n")
 
     def remove(self) -> None:
-        nft(f"add table inet {self.name}\ndelete table inet {self.name}\n")
+        nft(self._removal())
+
+    def _removal(self) -> str:
+        return f"add table inet {self.name}\ndelete table inet {self.name}\n"
 
     def _script(self, guarded: Sequence[str]) -> str:
         boxes, resolver = group_of(self._router), group_of(self._router) + 1
@@ -118,11 +175,13 @@ class Table:
         names = ", ".join(f'"{name}"' for name in guarded)
         guard = f"iifname {{ {names} }} ct state new ct status ! dnat drop" if guarded else ""
         limit = f"limit rate over {QUESTIONS}/second burst {QUESTIONS} packets"
+        flushed = "\n".join(f"flush chain inet {self.name} {chain}" for chain in _CHAINS)
         log = f"log group {self.log_group} snaplen 64 queue-threshold 1"
         return f"""
 table inet {self.name} {{
     set closed {{ type ipv4_addr; elements = {{ {closed} }}; }}
     set private {{ type ipv4_addr; flags interval; auto-merge; elements = {{ {private} }}; }}
+    set ported {{ type inet_proto; elements = {{ tcp, udp }}; }}
     set asking {{ type ipv4_addr; size 65536; flags dynamic; }}
     set sent {{ type ipv4_addr; size 65536; flags dynamic; counter; }}
     set received {{ type ipv4_addr; size 65536; flags dynamic; counter; }}
@@ -137,26 +196,47 @@ table inet {self.name} {{
     chain leaving {{ type nat hook postrouting priority srcnat; policy accept; }}
     chain out {{ }}
     chain allowed {{ }}
+    map policies {{ type ipv4_addr : verdict; }}
+    map diverted {{ type ipv4_addr : verdict; }}
+    chain diverting {{ }}
+    chain excepted {{ }}
+    chain divert {{ }}
+    chain proxied {{ }}
+    chain permitted {{ }}
     chain new {{ }}
+    chain opened {{ }}
+    chain barred {{ }}
     chain flood {{ }}
     chain denied {{ }}
     chain refuse {{ }}
 }}
-flush table inet {self.name}
+{flushed}
 table inet {self.name} {{
     chain arriving {{
         iifgroup {boxes} meta nfproto ipv6 drop
+        iifgroup {boxes} ip hdrlength > 5 drop
         iifgroup {boxes} fib saddr . iif oif 0 drop
         iifgroup {boxes} update @sent {{ ip saddr }}
         iifgroup {boxes} udp dport 53 update @asking {{ ip saddr {limit} }} drop
     }}
     chain names {{
         iifgroup {boxes} meta l4proto {{ tcp, udp }} th dport 53 dnat ip to {resolver_of(self._router)}:53
+        iifgroup {boxes} meta l4proto tcp goto diverting
+    }}
+    chain diverting {{
+        ip daddr @closed return
+        jump excepted
+        ip daddr @private return
+        goto divert
+    }}
+    chain divert {{
+        ip saddr vmap @diverted
     }}
     chain through {{
         oifgroup {boxes} update @received {{ ip daddr }}
         iifgroup {boxes} goto out
         iifgroup {resolver} oifgroup {boxes} ct state established accept
+        iifgroup {resolver} ip saddr {resolver_of(self._router)} meta l4proto tcp goto proxied
         iifgroup {resolver} drop
         ip daddr {POOL} oifname != "bw*" drop
         oifgroup {{ {boxes}, {resolver} }} ct state established accept
@@ -176,14 +256,31 @@ table inet {self.name} {{
         oifgroup {boxes} goto denied
         add @busy {{ ip saddr ct count over {MOST_CONNECTIONS} }} goto flood
         oifgroup {resolver} meta l4proto {{ tcp, udp }} th dport 53 accept
+        oifgroup {resolver} tcp dport {PROXY_PORT} ct status dnat goto opened
         ip daddr @closed goto denied
         meta l4proto {{ tcp, udp }} jump allowed
         ip daddr @private goto denied
         meta l4proto {{ tcp, udp, icmp }} goto new
         goto denied
     }}
+    chain proxied {{
+        ct state established accept
+        oifgroup {{ {boxes}, {resolver} }} drop
+        ip daddr @closed reject with tcp reset
+        jump permitted
+        ip daddr @private reject with tcp reset
+        accept
+    }}
     chain new {{
+        ip saddr vmap @policies
+        goto opened
+    }}
+    chain opened {{
         update @opened {{ ip saddr }} accept
+    }}
+    chain barred {{
+        update @complaints {{ ip saddr limit rate 10/second burst 20 packets }} {log} prefix "policy"
+        goto refuse
     }}
     chain flood {{
         update @complaints {{ ip saddr limit rate 10/second burst 20 packets }} {log} prefix "flood"
@@ -200,7 +297,7 @@ table inet {self.name} {{
         drop
     }}
     chain leaving {{
-        ip saddr {BOXES} oifname != "bw*" masquerade
+        ip saddr {{ {BOXES}, {resolver_of(self._router)} }} oifname != "bw*" masquerade
     }}
 }}
 """  # noqa: S608 (rules, not SQL: of numbers and addresses of our own)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -27,15 +28,22 @@ _BEHIND = 16 << 20  # bytes of messages that a router may leave unread
 
 
 class Uplink:
-    """`free`: takes a range back whose address nobody knows any more."""
+    """`free`: takes a range back whose address nobody knows any more. `porter`: a socket of the one that stayed in the
+    host's network, where we have left it (porter.py)."""
 
     def __init__(
-        self, data: Path, locks: Path, selector: selectors.BaseSelector, free: Callable[[BoxRange], None]
+        self,
+        data: Path,
+        locks: Path,
+        selector: selectors.BaseSelector,
+        free: Callable[[BoxRange], None],
+        porter: socket.socket | None = None,
     ) -> None:
         self._data = data
         self._locks = locks
         self._selector = selector
         self._free = free
+        self._porter = porter
         self._number = 0
         self._allow: list[str] = []
         self._resolv_conf = ""
@@ -90,7 +98,32 @@ class Uplink:
             *(["--fresh"] if self._is_fresh else []),
             "--allow", json.dumps(self._allow), "--resolv", self._resolv_conf, "--zygote", "3",
         ]  # fmt: skip
-        return os.posix_spawn(sys.executable, command, {}, file_actions=[(os.POSIX_SPAWN_DUP2, sock.fileno(), 3)])
+        hands = [(os.POSIX_SPAWN_DUP2, sock.fileno(), 3)]
+        if self._porter is None:
+            return os.posix_spawn(sys.executable, command, {}, file_actions=hands)
+        with self._introduced() as way:
+            high = fcntl.fcntl(way, fcntl.F_DUPFD_CLOEXEC, 10)  # else the first might take its number
+            try:
+                hands.append((os.POSIX_SPAWN_DUP2, high, 4))
+                return os.posix_spawn(sys.executable, [*command, "--porter", "4"], {}, file_actions=hands)
+            finally:
+                os.close(high)
+
+    def _introduced(self) -> socket.socket:
+        """A new router's end of a socket to the porter, who is told of it, and of the network that we are in."""
+        assert self._porter is not None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            here = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                said = json.dumps({"resolv": self._resolv_conf}).encode()
+                socket.send_fds(self._porter, [said], [theirs.fileno(), here], socket.MSG_NOSIGNAL)
+            except OSError as error:
+                ours.close()
+                raise OSError(error.errno, "the porter has died: `boxwood down`, then `boxwood up`") from None
+            finally:
+                os.close(here)
+        return ours
 
     def _on_message(self) -> None:
         assert self._sock is not None
@@ -166,7 +199,7 @@ class Uplink:
                 self.problem = f"its router was not ready within {_START_SECONDS:g} s"
             self._on_message()
 
-    # --- boxes
+    # --- boxes (a router that is not ready yet is told of all of them when it is, and of none twice)
 
     def wire(self, range_: BoxRange) -> Wire | None:
         """For a box in this range, if there can be one now."""
@@ -174,13 +207,15 @@ class Uplink:
 
     def belongs(self, address: str, vm: str) -> None:
         self._tenants[address] = vm
-        self._say({"vm": vm, "address": address})
+        if self.up:
+            self._say({"vm": vm, "address": address})
 
     def ended(self, range_: BoxRange, address: str) -> None:
         """The box is no more. Its range comes back when its address is clean."""
         vm = self._tenants.pop(address, "")
         self._ending[address] = range_, vm
-        self._say({"ended": address, "of": vm})
+        if self.up:
+            self._say({"ended": address, "of": vm})
 
     def _say(self, message: dict[str, Any]) -> None:
         """A router that does not listen is replaced: the next one is told all of it."""
@@ -209,6 +244,8 @@ class Uplink:
             self._free(range_)
         self._ending.clear()
         self._mtu, self.problem = 0, "it has ended"
+        if self._porter is not None:
+            self._porter.close()
 
 
 def _readable(sock: socket.socket, seconds: float) -> bool:

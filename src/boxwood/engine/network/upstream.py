@@ -18,7 +18,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import dns.flags
 import dns.message
@@ -27,10 +26,12 @@ import dns.rdatatype
 from dns.rdatatype import RdataType
 from dns.rdtypes.ANY.SOA import SOA
 
+from boxwood.engine.network import nameservers
+from boxwood.engine.network.nameservers import MOST_SECONDS, Server, Settings
+from boxwood.engine.network.ways import Here, Way
+
 _RESOLV_CONF = Path("/etc/resolv.conf")
 _PORT = 53
-_MOST_SERVERS = 3
-_MOST_SECONDS = 5.0  # for one server
 _SECONDS_IN_ALL = 10.0
 _UDP_SIZE = 1232
 _MOST_STRAYS = 16  # datagrams with another id or question: somebody guesses, and TCP cannot be guessed
@@ -51,13 +52,6 @@ class NoAnswer(OSError):
 
 class _Truncated(Exception):
     """The server has more to say than a datagram holds."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    servers: tuple[tuple[int, Any], ...] = ()  # family and address
-    seconds: float = _MOST_SECONDS
-    attempts: int = 2
 
 
 @dataclass(slots=True)
@@ -83,13 +77,19 @@ class _UnderWay:
 
 class Upstream:
     def __init__(
-        self, path: Path = _RESOLV_CONF, *, port: int = _PORT, clock: Callable[[], float] = time.monotonic
+        self,
+        path: Path = _RESOLV_CONF,
+        *,
+        port: int = _PORT,
+        clock: Callable[[], float] = time.monotonic,
+        way: Way | None = None,
     ) -> None:
         self._path = path
         self._port = port
         self._clock = clock
+        self._way = way or Here()
         self._seen: tuple[int, ...] = ()
-        self._settings = _Settings()
+        self._settings = Settings()
         self._kept: OrderedDict[Key, _Answer] = OrderedDict()  # what was wanted last is the last
         self._under_way: dict[Key, _UnderWay] = {}
 
@@ -139,7 +139,7 @@ class Upstream:
 
     async def _find(self, key: Key, query: dns.message.Message) -> _Answer:
         settings = self._settings
-        message = await _ask_all(settings, query)
+        message = await _ask_all(self._way, settings, query)
         now = self._clock()
         wire = message.wire or b""
         answer = _Answer(wire, now, now + _lifetime(message, key[1]), message)
@@ -162,34 +162,8 @@ class Upstream:
                 return  # it is being replaced: what was in it holds until then
             seen, text = (0, 0, 0), ""
         self._seen = seen
-        self._settings = _settings(text, self._port)
+        self._settings = nameservers.settings(text, self._port)
         self._kept.clear()
-
-
-def _settings(text: str, port: int) -> _Settings:
-    """What resolv.conf(5) says, within our bounds."""
-    servers: list[tuple[int, Any]] = []
-    seconds, attempts = _MOST_SECONDS, 2
-    for line in text.splitlines():
-        match line.split():
-            case ["nameserver", address, *_] if len(servers) < _MOST_SERVERS:
-                servers += _server(address, port)
-            case ["options", *options]:
-                for name, _, value in (option.partition(":") for option in options):
-                    if name == "timeout" and value.isdecimal():
-                        seconds = min(max(float(value), 1.0), _MOST_SECONDS)
-                    elif name == "attempts" and value.isdecimal():
-                        attempts = min(max(int(value), 1), 5)
-    return _Settings(tuple(servers or _server("127.0.0.1", port)), seconds, attempts)
-
-
-def _server(address: str, port: int) -> list[tuple[int, Any]]:
-    flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-    try:
-        found = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM, flags=flags)
-    except OSError:
-        return []
-    return [(family, place) for family, _, _, _, place in found[:1]]
 
 
 def _lifetime(message: dns.message.Message, rdtype: RdataType) -> float:
@@ -207,7 +181,7 @@ def _lifetime(message: dns.message.Message, rdtype: RdataType) -> float:
 # --- the wire
 
 
-async def _ask_all(settings: _Settings, query: dns.message.Message) -> dns.message.Message:
+async def _ask_all(way: Way, settings: Settings, query: dns.message.Message) -> dns.message.Message:
     """The first server that knows; what another one said is the answer if none does. NoAnswer."""
     willing = list(settings.servers)
     other: dns.message.Message | None = None
@@ -215,7 +189,7 @@ async def _ask_all(settings: _Settings, query: dns.message.Message) -> dns.messa
         async with asyncio.timeout(_SECONDS_IN_ALL):
             for _ in range(settings.attempts):
                 for server in tuple(willing):
-                    answer = await _ask_one(server, query, settings.seconds)
+                    answer = await _ask_one(way, server, query, settings.seconds)
                     if answer is None:
                         continue  # perhaps later
                     if answer.rcode() in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
@@ -227,31 +201,29 @@ async def _ask_all(settings: _Settings, query: dns.message.Message) -> dns.messa
     return other
 
 
-async def _ask_one(server: tuple[int, Any], query: dns.message.Message, seconds: float) -> dns.message.Message | None:
+async def _ask_one(way: Way, server: Server, query: dns.message.Message, seconds: float) -> dns.message.Message | None:
     try:
-        async with asyncio.timeout(min(seconds, _MOST_SECONDS)):
-            answer = await _exchange(server, query, edns=True)
+        async with asyncio.timeout(min(seconds, MOST_SECONDS)):
+            answer = await _exchange(way, server, query, edns=True)
             if answer.rcode() in (dns.rcode.FORMERR, dns.rcode.NOTIMP):  # it may be from before 1999
-                answer = await _exchange(server, query, edns=False)
+                answer = await _exchange(way, server, query, edns=False)
             return answer
     except (OSError, EOFError):
         return None
 
 
-async def _exchange(server: tuple[int, Any], query: dns.message.Message, *, edns: bool) -> dns.message.Message:
+async def _exchange(way: Way, server: Server, query: dns.message.Message, *, edns: bool) -> dns.message.Message:
     query.id = secrets.randbelow(1 << 16)
     query.use_edns(0 if edns else None, payload=_UDP_SIZE)
     wire = query.to_wire()
     try:
-        return await _over_udp(server, wire, query)
+        return await _over_udp(way, server, wire, query)
     except _Truncated:
-        return await _over_tcp(server, wire, query)
+        return await _over_tcp(way, server, wire, query)
 
 
-async def _over_udp(server: tuple[int, Any], wire: bytes, query: dns.message.Message) -> dns.message.Message:
-    family, place = server
-    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
-        sock.connect(place)  # from a port that the kernel draws; nobody else's datagrams come in
+async def _over_udp(way: Way, server: Server, wire: bytes, query: dns.message.Message) -> dns.message.Message:
+    with await way.to_server(server, socket.SOCK_DGRAM) as sock:  # nobody else's datagrams come in
         sock.send(wire)
         for _ in range(_MOST_STRAYS):
             data = await asyncio.get_running_loop().sock_recv(sock, 1 << 16)
@@ -260,8 +232,8 @@ async def _over_udp(server: tuple[int, Any], wire: bytes, query: dns.message.Mes
     raise _Truncated
 
 
-async def _over_tcp(server: tuple[int, Any], wire: bytes, query: dns.message.Message) -> dns.message.Message:
-    reader, writer = await asyncio.open_connection(server[1][0], server[1][1])
+async def _over_tcp(way: Way, server: Server, wire: bytes, query: dns.message.Message) -> dns.message.Message:
+    reader, writer = await asyncio.open_connection(sock=await way.to_server(server, socket.SOCK_STREAM))
     try:
         writer.write(len(wire).to_bytes(2, "big") + wire)
         size = int.from_bytes(await reader.readexactly(2), "big")

@@ -17,6 +17,7 @@ from boxwood.engine.network import netlink
 GATEWAY = "169.254.1.1"  # and what answers to names, as boxes see it (see images/names.py)
 POOL, BOXES, RESOLVERS = "198.18.0.0/15", "198.18.0.0/16", "198.19.0.0/16"
 _FIRST_BOX, _FIRST_RESOLVER = 198 << 24 | 18 << 16, 198 << 24 | 19 << 16
+PROXY_PORT = 8008  # of the resolver's address: where connections go whose requests a policy asks about
 _PER_ROW = 254  # no address ends in 0 or 255: some programs take it for a network or for everybody
 _GROUPS = 0x0B570000
 HOST_MAC = bytes.fromhex("026277000001")

@@ -19,7 +19,11 @@ _HOME = {
     "ArkerError": "errors",
     "BackgroundRun": "results",
     "Computer": "computer",
+    "Filesystem": "results",
+    "FilesystemList": "results",
     "RunResult": "results",
+    "SyncBinding": "results",
+    "SyncBindingList": "results",
     "VmList": "results",
     "VmPage": "client",
     "VmSummary": "results",
@@ -29,9 +33,21 @@ if TYPE_CHECKING:
     from boxwood.faces.arker.client import Arker, VmPage
     from boxwood.faces.arker.computer import Computer
     from boxwood.faces.arker.errors import ArkerError
-    from boxwood.faces.arker.results import BackgroundRun, RunResult, VmList, VmSummary
+    from boxwood.faces.arker.results import (
+        BackgroundRun,
+        Filesystem,
+        FilesystemList,
+        RunResult,
+        SyncBinding,
+        SyncBindingList,
+        VmList,
+        VmSummary,
+    )
 
-__all__ = ["Arker", "ArkerError", "BackgroundRun", "Computer", "RunResult", "VmList", "VmPage", "VmSummary"]
+__all__ = [
+    "Arker", "ArkerError", "BackgroundRun", "Computer", "Filesystem", "FilesystemList", "RunResult", "SyncBinding",
+    "SyncBindingList", "VmList", "VmPage", "VmSummary",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -6,15 +6,14 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NoReturn
 
 from boxwood.client._sync.client import PUBLIC_ORG, Boxwood
 from boxwood.client._sync.vm import VM
 from boxwood.client.answers import Retry
 from boxwood.faces.arker.computer import Computer
-from boxwood.faces.arker.errors import ArkerError, bad_request, coming, translated
+from boxwood.faces.arker.errors import ArkerError, bad_request, translated
 from boxwood.faces.arker.listing import listed
-from boxwood.faces.arker.results import VmList
+from boxwood.faces.arker.results import Filesystem, FilesystemList, VmList, filesystem
 
 RETRY = {"attempts", "base_delay_ms", "max_delay_ms"}
 
@@ -83,12 +82,12 @@ class Arker:
 
         :param source: a computer, its id, or a name: your own first, then the goldens.
         :param source_vm_name: instead of `source`; with `source_org_id`, of that organisation.
-        :param durable: not there yet.
+        :param durable: what it acknowledges survives a loss of power, and what runs in the background is begun again
+            after one; not inherited.
         :param idempotency_key: the same key gives the same computer.
-        :raises ArkerError: not_found; conflict: the name is taken; unsupported_operation: `durable`.
+        :raises ArkerError: not_found; conflict: the name is taken; unsupported_operation: `durable`, if its disk is
+            limited and the host has no quotas.
         """
-        if durable:
-            raise coming("durable=True")
         if (source is None) == (source_vm_name is None):
             raise bad_request("fork: either a source or source_vm_name")
         if source_org_id is not None and source_vm_name is None:
@@ -96,7 +95,8 @@ class Arker:
         with translated():
             wanted = source_vm_name or (source.id if isinstance(source, Computer) else str(source))
             origin = wanted if source_org_id is None else self._of(source_org_id, wanted)
-            return Computer(self._box.fork(origin, name, public=public, idempotency_key=idempotency_key))
+            made = self._box.fork(origin, name, public=public, durable=durable, idempotency_key=idempotency_key)
+            return Computer(made)
 
     def _of(self, org: str, name: str) -> str:
         """The id of an organisation's VM: the public one's or one's own, there are no others."""
@@ -125,17 +125,20 @@ class Arker:
         with translated():
             return VmPage([Computer(vm) for vm in self._box.list(state=state, page_size=1000)])
 
-    def create_filesystem(self, *, name: str) -> NoReturn:
-        """:raises ArkerError: unsupported_operation; filesystems are coming."""
-        raise coming("create_filesystem: filesystems")
+    def create_filesystem(self, *, name: str) -> Filesystem:
+        """A volume that outlives computers. :raises ArkerError: conflict: the name is taken."""
+        with translated():
+            return filesystem(self._box.filesystems.create(name))
 
-    def list_filesystems(self) -> NoReturn:
-        """:raises ArkerError: unsupported_operation; filesystems are coming."""
-        raise coming("list_filesystems: filesystems")
+    def list_filesystems(self) -> FilesystemList:
+        """Yours, by name."""
+        with translated():
+            return FilesystemList([filesystem(one) for one in self._box.filesystems.list(page_size=1000)])
 
-    def delete_filesystem(self, filesystem_id: str) -> NoReturn:
-        """:raises ArkerError: unsupported_operation; filesystems are coming."""
-        raise coming("delete_filesystem: filesystems")
+    def delete_filesystem(self, filesystem_id: str) -> None:
+        """:raises ArkerError: not_found; conflict: it is mounted in a computer."""
+        with translated():
+            self._box.filesystems.delete(filesystem_id)
 
     def close(self) -> None:
         """Closes the connections."""

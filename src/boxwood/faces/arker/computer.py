@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NoReturn, overload
+from typing import Literal, overload
 
 from boxwood.client._sync.run import Run
 from boxwood.client._sync.vm import VM
 from boxwood.client.errors import NotFound
-from boxwood.faces.arker.errors import ArkerError, bad_request, coming, translated
-from boxwood.faces.arker.results import BackgroundRun, RunResult, iso
+from boxwood.faces.arker.errors import ArkerError, bad_request, translated
+from boxwood.faces.arker.results import BackgroundRun, RunResult, SyncBinding, SyncBindingList, binding, iso
 from boxwood.faces.arker.sync import Sync
 
 
@@ -144,17 +144,23 @@ class Computer:
         with translated():
             self._vm.delete()
 
-    def create_sync(self, *, filesystem_id: str, path: str) -> NoReturn:
-        """:raises ArkerError: unsupported_operation; mounting filesystems is coming."""
-        raise coming("create_sync: filesystems")
+    def create_sync(self, *, filesystem_id: str, path: str | None = None) -> SyncBinding:
+        """Mounts a filesystem at a path, and returns when it is there.
 
-    def list_syncs(self) -> NoReturn:
-        """:raises ArkerError: unsupported_operation; mounting filesystems is coming."""
-        raise coming("list_syncs: filesystems")
+        :raises ArkerError: not_found; conflict: something is mounted there; internal: it cannot be mounted there.
+        """
+        with translated():
+            return binding(self._vm.mounts.create(filesystem_id, path))
 
-    def delete_sync(self, sync_id: str) -> NoReturn:
-        """:raises ArkerError: unsupported_operation; mounting filesystems is coming."""
-        raise coming("delete_sync: filesystems")
+    def list_syncs(self) -> SyncBindingList:
+        """What is mounted here."""
+        with translated():
+            return SyncBindingList([binding(one) for one in self._vm.mounts.list()])
+
+    def delete_sync(self, sync_id: str) -> None:
+        """Takes it away; what the filesystem holds stays. :raises ArkerError: not_found."""
+        with translated():
+            self._vm.mounts.delete(sync_id)
 
     def __repr__(self) -> str:
         return f"<Computer {self.id}>"

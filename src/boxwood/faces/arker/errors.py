@@ -62,9 +62,3 @@ def translated() -> Iterator[None]:
 def bad_request(message: str) -> ArkerError:
     """What the server would have refused is refused here."""
     return ArkerError("bad_request", message, 400)
-
-
-def coming(what: str, instead: str = "") -> ArkerError:
-    """For what is documented and not there yet: refused as a backend without it refuses it, never pretended."""
-    hint = f"; {instead}" if instead else ""
-    return ArkerError("unsupported_operation", f"{what}: this server does not have that yet, it is coming{hint}", 422)

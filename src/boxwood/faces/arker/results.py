@@ -8,6 +8,8 @@ from datetime import datetime
 from functools import cached_property
 from typing import Literal
 
+from boxwood.client import volumes
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -67,6 +69,63 @@ class VmList:
 
     def __len__(self) -> int:
         return len(self.items)
+
+
+@dataclass(frozen=True)
+class Filesystem:
+    """A volume that outlives computers. `created_at`: ISO 8601; `size_bytes`: as far as the server knows."""
+
+    filesystem_id: str
+    name: str
+    owner_org_id: str
+    created_at: str
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class FilesystemList:
+    """Iterable, with a length."""
+
+    filesystems: list[Filesystem]
+    next_cursor: None = None
+
+    def __iter__(self) -> Iterator[Filesystem]:
+        return iter(self.filesystems)
+
+    def __len__(self) -> int:
+        return len(self.filesystems)
+
+
+@dataclass(frozen=True)
+class SyncBinding:
+    """A filesystem at a path of a computer."""
+
+    sync_id: str
+    vm_id: str
+    filesystem_id: str
+    path: str
+
+
+@dataclass(frozen=True)
+class SyncBindingList:
+    """Iterable, with a length."""
+
+    syncs: list[SyncBinding]
+    next_cursor: None = None
+
+    def __iter__(self) -> Iterator[SyncBinding]:
+        return iter(self.syncs)
+
+    def __len__(self) -> int:
+        return len(self.syncs)
+
+
+def filesystem(of: volumes.Filesystem) -> Filesystem:
+    return Filesystem(of.filesystem_id, of.name, of.owner_org_id or "", iso(of.created_at), of.size_bytes)
+
+
+def binding(of: volumes.Mount) -> SyncBinding:
+    return SyncBinding(of.mount_id, of.vm_id, of.filesystem_id, of.path)
 
 
 def iso(moment: datetime | None) -> str:

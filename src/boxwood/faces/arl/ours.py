@@ -15,6 +15,7 @@ from boxwood.client.answers import RETRYABLE_STATUS, Retry, decode
 from boxwood.client.calls import Call, segment
 from boxwood.client.discovery import Target
 from boxwood.client.errors import BadRequest, BoxwoodError
+from boxwood.client.http1 import Asked
 from boxwood.faces.arl.errors import ApiException, failure, refusal
 from boxwood.faces.arl.objects import PATIENCE
 from boxwood.faces.arl.resources import GROUP, VERSION, Object, Plural
@@ -81,7 +82,7 @@ class BoxwoodObjects:
         tried = 0
         while True:
             try:
-                status, said = carrier.send(call.method, self._url + call.path, headers, data, seconds)
+                status, said = carrier.send(Asked(call.method, self._url + call.path, headers, seconds, data))
                 return _judged(call, status, said)
             except BoxwoodError as error:
                 delay = self._retry.delay(call, error, tried)

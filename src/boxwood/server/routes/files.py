@@ -7,11 +7,12 @@ from urllib.parse import quote, urlencode
 
 from starlette.responses import Response
 
-from boxwood.core.errors import BadRequest, CoreError, PayloadTooLarge, Unsupported
+from boxwood.core.errors import BadRequest, CoreError, PayloadTooLarge
 from boxwood.core.model import Caller, Chunk, FileContent, Written
 from boxwood.dialects import arker_legacy
 from boxwood.server.errors import per_file
 from boxwood.server.exchange import MIB, Exchange, Operation, encode
+from boxwood.server.routes.content import opened
 from boxwood.server.schema import file as wire
 from boxwood.server.schema.common import UNSET
 from boxwood.server.stream import FileResponse
@@ -161,15 +162,7 @@ async def download(exchange: Exchange) -> Response:
     files.verify("download", query.org, vm, query.path, expires=query.expires, signature=query.signature)
     # The signature is the permission: it was made for a caller of this organisation.
     caller = Caller(org_id=query.org, org_name="", key_id="", role="member")
-    content = await files.read(caller, vm, query.path)
-    if content.fd is not None:
-        return FileResponse(content.fd, content.size)
-    headers = {"content-disposition": "attachment", "content-security-policy": "sandbox"}
-    return Response(content.data, headers=headers, media_type="application/octet-stream")
-
-
-async def sync_stream(exchange: Exchange) -> Response:
-    raise Unsupported("sync-stream: not available on this server; write with sync, in chunks")
+    return await opened(exchange, caller, vm, query.path)
 
 
 OPERATIONS = (
@@ -189,11 +182,7 @@ OPERATIONS = (
     ),
     Operation(
         "downloadFile", "GET", "/boxwood/files/{id}", download, "The bytes of a file that sync named this URL for.",
-        answers={200: bytes}, query=wire.DownloadQuery, access="signed", prefixes=("",), ours=True,
+        answers={200: bytes, 206: bytes}, query=wire.DownloadQuery, access="signed", prefixes=("",), ours=True,
         errors=("bad_request", "not_found", "expired"),
-    ),
-    Operation(
-        "syncStream", "POST", "/v1/vms/{id}/sync-stream", sync_stream, "Not available: write with sync.",
-        errors=("unsupported_operation",), ours=True, refused=True,
     ),
 )  # fmt: skip

@@ -1,41 +1,47 @@
 """Runs as they happen: server-sent events of their output and their end, from any offset on, as often as one likes.
 
-Every event's id says how far its reader has come: OUT.ERR, the bytes of stdout and of stderr that it has had. What has
-been told is told again from there, from memory or from the disk: nothing is kept for a reader.
+Every event's id says how far its reader has come: OUT.ERR, the bytes of stdout and of stderr that it has had; of a run
+in a Python context OUT.ERR.REPORTS. What has been told is told again from there, from memory or from the disk: nothing
+is kept for a reader. Of another run that was begun again, its host having stopped, it is OUT.ERR.TRY: an id of another
+try is the beginning of this one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 import re
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from starlette.responses import Response
 
 from boxwood.core.errors import BadRequest, CoreError, Internal, Unavailable
 from boxwood.core.model import Output, Run
-from boxwood.server import errors
-from boxwood.server.events import EVENTS, BitByBit, Bits, event
+from boxwood.server.events import EVENTS, BitByBit, Bits, event, failed
 from boxwood.server.exchange import Exchange, Operation
+from boxwood.server.schema import python
 from boxwood.server.schema import run as wire
 
 Encoding = Literal["utf-8", "base64"]
-_OFFSET = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,15}))?\Z")
+_OFFSET = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,15}))?(?:\.([0-9]{1,15}))?\Z")
 BEAT = b": the run goes on\n\n"
 log = logging.getLogger("boxwood.server")
 
 
 async def run_events(exchange: Exchange) -> Response:
     query = exchange.query(wire.RunEventsQuery)
-    out_at, err_at = _offsets("offset", query.offset)
+    at = _offsets("offset", query.offset)
     if (last := exchange.header(b"last-event-id")) is not None:  # newer than what the address says
-        out_at, err_at = _offsets("Last-Event-ID", last)
+        at = _offsets("Last-Event-ID", last)
     run = await exchange.core.runs.about(exchange.caller, exchange.params["id"], exchange.params["run_id"])
-    return follow(exchange, run, query, out_at, err_at)
+    if run.reports is None:
+        at = (*at[:2], 0) if at[2] == run.retries else (0, 0, 0)
+    return follow(exchange, run, query, at)
 
 
-def follow(exchange: Exchange, run: Run, query: wire.StreamQuery, out_at: int = 0, err_at: int = 0) -> Response:
+def follow(exchange: Exchange, run: Run, query: wire.StreamQuery, at: tuple[int, int, int] = (0, 0, 0)) -> Response:
     """The events of a run, from these offsets on. What it puts out and how it ends is the same, whoever listens; but
     whoever says so ends the run with his connection."""
 
@@ -46,33 +52,35 @@ def follow(exchange: Exchange, run: Run, query: wire.StreamQuery, out_at: int = 
             log.warning("%s: run %s was left, and could not be ended: %s", exchange.request_id, run.run_id, error)
 
     return BitByBit(
-        _events(exchange, run, query.encoding, out_at, err_at),
+        _events(exchange, run, query.encoding, at),
         exchange.app.stopping,
         beat=BEAT,
-        farewell=_failed(exchange, Unavailable("the server is stopping; the run goes on", not_started=False)),
+        farewell=failed(exchange, Unavailable("the server is stopping; the run goes on", not_started=False)),
         abandoned=cancel if query.on_disconnect == "cancel" else None,
     )
 
 
-async def _events(exchange: Exchange, run: Run, encoding: Encoding, out_at: int, err_at: int) -> Bits:
+async def _events(exchange: Exchange, run: Run, encoding: Encoding, at: tuple[int, int, int]) -> Bits:
     core, caller = exchange.core, exchange.caller
-    sides = Side("stdout", encoding, out_at), Side("stderr", encoding, err_at)
+    sides = Side("stdout", encoding, at[0]), Side("stderr", encoding, at[1]), Sayings(at[2])
     try:
         yield _begun(run, sides)
+        retry = run.retries
         pending = run.state == "pending"
-        async for piece in core.runs.follow(caller, run.vm_id, run.run_id, out_at, err_at):
+        async for piece in core.runs.follow(caller, run.vm_id, run.run_id, *at):
             if pending and piece.state != "pending":
                 pending = False
                 yield _begun(await core.runs.about(caller, run.vm_id, run.run_id), sides)
-            if said := _told(piece, sides):
+            large = len(piece.reports) + sides[2].held > python.LARGE_BYTES
+            if said := await asyncio.to_thread(_told, piece, sides, retry) if large else _told(piece, sides, retry):
                 yield said
         ended = await core.runs.about(caller, run.vm_id, run.run_id)
-        yield event("exit", wire.exited(ended, sides[0].at, sides[1].at), _position(sides))
+        yield event("exit", wire.exited(ended, sides[0].at, sides[1].at), _position(sides, retry))
     except CoreError as error:
-        yield _failed(exchange, error)
+        yield failed(exchange, error)
     except Exception as error:
         log.error("%s the events of run %s", exchange.request_id, run.run_id, exc_info=error)
-        yield _failed(exchange, Internal("something went wrong in the server; its log says what"))
+        yield failed(exchange, Internal("something went wrong in the server; its log says what"))
 
 
 class Side:
@@ -99,12 +107,59 @@ class Side:
         return told
 
 
-def _told(piece: Output, sides: tuple[Side, Side]) -> bytes:
-    said = b""
-    for side, data in zip(sides, (piece.stdout, piece.stderr), strict=True):
-        if (told := side.take(data, piece.ended)) is not None:
-            said += event(side.name, told, _position(sides))
-    return said
+class Sayings:
+    """What a Python context reports, on its way out: whole lines, `at` the offset of the first that has not been
+    told."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self._held = bytearray()
+
+    @property
+    def held(self) -> int:
+        """Bytes of a line that is not whole yet."""
+        return len(self._held)
+
+    def take(self, data: bytes) -> Iterator[tuple[str, Any, int]]:
+        """Names of events, what they say, and the offset behind each, which becomes `at` with what is told."""
+        begin, behind = len(self._held), self.at
+        self._held += data
+        while (end := self._held.find(b"\n", begin)) >= 0:
+            line, begin = bytes(self._held[:end]), 0
+            del self._held[: end + 1]
+            behind += end + 1
+            told = python.report(line)
+            if (name := _REPORTS.get(type(told))) is not None:
+                yield name, told, behind
+        self.at = behind
+
+
+_REPORTS: dict[type, str] = {
+    python.PythonResult: "result",
+    python.PythonException: "exception",
+    python.PythonContext: "context",
+}
+Sides = tuple[Side, Side, Sayings]
+
+
+def _told(piece: Output, sides: Sides, retry: int) -> bytes:
+    """Output before the results that came with it: it is older than the last of them."""
+    said = bytearray()
+    outputs = list(zip(sides[:2], (piece.stdout, piece.stderr), strict=True))
+
+    def tell_outputs() -> None:
+        while outputs:
+            side, data = outputs.pop(0)
+            if (output := side.take(data, piece.ended)) is not None:
+                said.extend(event(side.name, output, _position(sides, retry)))
+
+    for name, told, behind in sides[2].take(piece.reports):
+        if name != "context":  # which is told before there can be output
+            tell_outputs()
+        sides[2].at = behind
+        said += event(name, told, _position(sides, retry))
+    tell_outputs()
+    return bytes(said)
 
 
 def _unfinished(data: bytes) -> int:
@@ -118,26 +173,23 @@ def _unfinished(data: bytes) -> int:
     return 0
 
 
-def _begun(run: Run, sides: tuple[Side, Side]) -> bytes:
-    return event("pending" if run.state == "pending" else "started", wire.begun(run), _position(sides))
+def _begun(run: Run, sides: Sides) -> bytes:
+    return event("pending" if run.state == "pending" else "started", wire.begun(run), _position(sides, run.retries))
 
 
-def _position(sides: tuple[Side, Side]) -> str:
-    return f"{sides[0].at}.{sides[1].at}"
+def _position(sides: Sides, retry: int) -> str:
+    out, err, reports = (side.at for side in sides)
+    third = reports or retry  # a run in a context is never begun again
+    return f"{out}.{err}.{third}" if third else f"{out}.{err}"
 
 
-def _failed(exchange: Exchange, error: CoreError) -> bytes:
-    operation = exchange.operation
-    body = errors.body_of(error, exchange.request_id, operation.operation_id, operation.method)
-    return event("error", body["error"])
-
-
-def _offsets(name: str, text: str) -> tuple[int, int]:
+def _offsets(name: str, text: str) -> tuple[int, int, int]:
+    """Of stdout, of stderr, and of reports; or which try of the run."""
     found = _OFFSET.match(text)
     if found is None:
         said = "the id of an event, OUT.ERR in bytes; 0 is the beginning"
         raise BadRequest(f"{name}: {said}", [(name, said)])
-    return int(found[1]), int(found[2] or 0)
+    return int(found[1]), int(found[2] or 0), int(found[3] or 0)
 
 
 OPERATIONS = (

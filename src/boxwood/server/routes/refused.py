@@ -51,22 +51,6 @@ putWorkerRun PUT {_WORKER}/vms/{{vm_id}}/runs/{{run_id}}
 """
 
 OPERATIONS = (
-    *_feature(
-        "network policies", "network_policy",
-        f"getVmPolicies GET {_VM}/policies\nputVmPolicies PUT {_VM}/policies",
-    ),
-    *_feature(
-        "filesystems", "shared_filesystem",
-        f"createMount POST {_VM}/mounts\nlistMounts GET {_VM}/mounts\n"
-        f"deleteMount DELETE {_VM}/mounts/{{mount_id}}\n"
-        "listFilesystems GET /v1/filesystems\ncreateFilesystem POST /v1/filesystems\n"
-        "getFilesystem GET /v1/filesystems/{filesystem_id}\ndeleteFilesystem DELETE /v1/filesystems/{filesystem_id}",
-    ),
-    *_feature(
-        "filesystems", "shared_filesystem",
-        f"createSync POST {_VM}/syncs\nlistSyncs GET {_VM}/syncs\ndeleteSync DELETE {_VM}/syncs/{{sync_id}}",
-        ours=True,
-    ),
     *_feature("resizing by this route (PATCH the VM)", None, f"resize POST {_VM}/resize", ours=True),
     *_feature(
         "tunnels", "public_ingress",

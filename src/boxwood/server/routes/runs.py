@@ -7,7 +7,9 @@ import base64
 import binascii
 import shlex
 import signal
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 from starlette.responses import Response
 
@@ -17,7 +19,10 @@ from boxwood.server.events import EVENTS
 from boxwood.server.exchange import MIB, Exchange, Operation
 from boxwood.server.routes import following
 from boxwood.server.schema import run as wire
+from boxwood.server.schema.common import Answer
+from boxwood.server.schema.python import LARGE_BYTES
 
+A = TypeVar("A", bound=Answer)
 COMMAND_LIMIT = 4 * MIB
 UNBROKEN_SECONDS = 1.0  # of a wait that the end of the server does not cut short
 ONLY_WITH_COMMAND = ("timeout", "queueing_timeout", "end_symbol", "env", "cwd", "user", "stdin", "stdin_open")
@@ -27,6 +32,9 @@ async def create_run(exchange: Exchange) -> Response:
     body = await exchange.body(wire.RunBody)
     if body.background is not None and body.time_to_background is not None:
         raise _refused("background", "not together with time_to_background")
+    if body.policies is not None:  # deprecated: applied before the run, and kept
+        update = exchange.core.policies.parse(body.policies)
+        await exchange.core.policies.update(exchange.caller, exchange.params["id"], update)
     if body.signal is not None:
         return await _signal(exchange, body, body.signal)
     # session_id goes before session_idx (wire 2.7)
@@ -35,18 +43,19 @@ async def create_run(exchange: Exchange) -> Response:
     wait = _wait(exchange, body) if streamed is None else 0.0
     facts = exchange.facts
     facts.kind, facts.command = "shell" if body.argv is None else "program", body.command or shlex.join(body.argv or ())
-    facts.run = run = await _begin(exchange, body, index, min(wait, UNBROKEN_SECONDS))
+    attached = streamed is not None and streamed.on_disconnect == "cancel"
+    facts.run = run = await _begin(exchange, body, index, min(wait, UNBROKEN_SECONDS), attached)
     facts.vm, facts.command = run.vm_id, run.command
     if streamed is not None:
         return following.follow(exchange, run, streamed)
     facts.run = await patiently(exchange, run, wait - UNBROKEN_SECONDS)
-    return answer(exchange, facts.run)
+    return await answer(exchange, facts.run)
 
 
-async def _begin(exchange: Exchange, body: wire.RunBody, index: int | None, wait: float) -> Run:
+async def _begin(exchange: Exchange, body: wire.RunBody, index: int | None, wait: float, attached: bool) -> Run:
     """What is asked for, after `wait` seconds at most."""
     if body.argv is not None:
-        return await _direct(exchange, body, tuple(body.argv), wait)
+        return await _direct(exchange, body, tuple(body.argv), wait, attached)
     if body.command is None:
         if given := [name for name in ONLY_WITH_COMMAND if getattr(body, name) is not None]:
             raise _refused("command", f"is needed with {given[0]}")
@@ -65,11 +74,12 @@ async def _begin(exchange: Exchange, body: wire.RunBody, index: int | None, wait
         user=body.user,
         stdin=_stdin(body),
         stdin_open=bool(body.stdin_open),
+        attached=attached,
     )
     return await exchange.core.runs.start(exchange.caller, exchange.params["id"], request, exchange.idempotency_key)
 
 
-async def _direct(exchange: Exchange, body: wire.RunBody, argv: tuple[str, ...], wait: float) -> Run:
+async def _direct(exchange: Exchange, body: wire.RunBody, argv: tuple[str, ...], wait: float, attached: bool) -> Run:
     """Beside all sessions."""
     for name in ("command", "session_id", "session_idx", "queueing_timeout", "end_symbol"):
         if getattr(body, name) is not None:
@@ -86,6 +96,7 @@ async def _direct(exchange: Exchange, body: wire.RunBody, argv: tuple[str, ...],
         stdin=_stdin(body),
         stdin_open=bool(body.stdin_open),
         beside=True,
+        attached=attached,
     )
     return await exchange.core.runs.start(exchange.caller, exchange.params["id"], request, exchange.idempotency_key)
 
@@ -118,10 +129,10 @@ async def _signal(exchange: Exchange, body: wire.RunBody, name: str) -> Response
     return exchange.answer(wire.SIGNALLED)
 
 
-def answer(exchange: Exchange, run: Run) -> Response:
+async def answer(exchange: Exchange, run: Run) -> Response:
     """200 with its output once it has ended, else 202."""
     if run.ended:
-        return exchange.answer(wire.completed(run, integer_exit=exchange.agent.urllib))
+        return exchange.answer(await _told(run, partial(wire.completed, integer_exit=exchange.agent.urllib)))
     return exchange.answer(wire.BackgroundRunAnswer(run_id=run.run_id, session_id=run.session_id), 202)
 
 
@@ -138,7 +149,14 @@ async def get_run(exchange: Exchange) -> Response:
     wait = min(exchange.query(wire.GetRunQuery).wait, exchange.agent.window)
     begun = min(wait, UNBROKEN_SECONDS)
     run = await exchange.core.runs.wait(exchange.caller, exchange.params["id"], exchange.params["run_id"], begun)
-    return exchange.answer(wire.run(await patiently(exchange, run, wait - begun)))
+    return exchange.answer(await _told(await patiently(exchange, run, wait - begun), wire.run))
+
+
+async def _told(run: Run, tell: Callable[[Run], A]) -> A:
+    """As it goes on the wire. What a Python context has reported may take long to look through: nobody else waits."""
+    if run.reports is not None and len(run.reports) > LARGE_BYTES:
+        return await asyncio.to_thread(tell, run)
+    return tell(run)
 
 
 async def cancel_run(exchange: Exchange) -> Response:

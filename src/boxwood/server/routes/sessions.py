@@ -12,7 +12,8 @@ from boxwood.server.schema import session as wire
 
 async def create_session(exchange: Exchange) -> Response:
     body = await exchange.body(wire.CreateSessionBody)
-    made = await exchange.core.sessions.create(exchange.caller, exchange.params["id"], body.env, body.cwd)
+    vm, kind = exchange.params["id"], body.kind or "shell"
+    made = await exchange.core.sessions.create(exchange.caller, vm, body.env, body.cwd, kind)
     return exchange.answer(wire.session(made))
 
 

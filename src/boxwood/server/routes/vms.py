@@ -10,6 +10,7 @@ from boxwood.core import lifetimes
 from boxwood.core.errors import BadRequest, Unsupported
 from boxwood.core.model import VM, ForkRequest, Resources, VMFilter
 from boxwood.server.exchange import Exchange, Operation
+from boxwood.server.routes import policies
 from boxwood.server.schema import network
 from boxwood.server.schema import vm as wire
 from boxwood.server.schema.common import UNSET
@@ -42,6 +43,9 @@ async def fork(exchange: Exchange) -> Response:
         network=network.asked(body.network, body.egress, old=exchange.agent.old),
         command=body.command,
         ttl=body.ttl,
+        durable=bool(body.durable),
+        policies=body.policies,
+        ssh_keys=body.ssh_public_keys,
     )
     exchange.facts.vm, exchange.facts.source = "", body.source_vm_id or ""
     exchange.facts.command = body.command or ""
@@ -84,10 +88,17 @@ async def patch_vm(exchange: Exchange) -> Response:
         changes["resources"] = resources_of(body.resources)
     if body.ttl is not UNSET:
         changes["ttl"] = body.ttl
+    if body.ssh_public_keys is not None:
+        changes["ssh_keys"] = body.ssh_public_keys
     if body.immutable is not None:
         changes["immutable"] = body.immutable
-    vms, vm = exchange.core.vms, exchange.params["id"]
-    return answer(exchange, await vms.update(exchange.caller, vm, **changes))
+    if body.policies is not None and body.immutable is not None:
+        raise _refused("policies", "not together with immutable")
+    update = None if body.policies is None else exchange.core.policies.parse(body.policies)
+    changed = await exchange.core.vms.update(exchange.caller, exchange.params["id"], **changes)
+    if update is not None:
+        await exchange.core.policies.update(exchange.caller, changed.vm_id, update)
+    return answer(exchange, changed)
 
 
 async def delete_vm(exchange: Exchange) -> Response:
@@ -96,7 +107,8 @@ async def delete_vm(exchange: Exchange) -> Response:
 
 
 def answer(exchange: Exchange, of: VM, status: int = 200) -> Response:
-    return exchange.answer(wire.vm(of, flat_sizes=exchange.agent.urllib), status)
+    shown = policies.of(exchange, of)
+    return exchange.answer(wire.vm(of, flat_sizes=exchange.agent.urllib, policies=shown), status)
 
 
 def resources_of(of: wire.ResourcesBody | None, flat: wire.ForkBody | None = None) -> Resources:

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from boxwood.core import model
+from boxwood.core import clock, model
 from boxwood.core.errors import Unsupported
+from boxwood.core.sshkeys import SshKey
 from boxwood.core.words import refuse
 from boxwood.engine import api
 from boxwood.server.schema.common import UNSET, Answer, UnsetType, asks
@@ -31,17 +32,35 @@ Egress = Annotated[
         extra_json_schema={"deprecated": True},
     ),
 ]
+SshKeys = Annotated[
+    Any,
+    Meta(
+        description="Who may log in over SSH: keys by ids, merged (null takes one away), or a list, which replaces.",
+        extra_json_schema={
+            "anyOf": [{"type": "object"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]
+        },
+    ),
+]
 Changed = Annotated[
     Any,
     Meta(description="A VM keeps the network that it was made with: refused if it asks for anything. Fork the VM."),
 ]
 
 
+class SshPublicKey(Answer, frozen=True, kw_only=True):
+    id: str
+    public_key: str
+    fingerprint: str
+    name: str | UnsetType = UNSET
+    expires_at: datetime | UnsetType = UNSET
+
+
 class Network(Answer, frozen=True, kw_only=True):
-    """`address`: while the VM has a box that is on the network. There is no SSH yet, so no keys."""
+    """`address`: while the VM has a box that is on the network. `ssh_public_keys`: who may log in, if anybody may."""
 
     mode: Mode
     address: str | UnsetType = UNSET
+    ssh_public_keys: list[SshPublicKey] | UnsetType = UNSET
 
 
 class Denial(Answer, frozen=True, kw_only=True):
@@ -50,7 +69,7 @@ class Denial(Answer, frozen=True, kw_only=True):
     address: Annotated[str, Meta(description="Where to; empty where a name was asked for.")]
     port: int
     name: Annotated[str, Meta(description="What was asked for, or what the address had been given out for.")]
-    reason: Annotated[str, Meta(description="private, name or flood.")]
+    reason: Annotated[str, Meta(description="private, name, policy or flood; of `http`: the rule that refused it.")]
 
 
 class NetworkAnswer(Answer, frozen=True, kw_only=True):
@@ -108,6 +127,17 @@ def network(of: model.VM) -> Network:
     return Network(
         mode=of.network,  # type: ignore[arg-type]  # the core's modes are those of the wire
         address=of.address if of.address is not None else UNSET,
+        ssh_public_keys=[_ssh_key(ident, key) for ident, key in of.ssh_keys.items()] or UNSET,
+    )
+
+
+def _ssh_key(ident: str, of: SshKey) -> SshPublicKey:
+    return SshPublicKey(
+        id=ident,
+        public_key=of.public_key,
+        fingerprint=of.fingerprint,
+        name=UNSET if of.name is None else of.name,
+        expires_at=UNSET if of.expires_at is None else clock.shown(of.expires_at),
     )
 
 

@@ -10,6 +10,8 @@ from msgspec import Meta
 
 from boxwood.core import model
 from boxwood.server.schema.common import UNSET, Answer, Page, Query, Request, Seconds, UnsetType
+from boxwood.server.schema.policy import PolicyUpdate
+from boxwood.server.schema.python import PythonContext, PythonException, PythonResult, reports
 from boxwood.server.schema.vm import GPU, RETIRED_SIZES
 
 RunState = Literal["pending", "running", "completed", "failed", "cancelled"]
@@ -60,7 +62,7 @@ class RunBody(Request, frozen=True, kw_only=True):
     stdin_open: (
         Annotated[bool, Meta(description="stdin is only the beginning of what it reads: see writeRunStdin.")] | None
     ) = None
-    policies: Any = None
+    policies: PolicyUpdate = None
     vcpu_count: Any = None
     memory_mib: Any = None
     disk_mib: Any = None
@@ -73,7 +75,7 @@ class RunBody(Request, frozen=True, kw_only=True):
     gpu_vram_mib: Any = None
     gpu_count: Any = None
 
-    later: ClassVar = {"policies": "network_policy", **GPU}
+    later: ClassVar = GPU
     retired: ClassVar = RETIRED_SIZES | {"vcpu_count", "memory_mib", "disk_mib", "network", "acquire", "release"}
 
 
@@ -132,6 +134,10 @@ class BegunEvent(Answer, frozen=True, kw_only=True):
     session_id: str
     vm_id: str
     started_at: datetime
+    retry_count: (
+        Annotated[int, Meta(description="It was begun again: output that was told before is no output of it any more.")]
+        | UnsetType
+    ) = UNSET
 
 
 class OutputEvent(Answer, frozen=True, kw_only=True):
@@ -152,6 +158,13 @@ class ExitEvent(Answer, frozen=True, kw_only=True):
     truncated: Annotated[int, Meta(description="Bytes of output that were not kept.")] | UnsetType = UNSET
 
 
+# Of runs in Python contexts alone: strict clients of old reject what they do not know.
+Results = Annotated[list[PythonResult], Meta(description="In a Python context.")] | UnsetType
+Exception_ = Annotated[PythonException | None, Meta(description="In a Python context.")] | UnsetType
+Context = Annotated[PythonContext | None, Meta(description="In a Python context.")] | UnsetType
+ResultsLost = Annotated[int, Meta(description="Results that were too many or too large, or no sense.")] | UnsetType
+
+
 class CompletedRunAnswer(Answer, frozen=True, kw_only=True):
     stdout: str
     stdout_encoding: Encoding
@@ -164,6 +177,10 @@ class CompletedRunAnswer(Answer, frozen=True, kw_only=True):
     fail_reason: str | UnsetType = UNSET
     duration_ms: float | UnsetType = UNSET
     truncated: Annotated[int, Meta(description="Bytes of output that were not kept.")] | UnsetType = UNSET
+    results: Results = UNSET
+    exception: Exception_ = UNSET
+    context: Context = UNSET
+    results_lost: ResultsLost = UNSET
 
 
 class BackgroundRunAnswer(Answer, frozen=True, kw_only=True):
@@ -193,6 +210,10 @@ class Run(RunSummary, frozen=True, kw_only=True):
     stderr_encoding: Encoding
     retry_count: int = 0
     truncated: Annotated[int, Meta(description="Bytes of output that were not kept.")] | UnsetType = UNSET
+    results: Results = UNSET
+    exception: Exception_ = UNSET
+    context: Context = UNSET
+    results_lost: ResultsLost = UNSET
 
 
 class ListRunsAnswer(Answer, frozen=True, kw_only=True):
@@ -236,11 +257,18 @@ def completed(of: model.Run, *, integer_exit: bool = False) -> CompletedRunAnswe
         fail_reason=of.fail_reason if of.fail_reason is not None else UNSET,
         duration_ms=of.duration_ms if of.duration_ms is not None else UNSET,
         truncated=of.truncated or UNSET,
+        **_of_python(of),
     )
 
 
 def begun(of: model.Run) -> BegunEvent:
-    return BegunEvent(run_id=of.run_id, session_id=of.session_id, vm_id=of.vm_id, started_at=of.started_at)
+    return BegunEvent(
+        run_id=of.run_id,
+        session_id=of.session_id,
+        vm_id=of.vm_id,
+        started_at=of.started_at,
+        retry_count=of.retries or UNSET,
+    )
 
 
 def exited(of: model.Run, out: int, err: int) -> ExitEvent:
@@ -270,8 +298,22 @@ def run(of: model.Run) -> Run:
         stdout_encoding=stdout_encoding,
         stderr=stderr,
         stderr_encoding=stderr_encoding,
+        retry_count=of.retries,
         truncated=of.truncated or UNSET,
+        **_of_python(of),
     )
+
+
+def _of_python(of: model.Run) -> dict[str, Any]:
+    if of.reports is None:
+        return {}
+    found = reports(of.reports)
+    return {
+        "results": found.results,
+        "exception": found.exception,
+        "context": found.context,
+        "results_lost": found.lost or UNSET,
+    }
 
 
 def _common(of: model.Run) -> dict[str, Any]:

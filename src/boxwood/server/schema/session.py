@@ -10,9 +10,10 @@ from msgspec import Meta
 
 from boxwood.core import model
 from boxwood.core.errors import BadRequest
-from boxwood.server.schema.common import Answer, Page, Query, Request
+from boxwood.server.schema.common import UNSET, Answer, Page, Query, Request, UnsetType
 
 SessionState = Literal["idle", "pending", "running"]
+SessionKind = Literal["shell", "python"]
 Cells = Annotated[int, Meta(ge=1, le=1000)]
 Idle = Annotated[float, Meta(ge=0, le=1e8, description="Seconds without input and output, and it is killed; 0: never.")]
 
@@ -20,6 +21,10 @@ Idle = Annotated[float, Meta(ge=0, le=1e8, description="Seconds without input an
 class CreateSessionBody(Request, frozen=True, kw_only=True):
     env: dict[str, str] | None = None
     cwd: str | None = None
+    kind: (
+        Annotated[SessionKind, Meta(description="python: an interpreter; runs are its source, and variables live on.")]
+        | None
+    ) = None
     pty: bool | None = None  # this and the rest are advisory by contract: a terminal is made when it is looked at
     cols: Cells | None = None
     rows: Cells | None = None
@@ -38,6 +43,7 @@ class Session(Answer, frozen=True, kw_only=True):
     env: dict[str, str] | None
     started_at: datetime | None
     vm_id: str | None
+    kind: Annotated[SessionKind, Meta(description="Told of Python contexts alone.")] | UnsetType = UNSET
 
 
 class ListSessionsAnswer(Answer, frozen=True, kw_only=True):
@@ -115,4 +121,5 @@ def session(of: model.Session) -> Session:
         env=dict(of.env) if of.env is not None else None,
         started_at=of.started_at,
         vm_id=of.vm_id,
+        kind="python" if of.kind == "python" else UNSET,
     )

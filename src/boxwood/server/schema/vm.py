@@ -12,7 +12,8 @@ from msgspec import Meta
 from boxwood.core import model
 from boxwood.engine.api import CopyReport
 from boxwood.server.schema.common import UNSET, Answer, Page, Request, Seconds, Text1024, UnsetType
-from boxwood.server.schema.network import Asked, Changed, Egress, Network, network
+from boxwood.server.schema.network import Asked, Changed, Egress, Network, SshKeys, network
+from boxwood.server.schema.policy import PolicyUpdate, VmPolicies
 from boxwood.server.schema.session import Session, session
 
 REGION = "local"
@@ -58,14 +59,16 @@ class ForkBody(Request, frozen=True, kw_only=True):
     command: Annotated[str, Meta(min_length=1)] | None = None
     queueing_timeout: Seconds | None = None
     disk: bool | None = None
-    durable: bool | None = None
+    durable: (
+        Annotated[bool, Meta(description="What it acknowledges survives a loss of power; not inherited.")] | None
+    ) = None
     layers: Annotated[list[Layer], Meta(min_length=1)] | None = None
     image: Any = None
     dockerfile: Any = None
     nestedvirt: Any = None
-    ssh_public_keys: Any = None
+    ssh_public_keys: SshKeys = None
     platforms: Any = None
-    policies: Any = None
+    policies: PolicyUpdate = None
     registry_auth: Any = None
     pool_id: Any = None
     pool_name: Any = None
@@ -84,11 +87,8 @@ class ForkBody(Request, frozen=True, kw_only=True):
 
     later: ClassVar = {
         "image": None,
-        "durable": "durability",
         "nestedvirt": "nested_virtualization",
-        "ssh_public_keys": "public_ingress",
         "platforms": "platform",
-        "policies": "network_policy",
         "registry_auth": None,
         "pool_id": None,
         "pool_name": None,
@@ -102,8 +102,8 @@ class PatchVMBody(Request, frozen=True, kw_only=True):
     description: Text1024 | UnsetType | None = UNSET
     resources: ResourcesBody | None = None
     immutable: bool | None = None
-    ssh_public_keys: Any = None
-    policies: Any = None
+    ssh_public_keys: SshKeys = None
+    policies: PolicyUpdate = None
     pool_id: Any = None
     pool_name: Any = None
     ttl: (
@@ -112,8 +112,6 @@ class PatchVMBody(Request, frozen=True, kw_only=True):
     network: Changed = None
 
     later: ClassVar = {
-        "ssh_public_keys": "public_ingress",
-        "policies": "network_policy",
         "pool_id": None,
         "pool_name": None,
     }
@@ -145,6 +143,7 @@ class VM(Answer, frozen=True, kw_only=True):
     owner_org_id: str
     created_at: datetime
     name: str | None
+    hostname: str | UnsetType | None = UNSET
     description: str | None
     public: bool
     immutable: bool
@@ -162,6 +161,8 @@ class VM(Answer, frozen=True, kw_only=True):
     memory_mib: int | UnsetType | None = UNSET
     disk_mib: int | UnsetType | None = UNSET
     expires_at: Annotated[datetime, Meta(description="When it is deleted by itself.")] | UnsetType = UNSET
+    durable: Annotated[bool, Meta(description="Of durable ones alone.")] | UnsetType = UNSET
+    policies: VmPolicies | UnsetType = UNSET  # of one's own, where one VM is answered
     copied: Annotated[CopyReport, Meta(description="What it took to fork a VM whose processes ran.")] | UnsetType = (
         UNSET
     )
@@ -188,13 +189,14 @@ def resources(of: model.Resources) -> Resources:
     )
 
 
-def vm(of: model.VM, *, flat_sizes: bool = False) -> VM:
+def vm(of: model.VM, *, flat_sizes: bool = False, policies: VmPolicies | UnsetType = UNSET) -> VM:
     sizes = of.resources
     return VM(
         vm_id=of.vm_id,
         owner_org_id=of.org_id,
         created_at=of.created_at,
         name=of.name,
+        hostname=of.hostname,
         description=of.description,
         public=of.public,
         immutable=of.immutable,
@@ -212,5 +214,7 @@ def vm(of: model.VM, *, flat_sizes: bool = False) -> VM:
         memory_mib=sizes.memory_mib if flat_sizes else UNSET,
         disk_mib=sizes.disk_mib if flat_sizes else UNSET,
         expires_at=UNSET if of.expires_at is None else of.expires_at,
+        durable=of.durable or UNSET,
+        policies=policies,
         copied=of.copied if of.copied is not None else UNSET,
     )

@@ -1,0 +1,252 @@
+"""A VM's policy as a whole: rules by their names, what changes them, and the two forms in which they are written.
+
+The keyed form names its rules; the ordered form is a list, the first entry first. Both are one thing inside.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+from boxwood.engine.policies import reading, rules
+from boxwood.engine.policies.match import Direction
+from boxwood.engine.policies.reading import Malformed, members
+from boxwood.engine.policies.rules import Rule
+from boxwood.engine.policies.spellings import all_spellings
+from boxwood.engine.policies.templates import SECRET_NAME
+
+MOST_RULES = 256
+MOST_SECRETS = 64  # of one VM, and that its rules name: its proxy is told all of them at once
+MOST_BYTES = 256 << 10  # of the rules as JSON
+SECRET_BYTES = 16 << 10
+HIDDEN = "***"  # what a secret's value is shown as
+_STEP = 100  # between the priorities of an ordered form's entries, so that others can come between
+_MADE_HERE = ("hostname", "mitm_domains", "warnings")
+
+
+class Policies:
+    """Immutable; `rules` by their names. Of none: everything may go out, and come in with a key."""
+
+    def __init__(self, found: Iterable[Rule] = ()) -> None:
+        self.rules: Mapping[str, Rule] = MappingProxyType({rule.ident: rule for rule in sorted(found, key=_by_name)})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Policies) and self.rules == other.rules
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.rules.values()))
+
+    def __bool__(self) -> bool:
+        return bool(self.rules)
+
+    @cached_property
+    def outbound(self) -> tuple[Rule, ...]:
+        """In the order in which they are gone through."""
+        return self._directed("outbound")
+
+    @cached_property
+    def inbound(self) -> tuple[Rule, ...]:
+        return self._directed("inbound")
+
+    @cached_property
+    def allows_unmatched(self) -> bool:
+        """May go out what no rule applies to? Not once a rule lists what may."""
+        return not any(not rule.action.deny and rule.action.is_plain for rule in self.outbound)
+
+    @property
+    def needs_proxy(self) -> bool:
+        """Has it rules for what goes out that a connection alone cannot be judged by?"""
+        return any(rule.needs_request for rule in self.outbound)
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """The names of all that its rules use."""
+        return frozenset().union(*(rule.secrets for rule in self.rules.values()))
+
+    @property
+    def mitm_domains(self) -> list[str]:
+        """Whose TLS is ended on the way: hosts as rules name them, `*` for all."""
+        found = {str(host) for rule in self.outbound if rule.needs_request for host in rule.match.hosts}
+        if any(rule.needs_request and not rule.match.hosts for rule in self.outbound):
+            found.add("*")
+        return sorted(found)
+
+    @property
+    def shut(self) -> dict[str, str]:
+        """Inbound rules that refuse all they are about, by their names: what they ask for is not done on the way in."""
+        asked = {
+            rule.ident: [word for word, there in (
+                ("rewrite", rule.action.rewrite is not None), ("gate", rule.action.gate is not None),
+                ("body_contains", bool(rule.match.body_contains)),
+            ) if there]
+            for rule in self.inbound
+        }  # fmt: skip
+        return {name: " and ".join(words) for name, words in asked.items() if words}
+
+    def to_json(self) -> dict[str, Any]:
+        """Rules by their names: what `parse` reads, each policy in one way only."""
+        return {name: rule.to_json() for name, rule in self.rules.items()}
+
+    def text(self) -> str:
+        return json.dumps(self.to_json(), ensure_ascii=False, separators=(",", ":"))
+
+    def ordered(self) -> list[dict[str, Any]]:
+        """The ordered form's entries, first to last."""
+        dropped = ("priority", "expires_at")
+        listed = sorted(self.rules.values(), key=lambda rule: (-rule.priority, rule.ident))
+        return [{name: value for name, value in rule.to_json().items() if name not in dropped} for rule in listed]
+
+    def _directed(self, direction: Direction) -> tuple[Rule, ...]:
+        found = (rule for rule in self.rules.values() if rule.direction == direction)
+        return tuple(sorted(found, key=lambda rule: -rule.priority))
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What somebody wants changed. None as a rule or a secret's value takes it away. `replace`: all rules that were
+    there go first."""
+
+    rules: Mapping[str, Rule | None]
+    secrets: Mapping[str, str | None]
+    replace: bool = False
+
+    def __bool__(self) -> bool:
+        return self.replace or bool(self.rules) or bool(self.secrets)
+
+    def apply(self, before: Policies, at: str = "policies") -> Policies:
+        """Malformed: the whole would not do, whatever each of its rules is."""
+        kept = {} if self.replace else dict(before.rules)
+        for name, rule in self.rules.items():
+            if rule is None:
+                kept.pop(name, None)
+            else:
+                kept[name] = rule
+        return checked(at, kept.values())
+
+    def apply_secrets(self, before: Iterable[str], at: str = "policies") -> frozenset[str]:
+        """The names of the secrets that there are then. Malformed."""
+        kept = set(before) - {name for name, value in self.secrets.items() if value is None}
+        kept |= {name for name, value in self.secrets.items() if value is not None}
+        if len(kept) > MOST_SECRETS:
+            raise Malformed(f"{at}.secrets", f"a VM has at most {MOST_SECRETS}")
+        return frozenset(kept)
+
+
+def parse(value: Any, at: str = "policies") -> Policies:
+    """Of `Policies.to_json`'s form. Malformed."""
+    return checked(at, _rules(at, value, nulls=False).values())  # type: ignore[arg-type]
+
+
+def parse_update(value: Any, now: datetime, at: str = "policies") -> Update:
+    """The keyed form, or its deprecated list; what only servers write is passed over, since old clients send it back.
+    `now`: what expires must do so later. Malformed."""
+    said = members(at, value, ("rules", "secrets", "policies", *_MADE_HERE))
+    if "policies" in said and "rules" in said:
+        raise Malformed(f"{at}.policies", "not together with rules")
+    secrets = _secrets(f"{at}.secrets", said.get("secrets", {}))
+    if "policies" in said:
+        return Update(_entries(f"{at}.policies", said["policies"]), secrets, replace=True)
+    found = _rules(f"{at}.rules", said.get("rules", {}), nulls=True)
+    for name, rule in found.items():
+        if rule is not None and rule.expires_at is not None and rule.expires_at <= now:
+            raise Malformed(f"{at}.rules.{name}.expires_at", "must be in the future")
+    return Update(found, secrets)
+
+
+def parse_ordered(value: Any) -> Update:
+    """The ordered form, which replaces all rules. Secrets that it shows hidden are kept as they are, those that it does
+    not name go: they are in `secrets` as None only where `value` says so. Malformed."""
+    if not isinstance(value, Mapping):
+        raise Malformed("body", f"must be an object, not {reading.kind(value)}")
+    said = members("body", value, ("policies", "secrets", *_MADE_HERE))
+    given = said.get("secrets", {})
+    if isinstance(given, Mapping):
+        given = {name: inner for name, inner in given.items() if inner != HIDDEN}
+    return Update(_entries("policies", said.get("policies", [])), _secrets("secrets", given), replace=True)
+
+
+def checked(at: str, found: Iterable[Rule]) -> Policies:
+    """Malformed: too many, too large, or two of a kind with one priority."""
+    made = Policies(found)
+    if len(made.rules) > MOST_RULES:
+        raise Malformed(at, f"a VM has at most {MOST_RULES} rules, not {len(made.rules)}")
+    if len(made.secrets) > MOST_SECRETS:
+        raise Malformed(at, f"all rules together name at most {MOST_SECRETS} secrets, not {len(made.secrets)}")
+    for listed in (made.outbound, made.inbound):
+        for before, after in itertools.pairwise(listed):
+            if before.priority == after.priority:
+                said = f"{after.ident} and {before.ident} both have {after.priority}, and are both {after.direction}"
+                raise Malformed(f"{at}.{after.ident}.priority", f"must be unique: {said}")
+    if (size := len(made.text().encode())) > MOST_BYTES:
+        raise Malformed(at, f"all rules together have at most {MOST_BYTES} bytes, not {size}")
+    return made
+
+
+def secret_name(at: str, value: Any) -> str:
+    if not isinstance(value, str) or not SECRET_NAME.fullmatch(value):
+        raise Malformed(at, f"{reading.shown(value)} is no name of a secret: letters, digits and '_', at most 64")
+    return value
+
+
+def secret_value(at: str, value: Any) -> str:
+    """The text of an error never holds it."""
+    if not isinstance(value, str):
+        raise Malformed(at, f"must be a text, not {reading.kind(value)}")
+    if value == HIDDEN:
+        raise Malformed(at, f"{HIDDEN} is what is shown instead of a value; leave the secret out to keep it")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise Malformed(at, "is not valid Unicode text") from None
+    if not 1 <= size <= SECRET_BYTES:
+        raise Malformed(at, f"must have 1 to {SECRET_BYTES} bytes")
+    if any(character < " " or character == "\x7f" for character in value):
+        raise Malformed(at, "must not contain control characters, such as a line end behind it")
+    all_spellings(at, (value,))
+    return value
+
+
+def _rules(at: str, value: Any, *, nulls: bool) -> dict[str, Rule | None]:
+    if not isinstance(value, Mapping):
+        raise Malformed(at, f"must be an object of rules by their names, not {reading.kind(value)}")
+    if len(value) > MOST_RULES:
+        raise Malformed(at, f"has {len(value)} rules; at most {MOST_RULES}")
+    found: dict[str, Rule | None] = {}
+    for said, inner in value.items():
+        name = rules.ident(at, said)
+        found[name] = None if inner is None and nulls else rules.parse(f"{at}.{name}", name, inner)
+    return found
+
+
+def _entries(at: str, value: Any) -> dict[str, Rule | None]:
+    if not isinstance(value, list | tuple):
+        raise Malformed(at, f"must be a list, not {reading.kind(value)}")
+    if len(value) > MOST_RULES:
+        raise Malformed(at, f"has {len(value)} entries; at most {MOST_RULES}")
+    found: dict[str, Rule | None] = {}
+    for index, entry in enumerate(value):
+        priority = (len(value) - index) * _STEP
+        found[f"rule-{index}"] = rules.parse(f"{at}[{index}]", f"rule-{index}", entry, priority=priority)
+    return found
+
+
+def _secrets(at: str, value: Any) -> dict[str, str | None]:
+    if not isinstance(value, Mapping):
+        raise Malformed(at, f"must be an object of values by their names, not {reading.kind(value)}")
+    if len(value) > MOST_SECRETS:
+        raise Malformed(at, f"has {len(value)} entries; at most {MOST_SECRETS}")
+    found: dict[str, str | None] = {}
+    for said, inner in value.items():
+        name = secret_name(at, said)
+        found[name] = None if inner is None else secret_value(f"{at}.{name}", inner)
+    return found
+
+
+def _by_name(rule: Rule) -> str:
+    return rule.ident

@@ -1,0 +1,1 @@
+from unit.hostile import hostile  # noqa: F401
