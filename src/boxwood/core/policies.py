@@ -211,8 +211,25 @@ class Policies:
     # --- secrets of organisations
 
     async def set_secret(self, caller: Caller, name: str, value: str) -> Secret:
-        """As `Secrets.set`, in force at once. Unavailable: kept, but not in force yet."""
-        return await self._tasks.finish(self._renewed(caller, name, self._secrets.set(caller, name, value)))
+        """As `Secrets.set`, in force at once. BadRequest: some VM's secrets would be more than its proxy can hide.
+        Unavailable: kept, but not in force yet."""
+        check = partial(self._check_spellings, org_id=caller.org_id, name=name)
+        return await self._tasks.finish(self._renewed(caller, name, self._secrets.set(caller, name, value, check)))
+
+    def _check_spellings(self, connection: sqlite3.Connection, *, org_id: str, name: str) -> None:
+        """A VM whose rules name a secret of its organisation could have no box any more. BadRequest."""
+        seen = set[frozenset[str]]()
+        for vm_id, text in rows.of_org(connection, org_id):
+            named = _read(text).secrets
+            if name not in named:
+                continue
+            values = frozenset(self._secrets.values(connection, org_id, vm_id, named).values())
+            if values not in seen:
+                seen.add(values)
+                try:
+                    grammar.all_spellings(f"value: together with the other secrets of VM {vm_id}", values)
+                except Malformed as error:
+                    raise of_malformed(error) from None
 
     async def remove_secret(self, caller: Caller, name: str) -> None:
         """As `Secrets.remove`, in force at once. Unavailable: removed, but not in force yet."""

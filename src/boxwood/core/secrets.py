@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -55,8 +55,9 @@ class Secrets:
         found = rows.of_scope(self._database.near, caller.org_id)
         return tuple(Secret(row.name, clock.shown(row.created_at), clock.shown(row.updated_at)) for row in found)
 
-    async def set(self, caller: Caller, name: str, value: str) -> Secret:
-        """Make or replace one. BadRequest, Forbidden, Conflict (there are too many)."""
+    async def set(self, caller: Caller, name: str, value: str, check: Callable[[sqlite3.Connection], None]) -> Secret:
+        """Make or replace one; `check` is called in the transaction that has done so, and what it raises undoes it.
+        BadRequest, Forbidden, Conflict (there are too many)."""
         _admin(caller)
         try:
             secret_name("name", name)
@@ -66,7 +67,12 @@ class Secrets:
         known = {row.name for row in rows.of_scope(self._database.near, caller.org_id)}
         if name not in known and len(known) >= MOST:
             raise Conflict("resource", f"there are {MOST} secrets already: remove some")
-        await self._database.write(partial(self.put, org_id=caller.org_id, vm_id=None, name=name, value=value))
+
+        def write(connection: sqlite3.Connection) -> None:
+            self.put(connection, org_id=caller.org_id, vm_id=None, name=name, value=value)
+            check(connection)
+
+        await self._database.write(write)
         return next(secret for secret in self.list(caller) if secret.name == name)
 
     async def remove(self, caller: Caller, name: str) -> None:

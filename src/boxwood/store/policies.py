@@ -10,6 +10,12 @@ def find(connection: sqlite3.Connection, vm_id: str) -> str | None:
     return None if row is None else row[0]
 
 
+def of_org(connection: sqlite3.Connection, org_id: str) -> list[tuple[str, str]]:
+    """Of all VMs of an organisation that have some: their ids and rules."""
+    query = "SELECT vm_id, rules FROM policies JOIN vms ON vms.id = vm_id WHERE org_id = ? ORDER BY vm_id"
+    return connection.execute(query, (org_id,)).fetchall()
+
+
 def put(connection: sqlite3.Connection, vm_id: str, rules: str) -> None:
     """Insert or replace; nothing of a VM that is not there any more."""
     connection.execute(

@@ -162,8 +162,8 @@ async def values(world, vm) -> dict[str, str]:
 
 
 async def test_a_vms_own_secrets_go_before_its_organisations(world):
-    await world.core.secrets.set(world.caller, "A", "org-a")
-    await world.core.secrets.set(world.caller, "B", "org-b")
+    await world.core.policies.set_secret(world.caller, "A", "org-a")
+    await world.core.policies.set_secret(world.caller, "B", "org-b")
     vm = await world.fork(policies={"secrets": {"B": "vm-b", "C": "vm-c"}})
     assert await values(world, vm) == {"A": "org-a", "B": "vm-b", "C": "vm-c"}
     assert await values(world, await world.fork(vm.vm_id)) == {"A": "org-a", "B": "vm-b", "C": "vm-c"}
@@ -188,11 +188,14 @@ async def test_secrets_that_a_proxy_could_not_hide_are_refused_together(world):
     assert "1" * 99 not in str(refused.value)
     assert world.core.secrets.names(world.core.vms._database.near, vm.vm_id) == {"S0"}
     await patch(world, vm, secrets={name: name[-1] * 16384 for name in names[:8]})
-    await world.core.secrets.set(world.caller, "S8", "8" * 16384)
+    with pytest.raises(errors.BadRequest, match=f"{vm.vm_id}.*131072") as refused:
+        await world.core.policies.set_secret(world.caller, "S8", "8" * 16384)
+    assert "8" * 99 not in str(refused.value) and world.core.secrets.list(world.caller) == ()
+    await world.core.policies.set_secret(world.caller, "S9", "9" * 16384)  # which no rule names
     await patch(world, vm, rules={"deny": DENY})  # makes nothing worse
     odd = "\"'/<é" * 800  # one alone
     with pytest.raises(errors.BadRequest, match="131072"):
-        await world.core.secrets.set(world.caller, "ODD", odd)
+        await world.core.policies.set_secret(world.caller, "ODD", odd)
     with pytest.raises(errors.BadRequest, match=r"policies.secrets.S1.*131072"):
         await patch(world, vm, secrets={"S1": odd})
 
@@ -222,9 +225,9 @@ async def test_a_row_that_was_moved_cannot_be_read(world):
 async def test_who_may_change_secrets(world):
     member = replace(world.caller, role="member")
     with pytest.raises(errors.Forbidden):
-        await world.core.secrets.set(member, "A", "a")
+        await world.core.policies.set_secret(member, "A", "a")
     with pytest.raises(errors.Forbidden):
-        await world.core.secrets.remove(member, "A")
+        await world.core.policies.remove_secret(member, "A")
 
 
 def with_key(value: str) -> dict[str, Any]:
@@ -273,7 +276,7 @@ async def test_a_secret_that_is_not_set_is_warned_of(world):
     vm = await world.fork(policies={"rules": {"a": with_key("${secret:A}")}})
     (warning,) = world.core.policies.get(world.caller, vm.vm_id).warnings
     assert warning.startswith("the secret A is not set")
-    await world.core.secrets.set(world.caller, "A", "a")
+    await world.core.policies.set_secret(world.caller, "A", "a")
     assert world.core.policies.get(world.caller, vm.vm_id).warnings == []
 
 
