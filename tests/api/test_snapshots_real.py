@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from boxwood import VM, BadRequest, Boxwood, BoxwoodError, Conflict, ResourceBusy
+from boxwood import VM, BadRequest, Boxwood, BoxwoodError, Conflict, NotFound, ResourceBusy
 from servers import Server, until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
@@ -158,8 +158,10 @@ def test_export_and_import(box: Boxwood, server: Server, tmp_path: Path) -> None
     with open(tmp_path / "vm.tar.zst", "wb") as file:
         assert vm.export(file) == file.tell()
     vm.delete()
-    with open(tmp_path / "vm.tar.zst", "rb") as file:
-        back = box.import_vm(file)
+    with pytest.raises(NotFound):
+        vm.export(tmp_path / "vm.tar.zst")
+    assert [path.name for path in tmp_path.iterdir()] == ["vm.tar.zst"]
+    back = box.import_vm(tmp_path / "vm.tar.zst")
     assert back.run(look).stdout == before
     assert back.run("find / -xdev -type c -not -path '/dev/*' | wc -l").stdout == "0\n"
     child = back.fork()
@@ -170,8 +172,7 @@ def test_export_and_import(box: Boxwood, server: Server, tmp_path: Path) -> None
 def test_what_is_cut_short_leaves_nothing(box: Boxwood, server: Server, tmp_path: Path) -> None:
     vm = box.fork("ubuntu")
     vm.run("head -c 3M /dev/urandom > /root/data; mkdir /root/d; touch /root/d/x", check=True)
-    with open(tmp_path / "vm", "wb") as file:
-        vm.export(file)
+    vm.export(tmp_path / "vm")
     vm.snapshot("all of it is sealed".replace(" ", "-"))
     whole = (tmp_path / "vm").read_bytes()
     names = {path.name for path in (server.data / "layers").iterdir()}

@@ -11,7 +11,6 @@ import os
 import posixpath
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Annotated
@@ -22,6 +21,7 @@ from boxwood.cli.bar import Bar
 from boxwood.cli.options import Json, connect, place
 from boxwood.cli.output import note, say, say_json, write_bytes
 from boxwood.client.errors import BoxwoodError
+from boxwood.client.localfiles import written_to
 from boxwood.client.mirror import Progress
 
 if TYPE_CHECKING:
@@ -172,24 +172,9 @@ def _below(path: str) -> PurePosixPath:
 
 
 def _write(local: Path, pieces: Iterator[bytes], mode: int | None) -> int:
-    """A whole new file in place of what was there: a link there is replaced, not followed. To a device, through it.
-    How many bytes those were."""
-    if local.exists() and not local.is_file():
-        with local.open("wb") as there:
-            return _put(there, pieces)
-    umask = os.umask(0)
-    os.umask(umask)
-    bits = (0o777 if mode is not None and mode & 0o100 else 0o666) & ~umask
-    with tempfile.NamedTemporaryFile(dir=local.parent, prefix=".boxwood-", delete=False) as file:
-        try:
-            size = _put(file, pieces)
-            os.fchmod(file.fileno(), bits)
-            file.flush()
-            os.replace(file.name, local)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    return size
+    """As `written_to` does it. How many bytes those were."""
+    with written_to(local, 0o777 if mode is not None and mode & 0o100 else 0o666) as file:
+        return _put(file, pieces)
 
 
 def _put(file: IO[bytes], pieces: Iterator[bytes]) -> int:

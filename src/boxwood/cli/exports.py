@@ -25,8 +25,7 @@ def export(
             written = found.export(sys.stdout.buffer, full=full)
             sys.stdout.buffer.flush()
         else:
-            with open(file, "wb") as out:
-                written = found.export(out, full=full)
+            written = found.export(file, full=full)
     note(f"{size(written)} written")
 
 
@@ -40,11 +39,7 @@ def import_vm(
 ) -> None:
     """Make a VM of a file: boxwood import < vm.tar.zst; prints its id."""
     with connect() as box:
-        if file == "-":
-            made = box.import_vm(sys.stdin.buffer, name, ttl=ttl)
-        else:
-            with open(file, "rb") as opened:
-                made = box.import_vm(opened, name, ttl=ttl)
+        made = box.import_vm(sys.stdin.buffer if file == "-" else file, name, ttl=ttl)
     if json:
         say_json(made.record)
     else:

@@ -6,7 +6,7 @@ import builtins
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from boxwood.client import calls, discovery, pools, snapshots
 from boxwood.client._async.policies import AsyncSecrets
@@ -15,6 +15,7 @@ from boxwood.client._async.transport import AsyncTransport, pieces_of
 from boxwood.client._async.vm import AsyncVM
 from boxwood.client._async.volumes import AsyncFilesystems
 from boxwood.client.answers import Retry
+from boxwood.client.localfiles import LocalFile, read_from
 from boxwood.client.models import (
     Anything,
     ApiKey,
@@ -185,18 +186,19 @@ class AsyncBoxwood:
         """Volumes that outlive VMs: `create`, `get`, `list`, `delete`. `vm.mounts` has them mounted."""
         return AsyncFilesystems(self._transport)
 
-    async def import_vm(self, file: IO[bytes], name: str | None = None, *, ttl: float | None = None) -> AsyncVM:
+    async def import_vm(self, file: LocalFile, name: str | None = None, *, ttl: float | None = None) -> AsyncVM:
         """A VM of a file that `VM.export` has written. Never all in memory.
 
-        :param file: an open binary file, read to its end.
+        :param file: a path, or an open binary file, which is read to its end.
         :param name: yours to choose, unique in your organisation.
         :param ttl: seconds until it is deleted by itself; None: as your API key says.
         :raises BadRequest: it is no such file, or damaged.
         :raises Conflict: it holds what is above an image that the server does not have.
         """
-        record = await self._transport.deliver(
-            snapshots.import_vm(name, ttl), lambda: pieces_of(file), None, VMRecord, again=False
-        )
+        with read_from(file) as opened:
+            record = await self._transport.deliver(
+                snapshots.import_vm(name, ttl), lambda: pieces_of(opened), None, VMRecord, again=False
+            )
         return AsyncVM(self._transport, record)
 
     async def import_image(self, name: str, path: str, *, replace: bool = False) -> Image:

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from typing import IO
-
 from boxwood.client import snapshots
 from boxwood.client._sync.pause import to_thread
 from boxwood.client._sync.transport import Transport
 from boxwood.client.fields import VMFields
+from boxwood.client.localfiles import LocalFile, written_to
 from boxwood.client.models import Anything, VMRecord
 from boxwood.client.snapshots import Diff, Snapshot, SnapshotList
 
@@ -85,18 +84,19 @@ class States(VMFields):
         other = into.id if isinstance(into, VMFields) else into
         return (self._transport.call(snapshots.commit(self.id, other, force), VMRecord)).vm_id
 
-    def export(self, file: IO[bytes], *, full: bool = False) -> int:
+    def export(self, file: LocalFile, *, full: bool = False) -> int:
         """Writes this VM as one file: a tar archive packed with zstd, with a digest of all of it. Never all in memory.
 
-        :param file: an open binary file.
+        :param file: a path, where the file appears when it is whole, or an open binary file.
         :param full: with the image that the VM stands on; without it the file can be imported only where that is.
         :returns: how many bytes were written.
-        :raises BoxwoodError: the server said no, or the connection broke; what is in the file is then not whole.
+        :raises BoxwoodError: the server said no, or the connection broke; what is in an open file is then not whole.
         """
         size = 0
-        for piece in self._transport.pieces(snapshots.export(self.id, full), "application/zstd"):
-            to_thread(file.write, piece)
-            size += len(piece)
+        with written_to(file) as out:
+            for piece in self._transport.pieces(snapshots.export(self.id, full), "application/zstd"):
+                to_thread(out.write, piece)
+                size += len(piece)
         return size
 
 
