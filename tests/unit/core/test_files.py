@@ -10,10 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from boxwood.core import errors
+from boxwood.core import boxes, errors
 from boxwood.core.ids import new_id
 from boxwood.core.model import Chunk
 from boxwood.core.uploads import merged
+from boxwood.engine.api import BoxGone
 
 
 def chunk(
@@ -267,9 +268,8 @@ async def test_files_while_the_source_is_forked(world):
         await read(world, child, "/big")
 
 
-async def test_a_box_that_dies_under_a_read_is_replaced(world):
-    from boxwood.engine.api import BoxGone
-
+async def test_a_box_that_dies_under_a_read_is_replaced(world, monkeypatch):
+    monkeypatch.setattr(boxes, "GONE_SECONDS", 0.01)  # this box says so and lives on
     vm = await world.fork()
     await world.core.files.write(world.caller, vm.vm_id, chunk("/f", b"x"))
     world.machine.fail["read_file"] = [BoxGone("killed")]
