@@ -1,12 +1,13 @@
 """Policies of VMs: kept with them, inherited by forks, and in force before anything runs in a box.
 
-A change is committed first and then brought to the VM's live box. Should that fail, the caller is told; the box goes by
-the rules before until the router, which is then on its way back, is told all that are in force.
+A change is committed first and then brought to the VM's live box. Should that fail, the caller is told, and it is tried
+again until it is in force; meanwhile the box goes by the rules before.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import sqlite3
@@ -33,6 +34,7 @@ from boxwood.store import vms as vm_rows
 from boxwood.store.database import Database
 from boxwood.store.vms import VMRow
 
+AGAIN_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # between attempts to put a policy in force that could not be
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -59,6 +61,7 @@ class Policies:
         self._access = access
         self._secrets = secrets
         self._tasks = tasks
+        self._insisting: set[str] = set()  # VMs whose policy is not in force yet
         self.changed_hooks: list[Callable[[str], None]] = []  # of a VM: who comes in may be others from now on
 
     # --- what callers write
@@ -138,8 +141,34 @@ class Policies:
         except EngineError as error:
             if slot.box.gone.done():
                 return
+            if slot.vm_id not in self._insisting:
+                self._insisting.add(slot.vm_id)
+                self._tasks.start(self._insist(slot))
             text = f"the policy is kept, but not in force for what runs in the VM before its network is back: {error}"
             raise Unavailable(text, not_started=False) from error
+
+    async def _insist(self, slot: Slot) -> None:
+        """Until the policy is in force: a router that comes back is told those that it knew of, and may not have known
+        this one. A box that is made meanwhile has it before it runs anything."""
+        try:
+            for pause in itertools.chain(AGAIN_SECONDS, itertools.repeat(AGAIN_SECONDS[-1])):
+                await asyncio.sleep(pause)
+                async with slot.lock:
+                    if await self._is_in_force(slot):
+                        return
+        finally:
+            self._insisting.discard(slot.vm_id)
+
+    async def _is_in_force(self, slot: Slot) -> bool:
+        """After another attempt."""
+        if slot.box is None or slot.box.gone.done():
+            return True
+        try:
+            await self._police(slot.vm_id, slot.box)
+        except EngineError as error:
+            log.warning("VM %s: its policy is still not in force: %s", slot.vm_id, error)
+            return False
+        return True
 
     def apply(self, connection: sqlite3.Connection, *, vm_id: str, org_id: str, update: Update) -> None:
         """In a transaction of the caller's. BadRequest: the whole would not do."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from boxwood.core import errors
+from boxwood.core import errors, policies
 from boxwood.core.model import ForkRequest
 from boxwood.engine.api import EngineError
 from boxwood.store import keys as key_rows
@@ -20,8 +20,8 @@ DOOR = {"type": "inbound", "priority": 1, "action": "allow", "match": {"ports": 
 
 
 async def patch(world, vm, **update: Any):
-    policies = world.core.policies
-    return await policies.update(world.caller, vm.vm_id, policies.parse(update))
+    told = world.core.policies
+    return await told.update(world.caller, vm.vm_id, told.parse(update))
 
 
 def in_force(world, vm) -> dict[str, Any]:
@@ -68,13 +68,18 @@ async def test_a_change_acts_on_what_lives(world):
     await run
 
 
-async def test_a_change_that_cannot_be_put_in_force_says_so_and_is_kept(world):
+async def test_a_change_that_cannot_be_put_in_force_says_so_and_is_said_again(world, monkeypatch):
+    monkeypatch.setattr(policies, "AGAIN_SECONDS", (0.0, 0.01))
     vm = await world.fork()
     await world.out(vm, "pwd")
-    world.machine.fail["police"] = [EngineError("no router")]
-    with pytest.raises(errors.Unavailable, match="kept, but not in force"):
-        await patch(world, vm, rules={"deny": DENY})
-    assert world.core.policies.get(world.caller, vm.vm_id).rules == {"deny": DENY}
+    world.machine.fail["police"] = [EngineError("no router")] * 4
+    for rules in ({"deny": DENY}, {"web": WEB}):
+        with pytest.raises(errors.Unavailable, match="kept, but not in force"):
+            await patch(world, vm, rules=rules)
+    assert world.core.policies.get(world.caller, vm.vm_id).rules == {"deny": DENY, "web": WEB}
+    while in_force(world, vm) != {"deny": DENY, "web": WEB}:
+        await asyncio.sleep(0)
+    assert len(world.machine.called("police")) == 5
 
 
 async def test_it_survives_parking_and_the_server(world):
