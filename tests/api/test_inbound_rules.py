@@ -367,4 +367,8 @@ async def test_a_key_that_is_revoked_ends_a_question(server, guest):
     await asked.wait()
     assert (await server.http.delete(f"/v1/api-keys/{made['api_key_id']}")).status_code < 300
     assert (await waiting).status_code == 401
+    shares = server.machine.core.gates._shares
+    assert shares._total == 1, "the gate is still being asked, and nobody has its place"
     go.set()
+    while shares._total:
+        await asyncio.sleep(0.001)
