@@ -186,6 +186,32 @@ async def test_requests_behind_one_whose_body_was_read(server, guest):
     assert all(body == b"another" for _, body in seen.requests)
 
 
+async def test_what_is_open_is_judged_by_bodies_that_nobody_keeps(server, guest):
+    """What had none contains nothing; what had one may have had anything in it."""
+
+    async def begun(reader, writer):
+        await request_head(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nbegun")
+        await reader.read()
+        await reader.read()
+
+    async with listening(server, guest.vm, begun):
+        streams = []
+        for head in (guest.head(), guest.head("content-length: 4", method="POST") + b"good"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(head)
+            await reader.readuntil(b"begun")
+            streams.append((reader, writer))
+        match = {"connection_state": ["open"], "body_contains": ["evil"]}
+        rule = {"type": "inbound", "priority": 1, "action": "deny", "match": match}
+        changed = await server.http.patch(f"/v1/vms/{guest.vm}", json={"policies": {"rules": {"end": rule}}})
+        assert changed.status_code == 200, changed.text
+        await streams[1][0].read()
+        assert not streams[0][0].at_eof()
+        for _, writer in streams:
+            writer.close()
+
+
 # rewrite
 
 

@@ -15,11 +15,13 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from boxwood.engine.api import EngineError
 from boxwood.engine.network.desk import DIRECTORY
-from boxwood.engine.proxy.questions import Question
+
+if TYPE_CHECKING:  # the router imports this module
+    from boxwood.engine.proxy.questions import Question
 
 SOCKET = f"{DIRECTORY}/proxy"
 _ANSWER_SECONDS = 20.0  # in which a proxy can be started
