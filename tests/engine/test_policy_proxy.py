@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from boxwood.engine.host import HostEngine
 from boxwood.engine.network.keeper import user_of
 from boxwood.engine.policies import parse
 from boxwood.engine.proxy.authority import make
-from internet import Internet
+from boxwood.engine.proxy.questions import Question
+from internet import EXCEPTED, Internet
 from netfixtures import Wired, number_of
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.timeout(120)]
@@ -269,3 +271,30 @@ async def test_programs_in_the_box_trust_it(vm: Runner, web: Web) -> None:
         said = (await vm.run(TOOLS[tool])).text
         reached[tool] = [seen["target"].partition("/info")[0] for seen in web.seen()] or said
     assert all(found[:1] == ["/ok"] for found in reached.values()), reached
+
+
+async def test_a_gate_of_what_comes_in_without_any_box(world: Internet, web: Web, tmp_path: Path, images: Path) -> None:
+    """On a server whose boxes have no network: router and proxy come when a gate needs them. It is asked over verified
+    TLS, and not at what the operator has opened for boxes, nor at what is private."""
+    engine = HostEngine(
+        tmp_path / "data", images, network=False, network_allow=[f"{EXCEPTED}:8080"], resolv_conf=world.resolv_conf,
+        proxy_roots=web.roots,
+    )  # fmt: skip
+    await engine.start()
+    web.seen()
+    try:
+        asked = Question(
+            "https://public.test:8443", "POST", "/may?x=1", ((b"x-who", b"stranger"),), b"[1]", (200,),
+            deny_on_timeout=True, timeout_ms=20_000,
+        )  # fmt: skip
+        assert await engine.ask_gate(asked) == ""
+        (seen,) = web.seen()
+        assert "/may?x=1" in str(seen) and "stranger" in str(seen)
+        assert await engine.ask_gate(replace(asked, allow_on_status=(204,))) == "its gate said 200"
+        web.seen()
+        for name in ("metadata", "chain", "excepted"):
+            said = await engine.ask_gate(replace(asked, url=f"http://{name}.test:8080", deny_on_timeout=False))
+            assert said in ("its gate has no address on the internet", "its gate could not be asked"), name
+        assert web.seen() == []
+    finally:
+        await engine.shutdown()

@@ -24,6 +24,7 @@ from boxwood.core.exports import Exports
 from boxwood.core.files import Files
 from boxwood.core.filesystems import Filesystems
 from boxwood.core.filework import FileWork
+from boxwood.core.gates import Gates
 from boxwood.core.goldens import Goldens
 from boxwood.core.held import Held
 from boxwood.core.idempotency import Idempotency
@@ -103,6 +104,7 @@ class Core:
         self.networks = Networks(database, engine, self._boxes, access)
         self.ports = Ports(database, engine, self._boxes, access, keys, signer, self.policies.of)
         self.policies.changed_hooks.append(self.ports.judge_again)
+        self.gates = Gates(engine, self.policies.secrets_of, self._tasks)
         self.logins = Logins(database, self._boxes, self.policies)
         self.goldens = Goldens(database, access, self.layers, config)
         self.sessions = Sessions(database, self._boxes, access, self._lanes, signer, self._tasks)

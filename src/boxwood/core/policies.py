@@ -79,9 +79,12 @@ class Policies:
             update = parse()
         except Malformed as error:
             raise of_malformed(error) from None
-        if not self._engine.sees_requests and any(
-            rule is not None and rule.direction == "outbound" and rule.needs_request for rule in update.rules.values()
-        ):
+        if self._engine.sees_requests:
+            return update
+        rules = [rule for rule in update.rules.values() if rule is not None]
+        if any(rule.direction == "inbound" and rule.action.gate is not None for rule in rules):
+            raise Unsupported("policies: this server has nobody who could ask a gate", "network_policy")
+        if any(rule.direction == "outbound" and rule.needs_request for rule in rules):
             raise Unsupported(
                 "policies: this server judges connections (hosts, ips, ports), not the requests in them",
                 "network_policy",
@@ -104,10 +107,6 @@ class Policies:
         found, own = self.of(row.id), self._secrets.names(near, row.id)
         missing = sorted(found.secrets - own - self._secrets.names(near, row.org_id)) if found.secrets else []
         warnings = [f"the secret {name} is not set: requests that need it are refused" for name in missing]
-        warnings += [
-            f"the inbound rule {name} refuses all that it applies to: {words} is not done on the way in"
-            for name, words in found.shut.items()
-        ]
         return PolicyView(
             found.to_json(), found.ordered(), dict.fromkeys(sorted(own), HIDDEN), found.mitm_domains, warnings
         )
@@ -236,6 +235,10 @@ class Policies:
             return {} if row is None else self._secrets.values(near, row.org_id, vm_id, names)
         except Internal as error:
             raise EngineError(error.message) from error
+
+    def secrets_of(self, row: VMRow, names: frozenset[str]) -> dict[str, str]:
+        """What these names stand for; one that is not set is not there. Internal."""
+        return self._secrets.values(self._database.near, row.org_id, row.id, names) if names else {}
 
     # --- secrets of organisations
 

@@ -11,8 +11,9 @@ import re
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, NoReturn, TypedDict
 
 from boxwood.core.access import Access
 from boxwood.core.boxes import Boxes
@@ -25,7 +26,16 @@ from boxwood.core.refusals import of_engine
 from boxwood.core.signing import Signer
 from boxwood.core.slot import Slot
 from boxwood.engine.api import Engine, EngineError, GuestError
-from boxwood.engine.policies import Answer, Policies, Request, RequestVerdict, inbound_verdict, stays_open
+from boxwood.engine.policies import (
+    Answer,
+    Policies,
+    Request,
+    RequestVerdict,
+    Rule,
+    inbound_verdict,
+    stays_open,
+    takes_strangers,
+)
 from boxwood.store import vms as vm_rows
 from boxwood.store.database import Database
 from boxwood.store.vms import VMRow
@@ -36,6 +46,24 @@ COOKIE_SECONDS = 3600
 Purpose = Literal["port-ticket", "port-cookie"]
 _SECONDS: Mapping[Purpose, int] = {"port-ticket": TICKET_SECONDS, "port-cookie": COOKIE_SECONDS}
 _TOKEN = re.compile(r"([0-9]{1,12})\.([0-9A-Za-z]{1,40})\.([A-Za-z0-9_-]{20,80})")
+
+
+class _Terms(TypedDict):
+    """What rules are judged by beside the request."""
+
+    vm_state: str
+    now: datetime
+    is_key: Callable[[str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Somebody may come in. `state`: the VM's at that time; `rule`: that lets him in, None where none is about ports;
+    `needs_body`: that is not decided yet, and `rule` the first that asks for the request's body."""
+
+    state: str
+    rule: Rule | None
+    needs_body: bool
 
 
 class Connection:
@@ -87,39 +115,40 @@ class Ports:
 
     # Who may come in
 
-    def may_enter(self, row: VMRow, request: Request, caller: Caller | None, state: str = "") -> str:
+    def may_enter(self, row: VMRow, request: Request, caller: Caller | None, state: str = "") -> Entry:
         """Forbidden, Unauthorized, InvalidState. `request`: with the caller's address and the VM's port. `state`: the
         VM's, as it was told to whoever asks once more: whoever comes in changes it."""
         state = state or self._state(row)
-        self._check_rules(row, request, caller, state)
-        return state
-
-    def _check_rules(self, row: VMRow, request: Request, caller: Caller | None, state: str) -> None:
         verdict = self._verdict(row, request, state)
-        if verdict is not None and verdict.answer is not Answer.ALLOW:
-            if verdict.answer is Answer.READ_BODY:
-                raise Forbidden("a rule of this VM asks for the body, which is not looked at on the way in")
-            if verdict.rule is None and self._would_enter(row, request):
-                raise InvalidState("vm", "running", "a rule lets this in while the VM runs only", row.id)
-            by = f"the rule {verdict.rule.ident}" if verdict.rule is not None else "its policies"
-            raise Forbidden(f"{by} of this VM refuses this{f': {verdict.reason}' if verdict.reason else ''}")
-        if verdict is not None and not verdict.action.is_plain:
-            raise Forbidden("the rule that lets this in has a rewrite or a gate, which is not done on the way in")
-        if verdict is not None and verdict.rule is not None and verdict.rule.auth == "open":
-            return
-        if caller is None or caller.org_id != row.org_id:
+        if verdict is not None and verdict.answer is Answer.DENY:
+            self._refuse(row, request, verdict)
+        entry = Entry(state, None, needs_body=False)
+        if verdict is not None:
+            entry = Entry(state, verdict.rule, verdict.answer is Answer.READ_BODY)
+        if caller is not None and caller.org_id == row.org_id:
+            return entry
+        if entry.rule is None or not (
+            takes_strangers(self.policies_of(row.id), request, **self._terms(row, state))
+            if entry.needs_body
+            else entry.rule.auth == "open"
+        ):
             raise Unauthorized("this port takes nobody without an API key")
+        return entry
+
+    def _refuse(self, row: VMRow, request: Request, verdict: RequestVerdict) -> NoReturn:
+        if verdict.rule is None and self._would_enter(row, request):
+            raise InvalidState("vm", "running", "a rule lets this in while the VM runs only", row.id)
+        by = f"the rule {verdict.rule.ident}" if verdict.rule is not None else "its policies"
+        raise Forbidden(f"{by} of this VM refuses this{f': {verdict.reason}' if verdict.reason else ''}")
 
     def judge_again(self, vm_id: str) -> None:
         """The VM's rules have changed: what is open, and what rules about open connections refuse, is ended."""
         row = vm_rows.by_id(self._database.near, vm_id)
         if row is None:
             return
-        state, rules, now = self._state(row), self.policies_of(vm_id), datetime.now(UTC)
+        rules, terms = self.policies_of(vm_id), self._terms(row, self._state(row))
         for one in list(self._boxes.slot(vm_id).runs.values()):
-            if isinstance(one, Connection) and one.request is not None and not stays_open(
-                rules, one.request, vm_state=state, now=now, is_key=lambda key: self._is_key_of(row.org_id, key)
-            ):  # fmt: skip
+            if isinstance(one, Connection) and one.request is not None and not stays_open(rules, one.request, **terms):
                 one.refused = True
                 one.lost("its rules let it be no longer")
 
@@ -127,10 +156,10 @@ class Ports:
         return "running" if self._boxes.running(row.id) else "idle"
 
     def _verdict(self, row: VMRow, request: Request, state: str) -> RequestVerdict | None:
-        return inbound_verdict(
-            self.policies_of(row.id), request, vm_state=state, now=datetime.now(UTC),
-            is_key=lambda key: self._is_key_of(row.org_id, key),
-        )  # fmt: skip
+        return inbound_verdict(self.policies_of(row.id), request, **self._terms(row, state))
+
+    def _terms(self, row: VMRow, state: str) -> _Terms:
+        return _Terms(vm_state=state, now=datetime.now(UTC), is_key=lambda key: self._is_key_of(row.org_id, key))
 
     def _would_enter(self, row: VMRow, request: Request) -> bool:
         found = self._verdict(row, request, "running")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from boxwood.engine.api import Box, EngineError, Usage
+from boxwood.engine.api import Box, EngineError, EngineUnavailable, Usage
 from boxwood.engine.daemon import Zygote
 from boxwood.engine.dialling import Dialler
 from boxwood.engine.hostbox import HostBox
@@ -19,6 +19,7 @@ from boxwood.engine.network.desk import Visitor
 from boxwood.engine.network.envoy import Envoy
 from boxwood.engine.networkapi import Secrets
 from boxwood.engine.policies import Policies
+from boxwood.engine.proxy.questions import Question
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,13 @@ class HostNetworks(HostLayers):
 
     async def renew_secrets(self, concerned: Callable[[str], bool]) -> None:
         await self._envoy.repeat([vm for vm in self._envoy.vms if concerned(vm)])
+
+    async def ask_gate(self, question: Question) -> str:
+        if not self._router.there:  # there may be no box with a network: a gate needs one all the same
+            said = await self._zygote.ask("network", {"wanted": True})
+            if not said["active"]:
+                raise EngineUnavailable(f"gates cannot be asked: {said['why']}")
+        return await self._envoy.ask_gate(question)
 
     async def authority(self) -> str:
         """The certificate that boxes are to trust whose requests are seen, in PEM. OSError."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # the zygote imports this module, and must stay small
 
     from boxwood.engine.api import Box, Usage
     from boxwood.engine.policies import Policies
+    from boxwood.engine.proxy.questions import Question
 
 Secrets = Callable[[], "Mapping[str, str]"]  # what their names stand for at that moment; EngineError
 
@@ -32,6 +33,10 @@ class BoxNetworks(Protocol):
     async def renew_secrets(self, concerned: Callable[[str], bool]) -> None:
         """Ask again what the names of secrets stand for in those VMs with policies for which this holds. When it
         returns, that is what requests get. EngineError."""
+
+    async def ask_gate(self, question: Question) -> str:
+        """Ask a gate about what wants to come in, by the way that boxes' connections go. Empty: it lets through; else
+        why not. OSError; EngineError: nobody could ask it."""
 
     async def dial(self, box: Box, port: int) -> socket.socket:
         """A TCP connection to what listens on a port of a live box's loopback, not blocking; the caller's to close,

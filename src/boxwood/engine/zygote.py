@@ -210,9 +210,12 @@ class Zygote:
         return {"ok": True, "pid": os.getpid()}
 
     def _network(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        """Can boxes have one, and if not, why; what is in the way of those that have."""
+        """Can boxes have one, and if not, why; what is in the way of those that have. `wanted`: by somebody else than
+        a box."""
         if self._no_network:
             return {"active": False, "why": self._no_network}
+        if request.get("wanted"):
+            self._uplink.want()
         if not self._uplink.is_wanted:
             return {"active": True, "why": "its router is started when a VM first wants it"}
         return {"active": self._uplink.up or self._uplink.starting, "why": self._uplink.problem}

@@ -18,7 +18,7 @@ import json
 import os
 import posixpath
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
 from boxwood.engine.api import (
@@ -43,6 +43,7 @@ from boxwood.engine.api import (
 )
 from boxwood.engine.networkapi import Secrets
 from boxwood.engine.policies import Policies
+from boxwood.engine.proxy.questions import Question
 from fakebox import LivingBox, Process, Shell, Tree
 from fakefeeds import FakeArchiveFeed, FakeFileFeed
 from fakefiles import FakeFiles
@@ -51,6 +52,10 @@ from fakestates import FakeStates
 from fakevolumes import FakeVolumes
 
 IMAGE = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+
+async def _opens(question: Question) -> str:
+    return ""
 
 
 class Machine:
@@ -64,6 +69,7 @@ class Machine:
         self.disk_problem = ""
         self.durable_problem = ""
         self.sees_requests = False
+        self.ask_gate: Callable[[Question], Awaitable[str]] = _opens
         self.volumes: dict[str, dict[str, bytes]] = {}
         self.images: dict[str, Tree] = {IMAGE: {"/etc/os-release": b"fake"}}
         self.boxes: dict[str, LivingBox] = {}
@@ -389,6 +395,10 @@ class FakeEngine:
         for vm_id, living in self.machine.boxes.items():
             if concerned(vm_id):
                 living.secrets = dict(living.ask_secrets())
+
+    async def ask_gate(self, question: Question) -> str:
+        self.machine.note("ask_gate", question)
+        return await self.machine.ask_gate(question)
 
     async def usage(self, vm_id: str) -> Usage:
         self.machine.note("usage", vm_id)

@@ -285,19 +285,19 @@ async def test_a_secret_that_is_not_set_is_warned_of(world):
     assert world.core.policies.get(world.caller, vm.vm_id).warnings == []
 
 
-@pytest.mark.parametrize(
-    ("action", "match", "words"),
-    [
-        ({"rewrite": {"path": "/x"}}, {}, "rewrite"),
-        ({"rewrite": {"path": "/x"}, "gate": {"host": "https://a.test", "allow_on_status": [200]}}, {}, "rewrite and gate"),
-        ("deny", {"body_contains": ["x"]}, "body_contains"),
-        ("allow", {"methods": ["GET"]}, ""),
-    ],
-)  # fmt: skip
-async def test_an_inbound_rule_that_shuts_is_warned_of(world, action, match, words):
-    """It is kept as it is; whoever has written it is told that it lets nobody in."""
-    rule = {"type": "inbound", "priority": 1, "action": action, "match": {"ports": [80], **match}}
-    vm = await world.fork(policies={"rules": {"door": rule}})
-    found = world.core.policies.get(world.caller, vm.vm_id).warnings
-    said = f"the inbound rule door refuses all that it applies to: {words} is not done on the way in"
-    assert found == ([said] if words else [])
+async def test_a_gate_of_what_comes_in_needs_somebody_who_asks_it(world):
+    """A rewrite, and a look at the body, need nobody; and nothing is warned of."""
+    gate = {"host": "https://a.test", "allow_on_status": [200], "headers": {"x": "${secret:KEY}"}}
+    rules = {
+        "look": {**DOOR, "action": "deny", "match": {"body_contains": ["x"]}, "priority": 2},
+        "door": {**DOOR, "action": {"rewrite": {"path": "/x"}}},
+    }
+    vm = await world.fork(policies={"rules": rules})
+    assert world.core.policies.get(world.caller, vm.vm_id).warnings == []
+    with pytest.raises(errors.Unsupported, match="ask a gate"):
+        await patch(world, vm, rules={"door": {**DOOR, "action": {"gate": gate}}})
+    world.machine.sees_requests = True
+    await world.restart()
+    await patch(world, vm, rules={"door": {**DOOR, "action": {"gate": gate}}})
+    (warning,) = world.core.policies.get(world.caller, vm.vm_id).warnings
+    assert warning.startswith("the secret KEY is not set")

@@ -77,7 +77,7 @@ async def test_what_an_earlier_server_has_said_holds_no_later_than_what_the_newe
 async def test_the_proxy_hears_the_newest_server_alone() -> None:
     """What an earlier one has sent, and lies there unread."""
     standings = Standings()
-    control = Control(standings, None)  # type: ignore[arg-type]
+    control = Control(standings, None, None)  # type: ignore[arg-type]
     rules = {"no": {"type": "outbound", "priority": 1, "action": "deny", "match": {"ports": [1]}}}
 
     class Writer:

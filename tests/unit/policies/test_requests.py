@@ -30,6 +30,23 @@ def judged(rules: policies.Policies, **changes: Any) -> str:
     return f"{verdict.answer} {verdict.rule.ident if verdict.rule else ''}".strip()
 
 
+def test_who_has_no_key_may_come_to_a_body_that_is_not_read_yet():
+    """If one of the rules that could decide then takes him."""
+    body = {"ports": [443], "body_contains": ["x"]}
+    opens, keyed = ("allow", {"ports": [443]}, {"auth": "open"}), ("allow", {"ports": [443]})
+    for rules, expected in (
+        ([("allow", body, {"auth": "open"})], True),
+        ([("allow", body)], False),
+        ([("allow", body), opens], True),
+        ([("allow", body), keyed, opens], False),
+        ([("deny", body), opens], True),
+        ([("deny", body), keyed], False),
+        ([("deny", body), ("allow", {**body, "methods": ["PUT"]}, {"auth": "open"})], False),
+    ):
+        found = made("inbound", *rules)
+        assert policies.takes_strangers(found, REQUEST, vm_state="idle", now=NOW, is_key=str.isdigit) is expected, rules
+
+
 TWICE = [("x-key", "good"), ("x-key", "bad")]
 
 

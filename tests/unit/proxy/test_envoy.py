@@ -12,9 +12,13 @@ from typing import Any
 import pytest
 
 from boxwood.engine.api import EngineError
-from boxwood.engine.network.envoy import SOCKET, Envoy
+from boxwood.engine.network.envoy import SOCKET, Envoy, _line
 from boxwood.engine.policies.document import MOST_BYTES, MOST_SECRETS, SECRET_BYTES
-from boxwood.engine.proxy.control import LINE
+from boxwood.engine.proxy.control import LINE, Control
+from boxwood.engine.proxy.guests import Guests
+from boxwood.engine.proxy.questions import MOST_BODY, MOST_HEAD, Question
+from boxwood.engine.proxy.standing import Standings
+from proxyworld import Table
 
 pytestmark = [pytest.mark.anyio]
 RULES = {"a": {"type": "outbound", "priority": 1, "action": "deny"}}
@@ -97,6 +101,50 @@ async def test_a_new_proxy_is_told_what_holds_then(tmp_path: Path, proxy: Proxy,
             proxy.release.set()
             await repeated
         assert proxy.holds() == {"first": None, "second": {"KEY": "two"}, "third": {"KEY": "two"}}
+
+
+def asked(text: str = "") -> Question:
+    return Question("https://gate.test", "GET", f"/{text}", (), b"", (200,), deny_on_timeout=True, timeout_ms=20_000)
+
+
+async def test_gates_are_asked_beside_each_other_and_beside_all_else(
+    tmp_path: Path, envoy: Envoy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the proxy's own end: an answer that is late holds up no other, and ends with whoever wanted it."""
+    late, ended = asyncio.Event(), asyncio.Event()
+
+    async def passes(question: Question, origins: Table, trust: Any) -> str:
+        if question.path != "/late":
+            return f"not {question.path}"
+        late.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return ""
+
+    monkeypatch.setattr("boxwood.engine.proxy.gates.passes", passes)
+    path = tmp_path / SOCKET
+    path.parent.mkdir()
+    guests = Guests(Standings(), Table(), None)  # type: ignore[arg-type]
+    control = Control(Standings(), guests, Table())
+    async with await asyncio.start_unix_server(control.serve, path, limit=LINE), asyncio.timeout(20):
+        waiting = asyncio.ensure_future(envoy.ask_gate(asked("late")))
+        await late.wait()
+        assert await asyncio.gather(*(envoy.ask_gate(asked(text)) for text in "ab")) == ["not /a", "not /b"]
+        await envoy.put("vm", RULES, dict)
+        envoy._writer.close()  # type: ignore[union-attr]
+        with pytest.raises(EngineError, match="does not answer"):
+            await waiting
+        await ended.wait()
+
+
+async def test_the_longest_question_is_one_line() -> None:
+    longest = Question(
+        "https://gate.test", "GET", "/", ((b"x", b"\xff" * (MOST_HEAD - 6)),), b"x" * MOST_BODY, (200,) * 256,
+        deny_on_timeout=True, timeout_ms=1,
+    )  # fmt: skip
+    assert len(_line({"n": 1 << 60, "gate": longest.to_json()})) < LINE
 
 
 async def test_a_secret_that_cannot_be_read_is_one_vms_matter(proxy: Proxy, envoy: Envoy) -> None:

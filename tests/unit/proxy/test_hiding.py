@@ -96,7 +96,7 @@ async def test_what_there_is_no_memory_for_is_an_error_of_one_vm(there: World, m
     def full(*_: Any) -> None:
         raise MemoryError
 
-    control = Control(there.standings, there.guests)
+    control = Control(there.standings, there.guests, there.table)
     monkeypatch.setattr(there.standings, "put", full)
     said = control._hear({"n": 5, "vm": VM, "policies": {}, "secrets": {"KEY": SECRET}})
     assert said["n"] == 5 and "MemoryError" in said["error"]

@@ -256,6 +256,30 @@ async def test_a_gate_that_does_not_answer(
         writer.transport.abort()
 
 
+@pytest.mark.parametrize("deny", [True, False])
+async def test_a_gate_that_is_not_there_or_breaks_off(
+    there: World, deny: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is as if it had not answered in time; the second lets nothing through: what was sent may be why."""
+    monkeypatch.setattr("boxwood.engine.proxy.gates.is_public", lambda address: True)
+    there.table.hosts["gate.test"] = [LOOPBACK]
+    closed = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+    port = closed.sockets[0].getsockname()[1]
+    gate = {"host": f"http://gate.test:{port}", "allow_on_status": [200], "deny_on_timeout": deny}
+    there.put({"it": {"action": {"gate": gate}, "match": HOST}})
+    assert (await there.curl())[0] == 403
+    closed.close()
+    await closed.wait_closed()
+    assert (await there.curl())[0] == (403 if deny else 200)
+
+
+async def test_what_tokens_stand_for_is_bounded(there: World) -> None:
+    rewrite = {"headers": {"x": "1"}, "body": "$body" * 10_000}
+    there.put({"it": {"action": {"rewrite": rewrite}, "match": HOST}})
+    code, body = await there.curl("-d", "x" * 1000)
+    assert code == 400 and b"too long" in body and not there.seen
+
+
 async def test_no_secret_is_ever_logged(there: World, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever goes wrong: a server that breaks off, one that talks nonsense, a rule that makes nonsense."""
     caplog.set_level(logging.DEBUG)

@@ -15,13 +15,17 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from boxwood.engine.api import EngineError
 from boxwood.engine.network.desk import DIRECTORY
 
+if TYPE_CHECKING:  # the router imports this module
+    from boxwood.engine.proxy.questions import Question
+
 SOCKET = f"{DIRECTORY}/proxy"
 _ANSWER_SECONDS = 20.0  # in which a proxy can be started
+_GATE_SECONDS = 10.0  # beyond those that a gate has: the proxy says when they are over
 _AGAIN = 0.2
 _LINE = 1 << 20
 
@@ -50,9 +54,10 @@ class Envoy:
         self._told: dict[str, _Told] = {}  # by VM
         self._authority: tuple[str, str] | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._met = asyncio.Event()  # there is one, which knows all that holds
         self._work: asyncio.Task[None] | None = None
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
     async def certificate(self) -> str:
         """The authority's, which boxes are to trust; in PEM. OSError."""
@@ -64,9 +69,24 @@ class Envoy:
         """Returns when they hold. EngineError: they do not, nor does anything else for this VM."""
         await self.certificate()
         self._told[vm] = _Told(vm, rules, secrets)
+        self._begin()
+        await self._ask(vm)
+
+    async def ask_gate(self, question: Question) -> str:
+        """Empty: it lets through; else why not. EngineError: there is no proxy that could ask it."""
+        await self.certificate()
+        self._begin()
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await self._met.wait()
+            seconds = question.timeout_ms / 1e3 + _GATE_SECONDS
+            return str((await self._say({"gate": question.to_json()}, seconds))["refusal"])
+        except (TimeoutError, ConnectionError):
+            raise EngineError("the proxy of network policies does not answer") from None
+
+    def _begin(self) -> None:
         if self._work is None:
             self._work = asyncio.get_running_loop().create_task(self._visit())
-        await self._ask(vm)
 
     @property
     def vms(self) -> Iterable[str]:
@@ -101,16 +121,17 @@ class Envoy:
         except (TimeoutError, KeyError):
             raise EngineError("the proxy of network policies does not answer") from None
 
-    async def _say(self, message: dict[str, Any]) -> None:
-        """EngineError, ConnectionError."""
+    async def _say(self, message: dict[str, Any], seconds: float = _ANSWER_SECONDS) -> dict[str, Any]:
+        """Its answer. EngineError, ConnectionError."""
         if self._writer is None:
             raise ConnectionResetError
         number = next(self._numbers)
         future = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
             self._writer.write(_line({"n": number, **message}))
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                await future
+            async with asyncio.timeout(seconds):
+                found: dict[str, Any] = await future
+                return found
         except TimeoutError:
             raise EngineError("the proxy of network policies does not answer") from None
         finally:
@@ -129,6 +150,7 @@ class Envoy:
                 pass  # it has died: the next one is on its way
             finally:
                 self._writer = None
+                self._met.clear()
                 writer.close()
                 for future in self._waiting.values():
                     if not future.done():
@@ -148,6 +170,7 @@ class Envoy:
         await _tell(reader, writer, {"authority": {"certificate": certificate, "key": key}, "roots": self._roots})
         await self._catch_up(reader, writer)
         self._writer = writer
+        self._met.set()
         while line := await reader.readline():
             said = json.loads(line)
             future = self._waiting.get(said.get("n") or 0)
@@ -156,7 +179,7 @@ class Envoy:
             if "error" in said:
                 future.set_exception(EngineError(f"the proxy of network policies: {said['error']}"))
             else:
-                future.set_result(None)
+                future.set_result(said)
 
     async def _catch_up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Tell a new proxy all that holds, with what changes while it is told."""

@@ -186,6 +186,12 @@ class Uplink:
         if time.monotonic() > self._started_at + min(_PAUSE * 2**self._failures, _LONGEST_PAUSE):
             self._start()
 
+    def want(self) -> None:
+        """The router is started if it was not wanted so far, and is ready in a moment."""
+        if not self.is_wanted:
+            self.is_wanted = True
+            self._start()
+
     def wait(self) -> None:
         """Until the router is ready, or has failed. It takes some 0.3 s, once in a zygote's life and when a router has
         died at its work."""

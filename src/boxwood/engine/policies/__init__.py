@@ -4,7 +4,7 @@ Nothing here opens, sends or stores anything: text in, verdicts out. The router 
 proxy requests, the server what its callers write. docs/policies.md is the same for people.
 """
 
-from boxwood.engine.policies.actions import Action, Gate, Rewrite
+from boxwood.engine.policies.actions import SERVERS, Action, Gate, Rewrite
 from boxwood.engine.policies.connections import ConnectionVerdict, Outcome, connection_verdict, name_verdict
 from boxwood.engine.policies.document import (
     HIDDEN,
@@ -26,6 +26,7 @@ from boxwood.engine.policies.requests import (
     inbound_verdict,
     request_verdict,
     stays_open,
+    takes_strangers,
 )
 from boxwood.engine.policies.rules import Rule, Unavailable
 from boxwood.engine.policies.spellings import all_spellings
@@ -33,6 +34,7 @@ from boxwood.engine.policies.templates import Token, expand
 
 __all__ = [
     "HIDDEN",
+    "SERVERS",
     "Action",
     "Answer",
     "ConnectionVerdict",
@@ -62,4 +64,5 @@ __all__ = [
     "secret_name",
     "secret_value",
     "stays_open",
+    "takes_strangers",
 ]

@@ -24,6 +24,13 @@ _FRAMING = frozenset(
         "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
     }
 )  # fmt: skip
+# What the server itself tells a guest of who has come, or keeps from it: no inbound rule's to change.
+SERVERS = frozenset(
+    {
+        "forwarded", "x-boxwood-key", "x-forwarded-for", "x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix",
+        "x-forwarded-proto", "x-forwarded-server", "x-real-ip",
+    }
+)  # fmt: skip
 _REWRITE = ("host", "path", "headers", "remove_headers", "remove_query_params", "body")
 _GATE = ("host", "allow_on_status", "path", "method", "headers", "body", "deny_on_timeout", "timeout_ms")
 
@@ -43,6 +50,11 @@ class Rewrite:
     def secrets(self) -> frozenset[str]:
         texts = [value for _, value in self.headers] + [self.path or "", self.body or ""]
         return frozenset().union(*map(templates.secrets_in, texts))
+
+    @property
+    def named(self) -> frozenset[str]:
+        """All headers that it sets or removes."""
+        return frozenset((*(name for name, _ in self.headers), *self.remove_headers))
 
     def to_json(self) -> dict[str, Any]:
         found: dict[str, Any] = {"host": self.host, "path": self.path, "headers": dict(self.headers)}
@@ -137,18 +149,19 @@ def _rewrite(at: str, value: Any, direction: Direction) -> Rewrite:
     inbound = direction == "inbound"
     path = None
     if "path" in said:
-        path = templates.check(f"{at}.path", reading.line(f"{at}.path", said["path"]), inbound=inbound)
+        read = reading.line(f"{at}.path", said["path"])
+        path = templates.check(f"{at}.path", read, inbound=inbound, enters=inbound)
         if not path.startswith(("/", "$path")) or " " in path or "#" in path:
             raise Malformed(f"{at}.path", "must begin with a slash (or $path), without spaces and '#'")
     body = None
     if "body" in said:
         read = reading.text(f"{at}.body", said["body"], BODY_CHARACTERS)
-        body = templates.check(f"{at}.body", read, inbound=inbound)
+        body = templates.check(f"{at}.body", read, inbound=inbound, enters=inbound)
     removed, parameters = said.get("remove_headers"), said.get("remove_query_params")
     return Rewrite(
-        host=hosts.canonical(f"{at}.host", said["host"]) if "host" in said else "",
+        host=hosts.canonical(f"{at}.host", said["host"], local=inbound) if "host" in said else "",
         path=path,
-        headers=_headers(f"{at}.headers", said.get("headers"), inbound=inbound),
+        headers=_headers(f"{at}.headers", said.get("headers"), inbound=inbound, enters=inbound),
         remove_headers=() if removed is None else reading.items(f"{at}.remove_headers", removed, _header),
         remove_query_params=(
             () if parameters is None else reading.items(f"{at}.remove_query_params", parameters, reading.filled)
@@ -198,7 +211,7 @@ def _origin(at: str, value: Any) -> str:
     return f"{made}:{int(port)}" if colon else made
 
 
-def _headers(at: str, value: Any, *, inbound: bool) -> tuple[tuple[str, str], ...]:
+def _headers(at: str, value: Any, *, inbound: bool, enters: bool = False) -> tuple[tuple[str, str], ...]:
     if value is None:
         return ()
     if not isinstance(value, Mapping):
@@ -210,7 +223,8 @@ def _headers(at: str, value: Any, *, inbound: bool) -> tuple[tuple[str, str], ..
         name = _header(at, said)
         if name in found:
             raise Malformed(f"{at}.{reading.shown(said)}", "is there twice")
-        found[name] = templates.check(f"{at}.{name}", reading.line(f"{at}.{name}", inner), inbound=inbound)
+        read = reading.line(f"{at}.{name}", inner)
+        found[name] = templates.check(f"{at}.{name}", read, inbound=inbound, enters=enters)
     return tuple(sorted(found.items()))
 
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-from boxwood.engine.policies import reading, rules
+from boxwood.engine.policies import actions, reading, rules
 from boxwood.engine.policies.match import Direction
 from boxwood.engine.policies.reading import Malformed, members
 from boxwood.engine.policies.rules import Rule
@@ -76,18 +76,6 @@ class Policies:
         if any(rule.needs_request and not rule.match.hosts for rule in self.outbound):
             found.add("*")
         return sorted(found)
-
-    @property
-    def shut(self) -> dict[str, str]:
-        """Inbound rules that refuse all they are about, by their names: what they ask for is not done on the way in."""
-        asked = {
-            rule.ident: [word for word, there in (
-                ("rewrite", rule.action.rewrite is not None), ("gate", rule.action.gate is not None),
-                ("body_contains", bool(rule.match.body_contains)),
-            ) if there]
-            for rule in self.inbound
-        }  # fmt: skip
-        return {name: " and ".join(words) for name, words in asked.items() if words}
 
     def to_json(self) -> dict[str, Any]:
         """Rules by their names: what `parse` reads, each policy in one way only."""
@@ -156,6 +144,7 @@ def parse_update(value: Any, now: datetime, at: str = "policies") -> Update:
     for name, rule in found.items():
         if rule is not None and rule.expires_at is not None and rule.expires_at <= now:
             raise Malformed(f"{at}.rules.{name}.expires_at", "must be in the future")
+        _check_written(f"{at}.rules.{name}", rule)
     return Update(found, secrets)
 
 
@@ -233,7 +222,16 @@ def _entries(at: str, value: Any) -> dict[str, Rule | None]:
     for index, entry in enumerate(value):
         priority = (len(value) - index) * _STEP
         found[f"rule-{index}"] = rules.parse(f"{at}[{index}]", f"rule-{index}", entry, priority=priority)
+        _check_written(f"{at}[{index}]", found[f"rule-{index}"])
     return found
+
+
+def _check_written(at: str, rule: Rule | None) -> None:
+    """What is kept may say it, from before anybody minded: then it is passed over. Malformed."""
+    if rule is None or rule.direction == "outbound" or rule.action.rewrite is None:
+        return
+    for name in sorted(rule.action.rewrite.named & actions.SERVERS):
+        raise Malformed(f"{at}.action.rewrite", f"{name} is what the server itself says of who has come, or keeps back")
 
 
 def _secrets(at: str, value: Any) -> dict[str, str | None]:

@@ -48,8 +48,9 @@ def pattern(at: str, value: Any) -> HostPattern:
     return HostPattern(canonical(at, found), below)
 
 
-def canonical(at: str, value: Any) -> str:
-    """A name in small letters without the last dot, its labels as DNS has them (A-labels). Malformed."""
+def canonical(at: str, value: Any, *, local: bool = False) -> str:
+    """A name in small letters without the last dot, its labels as DNS has them (A-labels). `local`: it may be
+    localhost, since nobody goes there by it. Malformed."""
     found = text(at, value, 1024)
     labels = [_label(at, label) for label in found.removesuffix(".").split(".")]
     name = ".".join(labels)
@@ -57,7 +58,7 @@ def canonical(at: str, value: Any) -> str:
         raise Malformed(at, f"has more than {_MOST} characters")
     if _NUMBER.fullmatch(labels[-1]):
         raise Malformed(at, f"{shown(found)} can be read as an address: addresses go into ips")
-    if labels[-1] == "localhost":
+    if labels[-1] == "localhost" and not local:
         raise Malformed(at, "localhost is the VM itself: no rule applies to it")
     return name
 

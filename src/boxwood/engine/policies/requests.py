@@ -6,7 +6,7 @@ applies if one of the values is listed, a rule that lets through only if all are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -73,17 +73,37 @@ def inbound_verdict(
     """Of a request to a port of the VM; `address` is the caller's, `port` the VM's. `is_key`: is this one of the
     organisation's API keys? None: no rule is about ports, so whoever has a key may come in. Of a verdict that lets in,
     `rule.auth` says whether a key is needed still ("open": no)."""
-    about = [rule for rule in policies.inbound if _is_about_ports(rule, now)]
-    if not about:
+    if not any(_is_about_ports(rule, now) for rule in policies.inbound):
         return None
+    found = _applying(policies, request, vm_state, now, is_key)
+    return next(found, RequestVerdict(Answer.DENY, reason="no rule opens this"))
+
+
+def takes_strangers(
+    policies: Policies, request: Request, *, vm_state: str, now: datetime, is_key: Callable[[str], bool]
+) -> bool:
+    """Of a request whose body has yet to be read: could it be one that needs no key?"""
+    for verdict in _applying(policies, request, vm_state, now, is_key):
+        rule = verdict.rule
+        assert rule is not None
+        if rule.auth == "open" and not rule.action.deny and verdict.answer is not Answer.DENY:
+            return True
+        if verdict.answer is not Answer.READ_BODY:
+            break
+    return False
+
+
+def _applying(
+    policies: Policies, request: Request, vm_state: str, now: datetime, is_key: Callable[[str], bool]
+) -> Iterator[RequestVerdict]:
+    """What rules say of one that wants to come in, in their order: the first decides, unless it asks for the body."""
     path = plain_path(request.path)
-    for rule in about:
+    for rule in policies.inbound:
         match = rule.match
-        if "new" not in (match.connection_state or ("new",)) or match.vm_state not in ("", vm_state):
+        if not _is_about_ports(rule, now) or match.vm_state not in ("", vm_state):
             continue
-        if found := _judged(rule, request, path, is_key):
-            return found
-    return RequestVerdict(Answer.DENY, reason="no rule opens this")
+        if "new" in (match.connection_state or ("new",)) and (found := _judged(rule, request, path, is_key)):
+            yield found
 
 
 def stays_open(

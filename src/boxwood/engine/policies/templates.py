@@ -53,15 +53,15 @@ def secrets_in(value: str) -> frozenset[str]:
     return frozenset(part.name for part in parts(value) if isinstance(part, Token) and part.kind == "secret")
 
 
-def check(at: str, value: str, *, inbound: bool) -> str:
-    """The value itself. Malformed."""
+def check(at: str, value: str, *, inbound: bool, enters: bool = False) -> str:
+    """The value itself. `enters`: it goes into the VM. Malformed."""
     for part in parts(value):
         if isinstance(part, str):
             if "${secret" in part:
                 raise Malformed(at, "a secret is written ${secret:NAME}; two dollar signs stand for one itself")
         elif part.kind == "secret":
-            if inbound:
-                raise Malformed(at, "a secret would come into the VM: it can stand in outbound rules only")
+            if enters:
+                raise Malformed(at, "a secret would come into the VM: of inbound rules, gates alone may have one")
             if not SECRET_NAME.fullmatch(part.name):
                 raise Malformed(at, f"{shown(part.name)} is no name of a secret: letters, digits and '_', at most 64")
         elif part.kind == "header" and not inbound:

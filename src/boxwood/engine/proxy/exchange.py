@@ -36,6 +36,7 @@ from boxwood.engine.proxy.message import (
     values,
 )
 from boxwood.engine.proxy.origins import Origin, Origins, Unknown
+from boxwood.engine.proxy.questions import question
 from boxwood.engine.proxy.redaction import Hidden, Redaction, joined, parted, starred
 from boxwood.engine.proxy.rewriting import Meaning, NoSecret, needs_body, query_of, rewritten
 from boxwood.engine.proxy.standing import Standing
@@ -226,8 +227,10 @@ class Exchange:
         if self._rule.action.secrets and not (line.secure or action.rewrite is None or not action.rewrite.secrets):
             raise Refused(403, "forbidden", f"rule {self._rule_name} sends a secret, over https only", self._rule_name)
         meaning = await self._meaning(head)
-        if action.gate is not None and (why := await gates.passes(action.gate, meaning, line.origins, line.trust)):
-            raise Refused(403, "forbidden", f"rule {self._rule_name}: {why}", self._rule_name)
+        if action.gate is not None:
+            asked = question(action.gate, meaning)
+            if why := await gates.passes(asked, line.origins, line.trust):
+                raise Refused(403, "forbidden", f"rule {self._rule_name}: {why}", self._rule_name)
         if action.rewrite is None:
             return head, place
         sent, body = rewritten(head, action.rewrite, meaning)
@@ -246,13 +249,7 @@ class Exchange:
 
     async def _meaning(self, head: Head) -> Meaning:
         assert self._rule is not None
-        action = self._rule.action
-        texts: list[str | None] = []
-        if action.rewrite is not None:
-            texts += [action.rewrite.path, action.rewrite.body, *(text for _, text in action.rewrite.headers)]
-        if action.gate is not None:
-            texts += [action.gate.path, json.dumps(action.gate.body), *(text for _, text in action.gate.headers)]
-        body = await self._whole_body(self._rule_name) if needs_body(*texts) else b""
+        body = await self._whole_body(self._rule_name) if needs_body(self._rule.action) else b""
         host, path = self._host or str(self._line.origin.address), head.target.partition("?")[0]
         return Meaning(host, path, head.method, self._line.origin.vm, body, self._secret)
 

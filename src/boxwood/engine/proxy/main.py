@@ -51,7 +51,7 @@ async def _serve(ident: int, trust: Trust, listener: socket.socket, server: sock
     standings = Standings()
     router = Router(sock, lambda boxes: guests.gone(boxes))
     guests = Guests(standings, router, trust)
-    control = Control(standings, guests)
+    control = Control(standings, guests, router)
     _confine(ident)
     gc.freeze()
     for one in (listener, server, sock):

@@ -5,23 +5,30 @@ A secret goes into what is sent over verified TLS and nowhere else; whether it m
 
 from __future__ import annotations
 
+import json
 import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from boxwood.engine.policies import Rewrite, Token, expand
+from boxwood.engine.policies import Action, Rewrite, Token, expand
 from boxwood.engine.proxy.message import BadMessage, Head, Headers
 
 _LOSSLESS = "surrogateescape"
+_MOST_MADE = 4 << 20  # characters that the tokens of one request stand for: a body can be named thousands of times
 
 
 class NoSecret(LookupError):
     """A rule names one that the VM has not. The text is its name."""
 
 
-@dataclass(frozen=True, slots=True)
+def _none(name: str) -> str:
+    return ""
+
+
+@dataclass(slots=True)
 class Meaning:
-    """What tokens stand for in the texts of one request's rule. `body`: empty where nobody has read it."""
+    """What tokens stand for in the texts of one request's rule. `body`: empty where nobody has read it; `header`: of
+    one that comes in, by a name in small letters."""
 
     domain: str
     path: str
@@ -29,10 +36,18 @@ class Meaning:
     vm: str
     body: bytes
     secret: Callable[[str], str | None]
+    header: Callable[[str], str] = _none
+    _room: int = _MOST_MADE
 
     def text(self, value: str, quote: Callable[[str], str] = str) -> str:
-        """`quote`: how a secret is written in this place. NoSecret."""
-        return expand(value, lambda token: self._of(token, quote))
+        """`quote`: how a secret or a header is written in this place. NoSecret; BadMessage: too long."""
+        return expand(value, lambda token: self._counted(self._of(token, quote)))
+
+    def _counted(self, text: str) -> str:
+        self._room -= len(text)
+        if self._room < 0:
+            raise BadMessage("what a rule makes of it is too long")
+        return text
 
     def _of(self, token: Token, quote: Callable[[str], str]) -> str:
         if token.kind == "secret":
@@ -40,22 +55,34 @@ class Meaning:
             if found is None:
                 raise NoSecret(token.name)
             return quote(found)
+        if token.kind == "header":
+            return quote(self.header(token.name.lower()))
         if token.kind == "body":
             return self.body.decode(errors=_LOSSLESS)
         known = {"domain": self.domain, "path": self.path, "method": self.method, "vm_id": self.vm}
         return known.get(token.kind, "")
 
 
-def needs_body(*texts: str | None) -> bool:
-    """Does one of these texts hold the body?"""
+def _texts_of(action: Action) -> list[str]:
+    """All that tokens can stand in."""
+    texts: list[str | None] = []
+    if (rewrite := action.rewrite) is not None:
+        texts += [rewrite.path, rewrite.body, *(text for _, text in rewrite.headers)]
+    if (gate := action.gate) is not None:
+        texts += [gate.path, json.dumps(gate.body), *(text for _, text in gate.headers)]
+    return [text for text in texts if text]
+
+
+def needs_body(action: Action) -> bool:
+    """Does one of its texts hold the body?"""
     found: list[str] = []
 
     def note(token: Token) -> str:
         found.append(token.kind)
         return ""
 
-    for text in texts:
-        expand(text or "", note)
+    for text in _texts_of(action):
+        expand(text, note)
     return "body" in found
 
 
@@ -66,7 +93,7 @@ def rewritten(head: Head, rewrite: Rewrite, meaning: Meaning) -> tuple[Head, byt
         kept = [part for part in query.split("&") if _parameter(part) not in rewrite.remove_query_params]
         query = "&".join(kept)
     if rewrite.path is not None:
-        path = meaning.text(rewrite.path, lambda secret: urllib.parse.quote(secret, safe=""))
+        path = meaning.text(rewrite.path, in_path)
         if "?" in path:
             path, _, query = path.partition("?")
     headers = _headers(head.headers, rewrite, meaning)
@@ -83,6 +110,11 @@ def query_of(target: str) -> list[tuple[str, str]]:
     """Decoded, in its order."""
     _, _, query = target.partition("?")
     return urllib.parse.parse_qsl(query, keep_blank_values=True, errors="replace", max_num_fields=4096)
+
+
+def in_path(text: str) -> str:
+    """As a part of a path, whatever is in it."""
+    return urllib.parse.quote(text, safe="", errors=_LOSSLESS)
 
 
 def _parameter(part: str) -> str:

@@ -8,7 +8,7 @@ could have caused are refused.
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.types import Scope
@@ -19,8 +19,8 @@ from boxwood.core.errors import BadRequest, Forbidden, Unauthorized
 from boxwood.core.hostnames import Place, place
 from boxwood.core.keys import PREFIX
 from boxwood.core.model import Caller
-from boxwood.core.ports import COOKIE_SECONDS, Connection
-from boxwood.engine.policies import Request
+from boxwood.core.ports import COOKIE_SECONDS, Connection, Entry
+from boxwood.engine.policies import Action, Request, Rule
 from boxwood.server.auth import KEY_BYTES
 from boxwood.server.inbound.headers import KEY, cookie, own_cookies
 from boxwood.store.vms import VMRow
@@ -48,6 +48,14 @@ class Visit:
     def raw(self) -> list[tuple[bytes, bytes]]:
         found: list[tuple[bytes, bytes]] = self.scope["headers"]
         return found
+
+    @property
+    def has_body(self) -> bool:
+        """Does it announce one? What asks for a WebSocket has none: what follows it is the WebSocket's."""
+        return not self.upgrades and any(
+            name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0"))
+            for name, value in self.raw
+        )
 
     @property
     def method(self) -> str:
@@ -87,7 +95,19 @@ class Guest:
     drop: frozenset[bytes] = frozenset()
     set_cookie: tuple[bytes, bytes] | None = None
     request: Request | None = None
-    state: str = ""  # the VM's, when he was let in
+    entry: Entry | None = None
+
+    @property
+    def rule(self) -> Rule | None:
+        """That lets him in."""
+        return None if self.entry is None else self.entry.rule
+
+    @property
+    def waits(self) -> bool:
+        """May his request take a while before it is passed on?"""
+        return self.entry is not None and (
+            self.entry.needs_body or (self.entry.rule is not None and not self.entry.rule.action.is_plain)
+        )
 
 
 @dataclass(slots=True)
@@ -117,17 +137,28 @@ class Door:
         try:
             row = self._ports.row(found, caller)
             request = _request(visit, found.port)
-            state = self._ports.may_enter(row, request, caller)
+            entry = self._ports.may_enter(row, request, caller)
         except Unauthorized:
             raise Unauthorized(HOW) from None
-        return Guest(row, found.port, caller, drop, set_cookie, request, state)
+        return Guest(row, found.port, caller, drop, set_cookie, request, entry)
+
+    def admit_with(self, guest: Guest, body: bytes) -> None:
+        """He has sent what a rule has asked for. CoreError: why not."""
+        assert guest.request is not None and guest.entry is not None
+        guest.request = replace(guest.request, body=body)
+        try:
+            guest.entry = self._ports.may_enter(guest.row, guest.request, guest.caller, guest.entry.state)
+        except Unauthorized:
+            raise Unauthorized(HOW) from None
 
     def still_admits(self, guest: Guest, connection: Connection) -> None:
-        """Rules may have changed while a box was booted for him. From now on a change reaches the connection too.
-        CoreError: why not."""
-        assert guest.request is not None
-        self._ports.may_enter(guest.row, guest.request, guest.caller, guest.state)
-        connection.request = guest.request
+        """Rules may have changed while a gate was asked, or a box was booted for him. From now on a change reaches the
+        connection too, as far as rules do not ask for its body, which nobody keeps. CoreError: why not."""
+        assert guest.request is not None and guest.entry is not None
+        entry = self._ports.may_enter(guest.row, guest.request, guest.caller, guest.entry.state)
+        if entry.needs_body or _action(entry.rule) != _action(guest.rule):
+            raise Forbidden("the rules of this VM have changed while this request waited: send it again")
+        connection.request = replace(guest.request, body=guest.request.body and None)
 
     def _by_key(self, visit: Visit) -> tuple[Caller | None, frozenset[bytes]]:
         """Headers that an application of the guest's may use as well are the guest's unless they hold a key of ours.
@@ -184,6 +215,10 @@ class Door:
         return cookie(token, COOKIE_SECONDS, secure=visit.scheme == "https")
 
 
+def _action(rule: Rule | None) -> Action | None:
+    return None if rule is None else rule.action
+
+
 def _key(name: bytes, value: bytes) -> str:
     """Empty: there is none in this header."""
     if len(value) > KEY_BYTES or not value.isascii():
@@ -218,4 +253,5 @@ def _request(visit: Visit, port: int) -> Request:
         visit.method, "", address, port, path.decode("latin-1"),
         parse_qsl(query.decode("latin-1"), keep_blank_values=True),
         [(name.decode("latin-1"), value.decode("latin-1")) for name, value in visit.raw],
+        None if visit.has_body else b"",
     )  # fmt: skip

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from boxwood.engine.policies import SERVERS
+
 Headers = list[tuple[bytes, bytes]]
 
 COOKIE, SAFE_COOKIE = b"boxwood_port", b"__Host-boxwood_port"  # ours: never the guest's to see or to set
@@ -13,10 +15,7 @@ HOP_BY_HOP = frozenset({
     b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te",
     b"trailer", b"transfer-encoding", b"upgrade",
 })  # fmt: skip
-_OURS = frozenset({
-    b"host", b"expect", b"content-length", b"cookie", KEY, b"forwarded", b"x-forwarded-for", b"x-forwarded-host",
-    b"x-forwarded-proto", b"x-forwarded-port", b"x-forwarded-prefix", b"x-forwarded-server", b"x-real-ip",
-})  # fmt: skip
+_SAID_ANEW = HOP_BY_HOP | {b"host", b"expect", b"content-length"} | {name.encode("ascii") for name in SERVERS}
 _FORBIDDEN = frozenset(b"\r\n\0")
 
 
@@ -26,19 +25,24 @@ def connection_tokens(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes
     return frozenset(token.strip().lower() for token in said.split(b",") if token.strip())
 
 
-def inwards(
-    headers: Iterable[tuple[bytes, bytes]], drop: Collection[bytes], host: bytes, client: str, scheme: str
-) -> Headers:
-    """Of a request, names in small letters. `drop`: names of those that hold a key of ours. `host`: as the client said
-    it; `client`: its address."""
+def inwards(headers: Iterable[tuple[bytes, bytes]], drop: Collection[bytes]) -> Headers:
+    """Of a request, names in small letters: what a guest may see of it, and rules may put elsewhere. `drop`: names of
+    those that hold a key of ours."""
     given = list(headers)
-    left_out = HOP_BY_HOP | _OURS | frozenset(drop) | (connection_tokens(given) - {b"host"})
+    left_out = _SAID_ANEW | {b"cookie"} | frozenset(drop) | (connection_tokens(given) - {b"host"})
     passed = [(name, value) for name, value in given if name not in left_out and _FORBIDDEN.isdisjoint(value)]
     cookies = b"; ".join(filter(None, (foreign(value) for name, value in given if name == b"cookie")))
+    return [*passed, *([(b"cookie", cookies)] if cookies else [])]
+
+
+def addressed(headers: Headers, host: bytes) -> Headers:
+    """What `inwards` has left of a request, or a rule has made of that, with the host that it is for in front."""
+    return [(b"host", host), *((name, value) for name, value in headers if name not in _SAID_ANEW)]
+
+
+def sender(host: bytes, client: str, scheme: str) -> Headers:
+    """What a guest is told of who has come. `host`: as the client said it; `client`: its address."""
     return [
-        (b"host", host),
-        *passed,
-        *([(b"cookie", cookies)] if cookies else []),
         (b"x-forwarded-for", client.encode("ascii", "replace")),
         (b"x-forwarded-host", host),
         (b"x-forwarded-proto", scheme.encode("ascii")),

@@ -19,9 +19,11 @@ from boxwood.core.errors import BadRequest, CoreError, Forbidden, Internal, NotL
 from boxwood.core.ports import Connection
 from boxwood.server import errors
 from boxwood.server.exchange import JSON, encode
+from boxwood.server.inbound.body import Body, Encoded, Held, TooSlow
 from boxwood.server.inbound.door import Door, Exchanged, Guest, Visit
 from boxwood.server.inbound.guest import LAST_CHUNK, PIECE, Answer, BadAnswer, chunk, request_head
-from boxwood.server.inbound.headers import ERROR, Headers, inwards, outwards
+from boxwood.server.inbound.headers import ERROR, Headers, outwards
+from boxwood.server.inbound.passing import CHUNKED, Passed, Passing
 from boxwood.server.websocket import first
 
 if TYPE_CHECKING:
@@ -30,6 +32,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("boxwood.server")
 
 _CLOSE = (b"connection", b"close")
+_STATUS: tuple[tuple[type[CoreError], int], ...] = (
+    (NotListening, 502),
+    (Internal, 503),
+    (Encoded, 415),
+    (TooSlow, 408),
+)
 _WEBSOCKET: Headers = [(b"connection", b"Upgrade"), (b"upgrade", b"websocket")]
 _NOT_PASSED = frozenset({"CONNECT", "TRACE"})
 
@@ -38,6 +46,7 @@ class Inbound:
     def __init__(self, app: App) -> None:
         self._app = app
         self._door = Door(app.core)
+        self._passing = Passing(app.core, self._door)
 
     async def serve(self, label: str, host: str, scope: Scope, receive: Receive, send: Send) -> None:
         """A request whose Host header, of which there is one, names a port of a VM."""
@@ -55,22 +64,50 @@ class Inbound:
         if isinstance(guest, Exchanged):
             await answering.whole(_elsewhere(guest))
             return
-        head, chunked = _head(visit, guest)
+        held = self._passing.holding(guest)
+        try:
+            passed = await self._passed(visit, guest, Body(visit, held, receive), held)
+            connection, reader, writer = await self._enter(guest)
+            try:
+                writer.write(request_head(visit.method, passed.target, passed.headers, [*passed.framing, _CLOSE]))
+                relaying = _relay_answer(Answer(reader, visit.method), answering, guest)
+                await self._until_one_ends(connection, guest, relaying, _upload(receive, writer, passed))
+            finally:
+                writer.transport.abort()
+                connection.leave()
+        finally:
+            held.close()
+
+    async def _passed(self, visit: Visit, guest: Guest, body: Body, held: Held) -> Passed:
+        """It may take what a rule's gate takes, and what a body does: not beyond the key, or the server. CoreError,
+        ConnectionResetError."""
+        if not guest.waits:
+            return await self._passing.passed(visit, guest, body, held)
+        start: Any = asyncio.get_running_loop().create_task
+        work: asyncio.Task[Passed] = start(self._passing.passed(visit, guest, body, held))
+        revoked = self._revoked(guest)
+        await first(work, start(self._app.stopping.wait()), start(revoked.wait()))
+        if work.cancelled():
+            raise (
+                Unauthorized("the API key has been revoked")
+                if revoked.is_set()
+                else Unavailable("the server is stopping")
+            )
+        return work.result()
+
+    async def _enter(self, guest: Guest) -> tuple[Connection, asyncio.StreamReader, asyncio.StreamWriter]:
+        """To what listens in there. CoreError, OSError."""
         connection = await self._app.core.ports.connect(guest.row, guest.port)
         try:
             self._door.still_admits(guest, connection)
-            reader, writer = await asyncio.open_connection(sock=connection.sock, limit=PIECE)
+            return connection, *await asyncio.open_connection(sock=connection.sock, limit=PIECE)
         except BaseException:
             connection.sock.close()
             connection.leave()
             raise
-        try:
-            writer.write(head)
-            relaying = _relay_answer(Answer(reader, visit.method), answering, guest)
-            await self._until_one_ends(connection, guest, relaying, _upload(receive, writer, chunked=chunked))
-        finally:
-            writer.transport.abort()
-            connection.leave()
+
+    def _revoked(self, guest: Guest) -> asyncio.Event:
+        return asyncio.Event() if guest.caller is None else self._app.revocation_of_late(guest.caller.key_id)
 
     def _admit(self, visit: Visit) -> Guest | Exchanged:
         if self._app.stopping.is_set():
@@ -88,9 +125,7 @@ class Inbound:
             lost.set()  # before anybody listened
         start: Any = asyncio.get_running_loop().create_task
         tasks = [start(work) for work in works]
-        revoked = asyncio.Event()
-        if guest.caller is not None:
-            revoked = self._app.revocation_of_late(guest.caller.key_id)
+        revoked = self._revoked(guest)
         await first(*tasks, start(lost.wait()), start(self._app.stopping.wait()), start(revoked.wait()))
         if not tasks[0].cancelled():
             if (error := tasks[0].exception()) is not None:
@@ -134,17 +169,11 @@ class Inbound:
         guest = self._admit(visit)
         if isinstance(guest, Exchanged):
             raise BadRequest("a ticket is for pages")
-        passed = inwards(visit.raw, guest.drop, visit.host.encode("latin-1"), visit.client, visit.scheme)
-        connection = await self._app.core.ports.connect(guest.row, guest.port)
+        held = self._passing.holding(guest)  # of nothing: it has no body
+        passed = await self._passed(visit, guest, Body(visit, held, None), held)
+        connection, inner_reader, inner_writer = await self._enter(guest)
         try:
-            self._door.still_admits(guest, connection)
-            inner_reader, inner_writer = await asyncio.open_connection(sock=connection.sock, limit=PIECE)
-        except BaseException:
-            connection.sock.close()
-            connection.leave()
-            raise
-        try:
-            inner_writer.write(request_head(visit.method, visit.target, passed, _WEBSOCKET))
+            inner_writer.write(request_head(visit.method, passed.target, passed.headers, _WEBSOCKET))
             answer = Answer(inner_reader, visit.method)
             work = self._converse(visit, answer, inner_reader, inner_writer, reader, writer)
             await self._until_one_ends(connection, guest, work)
@@ -194,22 +223,14 @@ class _Answering:
         await self.piece(bytes(response.body), more=False)
 
 
-def _head(visit: Visit, guest: Guest) -> tuple[bytes, bool]:
-    """What is sent before the body, and whether that goes in chunks. BadRequest."""
-    headers = inwards(visit.raw, guest.drop, visit.host.encode("latin-1"), visit.client, visit.scheme)
-    lengths = [value for name, value in visit.raw if name == b"content-length"]
-    chunked = any(name == b"transfer-encoding" for name, _ in visit.raw)
-    if len(lengths) > 1 or (lengths and chunked) or not all(value.isdigit() for value in lengths):
-        raise BadRequest("the request's length can be read in two ways")
-    framing: Headers = [(b"content-length", lengths[0])] if lengths else []
-    if chunked:
-        framing = [(b"transfer-encoding", b"chunked")]
-    return request_head(visit.method, visit.target, headers, [*framing, _CLOSE]), chunked
-
-
-async def _upload(receive: Receive, writer: asyncio.StreamWriter, *, chunked: bool) -> None:
-    """The body as it comes; ends when the client has gone."""
-    open_ = True
+async def _upload(receive: Receive, writer: asyncio.StreamWriter, passed: Passed) -> None:
+    """The body as it comes, or the one that is there instead; ends when the client has gone."""
+    chunked = passed.framing == CHUNKED
+    open_ = passed.body is None
+    if passed.body:
+        with suppress(OSError):
+            writer.write(passed.body)
+            await writer.drain()
     while (message := await receive())["type"] == "http.request":
         data, more = message.get("body", b""), message.get("more_body", False)
         if not open_:
@@ -284,10 +305,12 @@ def _broken(error: Exception) -> CoreError:
 
 def refusal(error: CoreError, method: str) -> Response:
     """As the API says no, but for what stands between: 502, the port; 503, the box."""
-    status = 502 if isinstance(error, NotListening) else 503 if isinstance(error, Internal) else errors.status_of(error)
+    status = next((status for kind, status in _STATUS if isinstance(error, kind)), errors.status_of(error))
     body = encode(errors.body_of(error, secrets.token_hex(12), None, method))
     response = Response(body, status, errors.headers_of(error), media_type=JSON)
     response.raw_headers += [
         (ERROR, error.code.encode("ascii")), (b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"),
     ]  # fmt: skip
+    if isinstance(error, TooSlow):
+        response.raw_headers.append(_CLOSE)  # what it may send one day is no request
     return response
