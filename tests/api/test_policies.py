@@ -76,7 +76,6 @@ async def test_what_is_wrong_is_named(api, update, field):
     [
         {**ALLOW, "match": {"methods": ["GET"]}},
         {**ALLOW, "action": {"rewrite": {"headers": {"a": "${secret:KEY}"}}}},
-        {"type": "schedule", "at": "2030-01-01T00:00:00Z", "action": "delete"},
     ],
 )
 async def test_what_cannot_be_enforced_is_refused(api, rule):

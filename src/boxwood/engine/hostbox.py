@@ -16,7 +16,9 @@ from typing import Any
 from boxwood.engine import hostmanifest
 from boxwood.engine.api import (
     Activity,
+    Asleep,
     BoxGone,
+    EngineError,
     GuestError,
     Limits,
     Manifest,
@@ -38,6 +40,7 @@ from boxwood.engine.policies import Policies
 from boxwood.engine.pulse import Pulse
 from boxwood.engine.volumes.kinds import DISKS
 
+QUIET_SECONDS = 5.0  # for what it has been asked, before it falls asleep
 ANSWER_SECONDS = 30.0  # an agent that does not answer for so long is replaced
 FILE_SECONDS = 600.0
 INLINE_BYTES = 1 << 20  # of a file written: more goes over as a descriptor
@@ -102,6 +105,7 @@ class HostBox:
         self._dismissed = dismissed
         self._why = ""  # why it was put down, if it was
         self.stillborn = False  # it died before it had said anything, and not because it was too slow
+        self._asleep = False
         self._link: Link | None = None
         self._pulse: Pulse | None = None
         self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -134,11 +138,25 @@ class HostBox:
 
     def _is_awaited(self) -> bool:
         """Somebody waits for what the agent says on its own."""
-        return self.ptys.looked_at or any(not run.ended for run in self._runs.values())
+        return not self._asleep and (self.ptys.looked_at or any(not run.ended for run in self._runs.values()))
 
     def _await_it(self) -> None:
         if self._pulse is not None:
             self._pulse.begin()
+
+    async def fall_asleep(self) -> None:
+        """It is asked nothing more, for it is about to stand still. BoxGone, EngineError."""
+        try:
+            async with asyncio.timeout(QUIET_SECONDS):
+                await self._alive().quiet()
+        except TimeoutError:
+            raise EngineError("it is still busy with what it was asked") from None
+        self._alive()
+        self._asleep = True
+
+    def wake_up(self) -> None:
+        self._asleep = False
+        self._await_it()
 
     def died(self, status: str) -> None:
         """Nothing of the box is left: the zygote has said so, or has itself died."""
@@ -187,7 +205,7 @@ class HostBox:
         more.setdefault("timeout", ANSWER_SECONDS)
         try:
             link = self._alive()
-        except BoxGone:
+        except (BoxGone, Asleep):
             for fd in more.get("fds", ()):
                 os.close(fd)
             raise
@@ -203,6 +221,8 @@ class HostBox:
     def _alive(self) -> Link:
         if self._link is None or self.gone.done():
             raise BoxGone(self._why or "the box is gone")
+        if self._asleep:
+            raise Asleep("the box is suspended")
         return self._link
 
     # --- sessions
