@@ -212,7 +212,10 @@ class LiveRun:
     def must_go_on(self) -> bool:
         return False
 
-    async def stand_still(self) -> None:
+    async def make_way(self) -> None:
+        pass
+
+    def stand_still(self) -> None:
         if not self.over:
             self.stands_still, self.state = True, "pending"
             self.wake_readers()

@@ -59,8 +59,11 @@ class Connection:
     def lost(self, reason: str) -> None:
         self.lost_hook(reason)
 
-    async def stand_still(self) -> None:
+    async def make_way(self) -> None:
         self.lost("the VM was suspended")
+
+    def stand_still(self) -> None:
+        pass
 
     def go_on(self) -> None:
         pass

@@ -88,7 +88,7 @@ class Pty:
     def must_go_on(self) -> bool:
         return False
 
-    async def stand_still(self) -> None:
+    async def make_way(self) -> None:
         """It stays, and nobody looks."""
         if not self.looked_at or self.over or self.box is None:
             return
@@ -98,6 +98,9 @@ class Pty:
         self._room.set()
         with contextlib.suppress(EngineError):
             await self.box.ptys.detach(self.id)
+
+    def stand_still(self) -> None:
+        pass
 
     def go_on(self) -> None:
         pass

@@ -24,8 +24,11 @@ class Resident(Protocol):
 
     def lost(self, reason: str) -> None: ...
 
-    async def stand_still(self) -> None:
-        """The VM is about to be suspended."""
+    async def make_way(self) -> None:
+        """The VM is about to be suspended: whoever looks at it or is connected to it goes."""
+
+    def stand_still(self) -> None:
+        """It is suspended."""
 
     def go_on(self) -> None:
         """It was woken, or not suspended after all."""

@@ -44,7 +44,7 @@ class Slumber:
         if any(one.must_go_on for one in residents):
             raise ResourceBusy("vm", "files are on their way into the VM", retry_after=1)
         for one in residents:
-            await one.stand_still()
+            await one.make_way()
         try:
             if (await box.settle()).idle:
                 self._goes_on(slot)
@@ -56,6 +56,8 @@ class Slumber:
             if isinstance(error, BoxGone):
                 return False
             raise of_engine(error, "vm") from error
+        for stands in slot.runs.values():
+            stands.stand_still()
         self._database.post(partial(vm_rows.suspend, vm_id=slot.vm_id), small=True)
         return True
 

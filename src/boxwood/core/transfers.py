@@ -58,7 +58,10 @@ class _Passage:
     def lost(self, reason: str) -> None:
         pass
 
-    async def stand_still(self) -> None:
+    async def make_way(self) -> None:
+        pass
+
+    def stand_still(self) -> None:
         pass
 
     def go_on(self) -> None:
