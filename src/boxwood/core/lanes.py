@@ -139,7 +139,8 @@ class Lanes:
             self._tasks.start(self._drive(run))
         else:
             lane.behind.append(run)
-            self._tasks.start(self.rouse(run.vm_id))
+            if self._boxes.suspended(run.vm_id):
+                self._tasks.start(self.rouse(run.vm_id))
         self._mark(run.session_id)
 
     def _mark(self, session_id: str) -> None:

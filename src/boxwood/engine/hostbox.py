@@ -9,6 +9,7 @@ import os
 import shlex
 import socket
 import stat
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,6 +107,8 @@ class HostBox:
         self._why = ""  # why it was put down, if it was
         self.stillborn = False  # it died before it had said anything, and not because it was too slow
         self._asleep = False
+        self._stood_since: float | None = None  # seconds of time.monotonic, as the agent has it
+        self._counts_sleep = False
         self._link: Link | None = None
         self._pulse: Pulse | None = None
         self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -153,6 +156,15 @@ class HostBox:
             raise EngineError("it is still busy with what it was asked") from None
         self._alive()
         self._asleep = True
+
+    def stands_still(self) -> None:
+        self._stood_since = time.monotonic()
+
+    def about_to_wake(self) -> None:
+        """It finds this said when it goes on: the time of its runs has stood still as well."""
+        since, self._stood_since = self._stood_since, None
+        if since is not None and self._link is not None and self._counts_sleep:
+            self._link.say({"op": "slept", "from": since, "to": time.monotonic()})
 
     def wake_up(self) -> None:
         self._asleep = False
@@ -406,6 +418,7 @@ class HostBox:
         self._starts_programs = header.get("programs") is True
         self._takes_input = header.get("stdin") is True
         self._has_contexts = header.get("python") is True
+        self._counts_sleep = header.get("sleeps") is True
         self.files.known = header.get("files") is True
         self.ptys.on_hello(header.get("ptys", []))
         self._greeted.set_result(None)

@@ -187,7 +187,9 @@ class HostLayers:
 
     def suspend_problem(self) -> str:
         freezer = self._missing_freezer()
-        return "" if freezer is None else f"its processes cannot be made to stand still: {freezer.why}; {freezer.fix}"
+        return (
+            "" if freezer is None else f"what runs in them cannot be made to stand still: {freezer.fix or freezer.why}"
+        )
 
     async def suspend(self, box: Box) -> None:
         assert isinstance(box, HostBox)
@@ -196,6 +198,7 @@ class HostLayers:
         await box.fall_asleep()
         try:
             await self._zygote.ask("freeze", {"box": box.box_id})
+            box.stands_still()
         except BaseException:
             with suppress(EngineError):
                 await self.wake(box)
@@ -205,6 +208,7 @@ class HostLayers:
         assert isinstance(box, HostBox)
         try:
             if not box.gone.done():
+                box.about_to_wake()
                 await self._zygote.ask("thaw", {"box": box.box_id})
         finally:
             box.wake_up()
