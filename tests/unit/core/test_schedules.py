@@ -11,6 +11,7 @@ import pytest
 
 from boxwood.core import clock, errors
 from boxwood.core.model import PoolRequest, RunFilter
+from boxwood.core.trust import OWN
 from boxwood.engine.api import EngineError
 from boxwood.store import vms as vm_rows
 
@@ -339,7 +340,8 @@ async def police_it(world: Any, vm: Any) -> None:
     world.machine.sees_requests = world.core.engine.sees_requests = True
     action = {"rewrite": {"headers": {"a": "b"}}}
     rule = {"type": "outbound", "priority": 1, "action": action, "match": {"hosts": ["a.example"]}}
-    await patch(world, vm, rewrite=rule)  # the box is given a certificate
+    await patch(world, vm, rewrite=rule)
+    assert OWN in world.machine.called("write_file"), "the box is given a certificate"
 
 
 async def park_it(world: Any, vm: Any) -> None:
