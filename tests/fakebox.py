@@ -118,6 +118,7 @@ class LivingBox:
         self.volumes_had: set[str] = set()
         self.handle: Any = None
         self.dead: str | None = None
+        self.asleep = False  # suspended
 
     def tree(self) -> dict[str, bytes]:
         shown = self.machine.view((self.spec.stack.top, *self.spec.stack.layers)) | self.memory

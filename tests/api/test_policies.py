@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -76,7 +77,6 @@ async def test_what_is_wrong_is_named(api, update, field):
     [
         {**ALLOW, "match": {"methods": ["GET"]}},
         {**ALLOW, "action": {"rewrite": {"headers": {"a": "${secret:KEY}"}}}},
-        {"type": "schedule", "at": "2030-01-01T00:00:00Z", "action": "delete"},
     ],
 )
 async def test_what_cannot_be_enforced_is_refused(api, rule):
@@ -84,6 +84,24 @@ async def test_what_cannot_be_enforced_is_refused(api, rule):
     error = await api.refused(422, "unsupported_operation", "PATCH", f"/vms/{vm}", {"policies": {"rules": {"a": rule}}})
     assert error["details"] == {"reason": "feature_not_supported", "feature": "network_policy"}
     assert (await api.ok("GET", f"/vms/{vm}"))["policies"] == NONE
+
+
+async def test_rules_of_time_are_shown_in_both_forms(api):
+    end = {"type": "schedule", "after_created": 3600, "action": "delete"}
+    rest = {"type": "schedule", "at": "2999-01-01T00:00:00Z", "action": "suspend"}
+    old = {"type": "lifecycle", "when": {"after": 7200}, "action": "delete"}
+    rules = {"end": end, "rest": rest, "old": old, "web": ALLOW}
+    made = await api.ok("POST", "/fork", {"source_vm_name": "ubuntu", "policies": {"rules": rules}})
+    vm = made["vm_id"]
+    assert made["policies"]["rules"] == rules
+    assert datetime.fromisoformat(made["expires_at"]) - datetime.fromisoformat(made["created_at"]) == timedelta(hours=1)
+    entries = (await api.ok("GET", f"/vms/{vm}/policies"))["policies"]
+    assert entries[1:] == [end, old, rest] and entries[0]["type"] == "outbound"
+    again = await api.ok("PUT", f"/vms/{vm}/policies", {"policies": [rest, *entries[:1]]})
+    assert again["policies"] == [entries[0], rest]
+    assert "expires_at" not in await api.ok("GET", f"/vms/{vm}")
+    error = await api.refused(400, "bad_request", "PUT", f"/vms/{vm}/policies", {"policies": [{**end, "priority": 1}]})
+    assert [one["field"] for one in error["details"]["violations"]] == ["policies[0].priority"]
 
 
 async def test_nothing_of_a_secret_is_told(api):

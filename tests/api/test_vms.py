@@ -49,7 +49,7 @@ async def test_every_optional_member_of_a_fork_takes_null(api):
         ({"disk": False}, "diskless"),
         ({"layers": ["disk", "memory"]}, "restore"),
         ({"platforms": ["x86_64-l40s"]}, "platform"),
-        ({"policies": {"rules": {"a": {"type": "schedule"}}}}, "network_policy"),
+        ({"policies": {"rules": {"a": {"type": "outbound", "priority": 1, "action": "suspend"}}}}, "network_policy"),
         ({"registry_auth": {"username": "u", "password": "p"}}, None),
         ({"pool_name": "p"}, None),
         ({"resources": {"vgpu": 0.5}}, None),

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from boxwood.engine.api import Asleep
 from boxwood.engine.ptyapi import PtyEnd, PtySpec
 from unit.hostile import PTY, RUN, SESSION, Hostile, start
 
@@ -46,7 +47,7 @@ async def until_asked(hostile: Hostile, op: str) -> int:
     """The number of the next request of this kind."""
     async for request in requests(hostile):
         if request["op"] == op:
-            number = request["n"]
+            number = request.get("n", 0)
             assert isinstance(number, int)
             return number
     raise AssertionError
@@ -85,4 +86,28 @@ async def test_nobody_waits_nothing_is_asked(hostile: Hostile) -> None:
     await hostile.hello()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(until_asked(hostile, "ping"), 0.2)
+    assert not hostile.downs
+
+
+async def test_who_is_suspended_is_asked_nothing(hostile: Hostile) -> None:
+    """What it has been asked before it answers first; afterwards somebody waits again."""
+    hostile.say({"ev": "hello", "runs": [], "sessions": [], "sleeps": True})
+    await hostile.box.attach(hostile.sock)
+    await start(hostile)
+    asked = asyncio.create_task(hostile.box.signal_run(RUN, 2))
+    falling = asyncio.create_task(hostile.box.fall_asleep())
+    number = await until_asked(hostile, "run.signal")
+    assert not falling.done()
+    hostile.say({"re": number, "delivered": True})
+    await falling
+    assert await asked
+    hostile.box.stands_still()
+    with pytest.raises(Asleep):
+        await hostile.box.settle()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(until_asked(hostile, "ping"), 0.2)
+    hostile.box.about_to_wake()
+    await until_asked(hostile, "slept")
+    hostile.box.wake_up()
+    hostile.say({"re": await until_asked(hostile, "ping")})
     assert not hostile.downs

@@ -23,6 +23,7 @@ from boxwood.core.disks import Disks
 from boxwood.core.errors import CapacityUnavailable, Internal, NotFound, Unavailable
 from boxwood.core.making import Making, hostname
 from boxwood.core.slot import Slot
+from boxwood.core.slumber import Slumber
 from boxwood.core.tasks import Tasks
 from boxwood.engine.api import (
     Box,
@@ -59,6 +60,7 @@ class Boxes:
         self._engine = engine
         self._disks = disks
         self.making = Making(database, engine, config, disks, ceilings)
+        self.slumber = Slumber(database, engine)
         self._admission = admission
         self._booting = 0
         self._config = config
@@ -83,25 +85,30 @@ class Boxes:
 
     def running(self, vm_id: str) -> bool:
         slot = self._live.get(vm_id)
-        return slot is not None and slot.busy
+        return slot is not None and slot.running
 
     def running_ids(self) -> list[str]:
-        return [vm_id for vm_id, slot in self._live.items() if slot.busy]
+        return [vm_id for vm_id, slot in self._live.items() if slot.running]
+
+    def suspended(self, vm_id: str) -> bool:
+        slot = self._live.get(vm_id)
+        return slot is not None and slot.suspended
 
     def address(self, vm_id: str) -> str | None:
         slot = self._live.get(vm_id)
         return None if slot is None or slot.box is None else slot.box.address or None
 
-    def session_state(self, session_id: str) -> str:
-        return self.session_states.get(session_id, "idle")
+    def session_state(self, vm_id: str, session_id: str) -> str:
+        state = self.session_states.get(session_id, "idle")
+        return "pending" if state == "running" and self.suspended(vm_id) else state
 
     # Use
 
     async def enter(self, vm_id: str) -> Slot:
-        """Begin a short use of a VM's box, booting it if need be: its `box` is there until it dies by itself.
+        """Begin a short use of a VM's box, booting or waking it if need be: its `box` is there until it dies by itself.
         NotFound, InvalidState (stopped), Unavailable, Internal."""
         slot = self.slot(vm_id)
-        while slot.box is None or slot.lock.locked():
+        while slot.box is None or slot.suspended or slot.lock.locked():
             await self._tasks.finish(self._have_box(slot))
         slot.ops += 1
         now = asyncio.get_running_loop().time()
@@ -114,6 +121,20 @@ class Boxes:
         slot.ops -= 1
         slot.used()
         self.touch(slot)
+
+    async def rouse(self, slot: Slot | None) -> None:
+        """Before something is asked of a box that is there: not of a suspended one. Internal."""
+        while slot is not None and slot.suspended:
+            await self._tasks.finish(self._have_box(slot))
+
+    @asynccontextmanager
+    async def answering(self, slot: Slot) -> AsyncIterator[None]:
+        """A box that is there can be asked meanwhile; a suspended VM is not woken by that."""
+        if not slot.suspended:
+            yield
+            return
+        async with slot.lock, self.slumber.thawed(slot):
+            yield
 
     @asynccontextmanager
     async def using(self, vm_id: str) -> AsyncIterator[tuple[Slot, Box]]:
@@ -148,7 +169,21 @@ class Boxes:
                 raise NotFound("vm", f"there is no VM {vm_id}")
             await slot.drain()
             try:
-                yield slot
+                async with self.slumber.thawed(slot):
+                    yield slot
+            finally:
+                self.touch(slot)
+
+    async def suspend(self, vm_id: str) -> bool:
+        """Let what runs in a VM stand still until it is used again. For tasks that nobody cancels. False: nothing runs.
+        As `Slumber.suspend`; NotFound."""
+        slot = self.slot(vm_id)
+        async with slot.lock:
+            if slot.deleted:
+                raise NotFound("vm", f"there is no VM {vm_id}")
+            await slot.drain()
+            try:
+                return await self.slumber.suspend(slot)
             finally:
                 self.touch(slot)
 
@@ -169,7 +204,7 @@ class Boxes:
 
     async def directory(self, slot: Slot, session_id: str) -> str | None:
         """Where a session's shell is, now that its last run has ended; as far as is known after a second."""
-        if slot.box is not None:
+        if slot.box is not None and not slot.suspended:
             with suppress(EngineError, TimeoutError):
                 async with asyncio.timeout(SETTLE_SECONDS):
                     await slot.box.settle()  # a shell that is where it was says nothing: this is when all has been said
@@ -218,6 +253,8 @@ class Boxes:
     async def _have_box(self, slot: Slot) -> None:
         async with slot.lock:
             if slot.box is not None:
+                await self.slumber.wake(slot)
+                self.touch(slot)
                 return
             if slot.deleted:
                 raise NotFound("vm", f"there is no VM {slot.vm_id}")
@@ -244,7 +281,7 @@ class Boxes:
             await self._park_idle(slot.vm_id)
 
     def _parkable(self, slot: Slot) -> bool:
-        if slot.busy or slot.lock.locked():
+        if slot.busy or slot.suspended or slot.lock.locked():
             return False
         return slot.spared_until <= asyncio.get_running_loop().time()
 
@@ -272,6 +309,7 @@ class Boxes:
     def _vacate(self, slot: Slot, reason: str) -> None:
         """The slot has no box any more: its runs are over."""
         slot.box = None
+        slot.suspended = False
         slot.opened.clear()
         self._live.pop(slot.vm_id, None)
         if slot.timer is not None:
@@ -322,7 +360,7 @@ class Boxes:
 
     def touch(self, slot: Slot) -> None:
         """Something ended: from now on the box may be idle."""
-        if slot.busy or slot.box is None or self._closing or slot.vm_id in self._kept:
+        if slot.busy or slot.suspended or slot.box is None or self._closing or slot.vm_id in self._kept:
             return
         loop = asyncio.get_running_loop()
         slot.idle_since = loop.time()
@@ -331,7 +369,7 @@ class Boxes:
 
     def _idle(self, slot: Slot) -> None:
         slot.timer = None
-        if slot.busy or slot.box is None or self._closing or slot.vm_id in self._kept:
+        if slot.busy or slot.suspended or slot.box is None or self._closing or slot.vm_id in self._kept:
             return
         loop = asyncio.get_running_loop()
         left = slot.idle_since + self._config.idle_seconds - loop.time()
@@ -393,12 +431,13 @@ class Boxes:
             async with slot.lock:
                 if slot.box is None:
                     continue
-                try:
-                    async with asyncio.timeout(5):
-                        await slot.box.settle()
-                except (EngineError, TimeoutError) as error:
-                    log.warning("VM %s: put down without a word: %s", vm_id, error)
-                await self.put_down(slot, "the server was shut down")
+                async with self.slumber.thawed(slot):
+                    try:
+                        async with asyncio.timeout(5):
+                            await slot.box.settle()
+                    except (EngineError, TimeoutError) as error:
+                        log.warning("VM %s: put down without a word: %s", vm_id, error)
+                    await self.put_down(slot, "the server was shut down")
 
     def close(self) -> None:
         self._closing = True

@@ -1,7 +1,5 @@
-"""What is to be deleted by itself (VMs, records): what is due is read from the store, so a restart forgets nothing.
-
-Whatever's time ended while no server ran is deleted when the next one starts.
-"""
+"""What is to be deleted, or suspended, by itself (VMs, records): what is due is read from the store, so a restart
+forgets nothing. Whatever's time came while no server ran is done when the next one starts."""
 
 from __future__ import annotations
 
@@ -21,8 +19,8 @@ log = logging.getLogger(__name__)
 
 
 class Expiry:
-    """`due` tells ids whose time is over at a moment, `next_due` when the next one's will be; `delete` deletes what has
-    this id if its time is still over by then."""
+    """`due` tells ids whose time has come at a moment, `next_due` when the next one's will; `do` deletes (or whatever
+    `done` says) what has this id if its time has still come by then."""
 
     def __init__(
         self,
@@ -31,15 +29,17 @@ class Expiry:
         noun: str,
         due: Callable[[sqlite3.Connection, int], list[str]],
         next_due: Callable[[sqlite3.Connection, int], int | None],
-        delete: Callable[[str], Awaitable[None]],
+        do: Callable[[str], Awaitable[None]],
+        done: str = "deleted",
     ) -> None:
         self._database = database
         self._tasks = tasks
         self._noun = noun
         self._due = due
         self._next_due = next_due
-        self._delete = delete
-        self._going: set[str] = set()  # being deleted now
+        self._do = do
+        self._done = done
+        self._going: set[str] = set()  # it is being done to them now
         self._changed = asyncio.Event()
 
     def start(self) -> None:
@@ -56,19 +56,19 @@ class Expiry:
             for ident in self._due(self._database.near, now):
                 if ident not in self._going:
                     self._going.add(ident)
-                    self._tasks.start(self._expire(ident))
+                    self._tasks.start(self._its_time(ident))
             soonest = self._next_due(self._database.near, now)
             wait = MOST_SECONDS if soonest is None else min(MOST_SECONDS, (soonest - now) / 1e6)
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._changed.wait()
 
-    async def _expire(self, ident: str) -> None:
+    async def _its_time(self, ident: str) -> None:
         try:
-            await self._delete(ident)
+            await self._do(ident)
         except NotFound:
             pass
         except CoreError as error:
-            log.error("%s %s has expired and could not be deleted: %s", self._noun, ident, error)
+            log.error("the time of %s %s has come, and it could not be %s: %s", self._noun, ident, self._done, error)
         finally:
             self._going.discard(ident)

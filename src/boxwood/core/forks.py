@@ -73,7 +73,7 @@ def _nothing(connection: sqlite3.Connection, vm_id: str) -> None:
 
 
 class Forks:
-    """`expiring`: called when a VM has been made that is to be deleted by itself."""
+    """`expiring`: called when a VM has been made that is to be deleted, or suspended, by itself."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Forks:
         policies: Policies,
         expiring: Callable[[], None],
     ) -> None:
-        self._policies = policies
+        self.policies = policies
         self._database = database
         self._engine = engine
         self._boxes = boxes
@@ -120,11 +120,13 @@ class Forks:
         CapacityUnavailable, Unsupported (`durable`, with a limited disk on some hosts); of `record` NotFound, Conflict
         (it has a VM).
         """
-        request = replace(request, ttl=lifetimes.of_new(caller, request.ttl), ttl_most=caller.ttl_most)
+        update = None if request.policies is None else self.policies.parse(request.policies)
+        request = replace(request, ttl=lifetimes.of_new(caller, request.ttl, update), ttl_most=caller.ttl_most)
         request = checked(request, self.ceilings)
         if request.ssh_keys is not None:
             sshkeys.updated({}, request.ssh_keys)
-        update = None if request.policies is None else self._policies.parse(request.policies)
+        if update is not None:
+            lifetimes.check_rules(caller, clock.now(), update)
         with self._idempotency.claim(f"fork:{caller.org_id}", idempotency_key, request) as claim:
             if claim is not None and claim.made is not None:
                 return await self._made_before(caller, claim.made)
@@ -148,7 +150,7 @@ class Forks:
             if claim is not None:
                 claim.record(connection, vm_id)
             if update:
-                self._policies.apply(connection, vm_id=vm_id, org_id=caller.org_id, update=update)
+                self.policies.apply(connection, vm_id=vm_id, org_id=caller.org_id, update=update)
             if request.record is not None:
                 bound = self._records.bind(connection, caller.org_id, request.record, vm_id)
 
@@ -195,7 +197,7 @@ class Forks:
         if plan.seal and source.disk_mib is not None:
             self._disks.sealed_hook(row.base)
         self._layers.grown(row.base, row.depth)
-        if row.expires_at is not None:
+        if row.end is not None or row.suspend_at is not None:
             self._expiring()
         if row.durable:  # should that fail, the VM is there all the same
             await self._secure_made(row.base, secured)
@@ -388,12 +390,14 @@ class Forks:
                 depth=depth,
             )
             _insert(connection, row)
-            self._policies.inherit(connection, now, row)
+            timed = self.policies.inherit(connection, now, row)
             sessions = session_rows.copy(connection, source.id, vm_id, new_id, at)
             if not sessions or sessions[0].idx != 0:
                 sessions.insert(0, SessionRow(new_id(), vm_id, 0, "", None, None, at, None))
                 session_rows.insert(connection, sessions[0])
             also(connection, vm_id)
+            if timed or request.policies is not None:
+                row = rows.by_id(connection, vm_id) or row
             return row, sessions
 
         try:

@@ -89,6 +89,14 @@ class Lanes:
 
     # Beginning
 
+    def standing_still(self, vm_id: str) -> list[str]:
+        """The ids of those that are pending because the VM is suspended."""
+        return [run.id for run in self._live.values() if run.vm_id == vm_id and run.stands_still and not run.over]
+
+    async def rouse(self, vm_id: str) -> None:
+        """If the VM is suspended, what runs in it goes on. Internal."""
+        await self._boxes.rouse(self._boxes.slot(vm_id))
+
     def make(
         self,
         run_id: str,
@@ -131,6 +139,8 @@ class Lanes:
             self._tasks.start(self._drive(run))
         else:
             lane.behind.append(run)
+            if self._boxes.suspended(run.vm_id):
+                self._tasks.start(self.rouse(run.vm_id))
         self._mark(run.session_id)
 
     def _mark(self, session_id: str) -> None:
@@ -268,13 +278,14 @@ class Lanes:
         if run.box is None:
             run.finish("cancelled")
             return True
-        try:
-            await run.box.kill_run(run.id)
-        except BoxGone:
-            run.lost("the box was lost")
-        except EngineError as error:
-            raise of_engine(error, "run") from error
-        await run.wait(END_SECONDS)
+        async with self._boxes.answering(self._boxes.slot(run.vm_id)):
+            try:
+                await run.box.kill_run(run.id)
+            except BoxGone:
+                run.lost("the box was lost")
+            except EngineError as error:
+                raise of_engine(error, "run") from error
+            await run.wait(END_SECONDS)
         return run.over
 
     async def end_session(self, vm_id: str, session_id: str) -> None:
@@ -282,17 +293,18 @@ class Lanes:
         runs = list(self._lanes.get(session_id) or Lane())
         self._end_as_cancelled(runs)
         slot = self._boxes.slot(vm_id)
-        if slot.box is not None:
-            with contextlib.suppress(BoxGone):
-                await slot.box.close_session(session_id)
-            slot.opened.discard(session_id)
-            slot.sessions.discard(session_id)
-            slot.directories.pop(session_id, None)
-        self._ends.prompts.pop(session_id, None)
-        for run in runs:
-            await run.wait(END_SECONDS)
-            if not run.over:
-                raise Unavailable("a run of the session has not ended yet", not_started=False)
+        async with self._boxes.answering(slot):
+            if slot.box is not None:
+                with contextlib.suppress(BoxGone):
+                    await slot.box.close_session(session_id)
+                slot.opened.discard(session_id)
+                slot.sessions.discard(session_id)
+                slot.directories.pop(session_id, None)
+            self._ends.prompts.pop(session_id, None)
+            for run in runs:
+                await run.wait(END_SECONDS)
+                if not run.over:
+                    raise Unavailable("a run of the session has not ended yet", not_started=False)
 
     def end_vm(self, vm_id: str) -> None:
         """The VM is being deleted or stopped: whatever ends from now on ends as cancelled, and nothing more begins."""

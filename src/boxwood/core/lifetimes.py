@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from boxwood.core import clock, words
+from boxwood.core import clock, schedules, words
 from boxwood.core.model import Caller, ForkRequest
+from boxwood.engine.policies import Update
 from boxwood.store.vms import VMRow
 
 
-def of_new(caller: Caller, wanted: float | None) -> float | None:
-    """Seconds that a VM lives which is made now; None: for ever. `wanted` None: whatever the key says. BadRequest."""
+def of_new(caller: Caller, wanted: float | None, rules: Update | None = None) -> float | None:
+    """Seconds that a VM lives which is made now; None: for ever. `wanted` None: whatever the key says, unless `rules`
+    say when it is deleted. BadRequest."""
     words.seconds("ttl", wanted)
-    if wanted is None:
+    if wanted is None and not (rules is not None and schedules.ends(rules.timed, 0)):
         wanted = caller.ttl_default
     if caller.ttl_most is None:
         return wanted
@@ -27,6 +29,15 @@ def check_new(caller: Caller, wanted: float | None) -> None:
     """May the caller ask for so many seconds? BadRequest."""
     if wanted is not None and of_new(caller, wanted) != wanted:
         raise words.refuse("ttl", f"VMs made with this key live {caller.ttl_most:g} seconds at most (ttl_most)")
+
+
+def check_rules(caller: Caller, created_at: int, update: Update) -> None:
+    """May the caller write rules that delete a VM which was made then so late? BadRequest."""
+    if caller.ttl_most is None:
+        return
+    if max(schedules.ends(update.timed, created_at), default=0) > created_at + int(caller.ttl_most * 1e6):
+        told = f"with this key a VM lives {caller.ttl_most:g} seconds at most from when it was made (ttl_most)"
+        raise words.refuse("policies", told)
 
 
 def of_copy(caller: Caller, ends_by: int | None, request: ForkRequest) -> ForkRequest:

@@ -142,6 +142,7 @@ class LiveRun:
         self.recorded = False
         self.recording = False  # its end is on the way to the store
         self.lost_start: BaseException | None = None  # its beginning could not be recorded
+        self.stands_still = False  # its VM is suspended: to others it is pending
         self._ended = ended
         self._flooded = flooded
         self._spooling: asyncio.Task[None] | None = None
@@ -204,6 +205,26 @@ class LiveRun:
         self.slot, self.box = slot, box
         slot.runs[self.id] = self
         self.wake_readers()
+
+    # slot.Resident, beside `lost`
+
+    @property
+    def must_go_on(self) -> bool:
+        return False
+
+    async def make_way(self) -> None:
+        pass
+
+    def stand_still(self) -> None:
+        if not self.over:
+            self.stands_still, self.state = True, "pending"
+            self.wake_readers()
+
+    def go_on(self) -> None:
+        if self.stands_still and not self.over:
+            self.state = "running"
+            self.wake_readers()
+        self.stands_still = False
 
     # api.RunSink
 
@@ -372,7 +393,7 @@ class LiveRun:
             session_id=self.session_id,
             command=self.command,
             options=None if self.over else self.options.text(),
-            state=self.state,
+            state="running" if self.stands_still and not self.over else self.state,  # another server finds it so
             exit_code=self.exit_code,
             started_at=self.started_at,
             completed_at=self.completed_at,

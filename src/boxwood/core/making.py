@@ -30,6 +30,7 @@ class Making:
         self._config = config
         self._disks = disks
         self._ceilings = ceilings
+        self.begun_hook: Callable[[sqlite3.Connection, str, int], None] = lambda connection, vm_id, at: None
         self.made_hook: Callable[[str, Box], Awaitable[None]] = _as_it_is  # of a VM, before anything runs in it
 
     def network(self, row: VMRow) -> str:
@@ -58,6 +59,7 @@ class Making:
 
         def mark(connection: sqlite3.Connection) -> None:
             vm_rows.boot(connection, vm_id, base, at)
+            self.begun_hook(connection, vm_id, at)
             layer_rows.hold(connection, vm_id, base, layers)
 
         marked = self._database.submit(mark, small=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,21 +60,27 @@ class PastRuns:
         ended = not behind and report_at >= size
         return Output(out, err, out_at, err_at, ended, row.state, reports, report_at)
 
-    async def page(self, vm: VMRow, where: RunFilter, before: str | None, limit: int) -> list[RunRow]:
-        """Newest first, without output, those before this one; also runs that go on. BadRequest."""
-        conditions, params = _conditions(vm.id, where)
+    async def page(
+        self, vm: VMRow, where: RunFilter, before: str | None, limit: int, still: Sequence[str] = ()
+    ) -> list[RunRow]:
+        """Newest first, without output, those before this one; also runs that go on. `still`: of these, those that
+        count as pending, whatever their rows say. BadRequest."""
+        conditions, params = _conditions(vm.id, where, still)
         if before is not None:
             conditions.append("id < :before")
             params["before"] = before
         return await self._database.read(lambda connection: rows.page(connection, conditions, params, limit))
 
 
-def _conditions(vm_id: str, where: RunFilter) -> tuple[list[str], dict[str, Any]]:
+def _conditions(vm_id: str, where: RunFilter, still: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     conditions, params = ["vm_id = :vm"], {"vm": vm_id}  # type: tuple[list[str], dict[str, Any]]
     if where.state is not None:
         if where.state not in STATES:
             raise BadRequest(f"state: one of {', '.join(STATES)}", [("state", f"one of {', '.join(STATES)}")])
-        conditions.append("state = :state")
+        among = "id IN (SELECT value FROM json_each(:still))"
+        conditions.append(f"CASE WHEN {among} THEN 'pending' ELSE state END = :state" if still else "state = :state")
+        if still:
+            params["still"] = json.dumps(still)
         params["state"] = where.state
     if where.tag is not None:
         conditions.append("tag = :tag")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
-from boxwood.core import clock
+from boxwood.core import clock, lifetimes, schedules
 from boxwood.core.access import Access
 from boxwood.core.boxes import Boxes
 from boxwood.core.errors import Internal, NotFound, Unavailable, Unsupported
@@ -28,7 +28,7 @@ from boxwood.core.tasks import Tasks
 from boxwood.core.trust import RUN_VARIABLES, VARIABLES, trust
 from boxwood.engine import policies as grammar
 from boxwood.engine.api import Box, Engine, EngineError
-from boxwood.engine.policies import HIDDEN, Malformed, Update
+from boxwood.engine.policies import HIDDEN, Malformed, Rule, Update
 from boxwood.store import policies as rows
 from boxwood.store import vms as vm_rows
 from boxwood.store.database import Database
@@ -62,6 +62,8 @@ class Policies:
         self._secrets = secrets
         self._tasks = tasks
         self._insisting: set[str] = set()  # VMs whose policy is not in force yet
+        self.clocks_hook: Callable[[], None] = lambda: None  # VMs may have to be deleted or suspended at other times
+        boxes.making.begun_hook = boxes.slumber.woken_hook = self.went_on
         self.changed_hooks: list[Callable[[str], None]] = []  # of a VM: who comes in may be others from now on
 
     # --- what callers write
@@ -72,16 +74,18 @@ class Policies:
 
     def parse_ordered(self, document: Any) -> Update:
         """BadRequest, Unsupported."""
-        return self._parse(lambda: grammar.parse_ordered(document))
+        return self._parse(lambda: grammar.parse_ordered(document, clock.shown(clock.now())))
 
     def _parse(self, parse: Callable[[], Update]) -> Update:
         try:
             update = parse()
         except Malformed as error:
             raise of_malformed(error) from None
+        if any(rule.deed == "suspend" for rule in update.timed) and (problem := self._engine.suspend_problem()):
+            raise Unsupported(f"policies: this server cannot suspend VMs: {problem}", "network_policy")
         if self._engine.sees_requests:
             return update
-        rules = [rule for rule in update.rules.values() if rule is not None]
+        rules = [rule for rule in update.rules.values() if isinstance(rule, Rule)]
         if any(rule.direction == "inbound" and rule.action.gate is not None for rule in rules):
             raise Unsupported("policies: this server has nobody who could ask a gate", "network_policy")
         if any(rule.direction == "outbound" and rule.needs_request for rule in rules):
@@ -118,6 +122,7 @@ class Policies:
         """Change what the VM may do from now on, also on connections that are open. NotFound, Forbidden, InvalidState
         (immutable), BadRequest, Unavailable (kept, but not in force yet)."""
         row = self._access.mutable(caller, vm)
+        lifetimes.check_rules(caller, row.created_at, update)
         if update:
             await self._tasks.finish(self._update(row, update))
         return self.get(caller, row.id)
@@ -127,10 +132,15 @@ class Policies:
         async with slot.lock:
             if slot.deleted:
                 raise NotFound("vm", f"there is no VM {row.id}")
+            before = self.of(row.id)
             await self._database.write(partial(self.apply, vm_id=row.id, org_id=row.org_id, update=update))
+            self.clocks_hook()
+            if not (before.of_traffic or self.of(row.id).of_traffic or update.secrets):
+                return  # there is nothing that the network should know
             for hook in self.changed_hooks:
                 hook(slot.vm_id)
-            await self._enforce(slot)
+            async with self._boxes.slumber.thawed(slot):
+                await self._enforce(slot)
 
     async def _enforce(self, slot: Slot) -> None:
         if slot.box is None:
@@ -163,7 +173,8 @@ class Policies:
         if slot.box is None or slot.box.gone.done():
             return True
         try:
-            await self._police(slot.vm_id, slot.box)
+            async with self._boxes.slumber.thawed(slot):
+                await self._police(slot.vm_id, slot.box)
         except EngineError as error:
             log.warning("VM %s: its policy is still not in force: %s", slot.vm_id, error)
             return False
@@ -181,6 +192,10 @@ class Policies:
             rows.put(connection, vm_id, after.text())
         else:
             rows.delete(connection, vm_id)
+        if before.timed or after.timed:
+            now = clock.now()
+            if (row := vm_rows.by_id(connection, vm_id)) is not None:
+                schedules.change(connection, row, before, after, now)
         for name, value in update.secrets.items():
             if value is None:
                 self._secrets.drop(connection, vm_id, name)
@@ -193,17 +208,36 @@ class Policies:
             except Malformed as error:
                 raise of_malformed(error) from None
 
-    def inherit(self, connection: sqlite3.Connection, source: VMRow, made: VMRow) -> None:
-        """A fork has its source's rules; secrets alone within one organisation."""
-        rows.copy(connection, source.id, made.id)
+    def inherit(self, connection: sqlite3.Connection, source: VMRow, made: VMRow) -> bool:
+        """A fork has its source's rules, whose clocks begin with it; secrets alone within one organisation. True: its
+        row has changed."""
+        timed = rows.copy(connection, source.id, made.id) and not made.hidden and self.begin(connection, made)
         if source.org_id == made.org_id:
             self._secrets.copy(connection, source.id, made.id)
+        return timed
+
+    # --- clocks
+
+    def begin(self, connection: sqlite3.Connection, row: VMRow) -> bool:
+        """In the transaction in which a VM that may have rules becomes somebody's. True: its row has changed."""
+        found = _read(rows.find(connection, row.id) or "{}")
+        if found.timed:
+            schedules.begin(connection, row, found, clock.now())
+        return bool(found.timed)
+
+    def went_on(self, connection: sqlite3.Connection, vm_id: str, at: int) -> None:
+        """In the transaction in which a VM begins to run, or what its rules wanted done by this time was done."""
+        if (text := rows.find(connection, vm_id)) is not None:
+            schedules.went_on(connection, vm_id, _read(text), at)
 
     # --- of boxes
 
     async def fit_out(self, vm_id: str, box: Box) -> None:
         """Before anything runs in a box. Unavailable: it must not come up."""
-        if not self.of(vm_id):
+        found = self.of(vm_id)
+        if found.timed:
+            self.clocks_hook()
+        if not found.of_traffic:
             return
         try:
             await self._police(vm_id, box)
@@ -222,7 +256,7 @@ class Policies:
 
     async def _police(self, vm_id: str, box: Box) -> None:
         """EngineError."""
-        found = self.of(vm_id)
+        found = self.of(vm_id).of_traffic
         if found.needs_proxy:
             await trust(box, await self._engine.authority(), read_only=self._is_read_only(vm_id))
         await self._engine.police(box, found, partial(self._values, vm_id, found.secrets))

@@ -293,6 +293,7 @@ class Pools:
             "description": fork.description,
             "labels": None if fork.labels is None else json.dumps(fork.labels),
             "created_at": now,
+            "running_since": now,
             "expires_at": None if fork.ttl is None else now + int(fork.ttl * 1e6),
             "ends_by": None if fork.ttl_most is None else now + int(fork.ttl_most * 1e6),
         }
@@ -304,7 +305,10 @@ class Pools:
                 raise AlreadyExists("vm", f"there is a VM named {fork.name} already") from None
             if taken:
                 self._do_also(connection, vm_id, state, also)
-            return vm_rows.by_id(connection, vm_id) if taken else None
+            row = vm_rows.by_id(connection, vm_id) if taken else None
+            if row is not None and self._forks.policies.begin(connection, row):
+                row = vm_rows.by_id(connection, vm_id)
+            return row
 
         state.allocated.add(vm_id)
         self._changed(state)
@@ -350,8 +354,8 @@ class Pools:
             also.once.record(connection, vm_id)
 
     def _settle(self, row: VMRow, also: _Also) -> None:
-        if row.expires_at is not None:
-            self._vms.expiry.changed()
+        if row.end is not None or row.suspend_at is not None:
+            self._vms.clocks_changed()
         if also.bound is not None:
             self._records.is_bound(also.bound)
 

@@ -80,8 +80,21 @@ class Connection:
         self._left = left
         self._over = False
 
+    @property
+    def must_go_on(self) -> bool:
+        return False
+
     def lost(self, reason: str) -> None:
         self.lost_hook(reason)
+
+    async def make_way(self) -> None:
+        self.lost("the VM was suspended")
+
+    def stand_still(self) -> None:
+        pass
+
+    def go_on(self) -> None:
+        pass
 
     def leave(self) -> None:
         """Nobody uses it any more; whoever has the socket closes it. Twice is once."""

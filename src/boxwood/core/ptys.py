@@ -58,6 +58,7 @@ class Pty:
         self.box: Box | None = None
         self.looked_at = False
         self.left = asyncio.Event()  # nobody looks any more
+        self.sent_away = False  # whoever looked: the VM was suspended
         self.end: PtyEnd | None = None
         self.reason: str | None = None  # why it was lost
         self._output: list[bytes] = []
@@ -83,6 +84,27 @@ class Pty:
         self.end = end
         self._leave()
 
+    @property
+    def must_go_on(self) -> bool:
+        return False
+
+    async def make_way(self) -> None:
+        """It stays, and nobody looks."""
+        if not self.looked_at or self.over or self.box is None:
+            return
+        self.looked_at, self.sent_away = False, True
+        self.left.set()
+        self._news.set()
+        self._room.set()
+        with contextlib.suppress(EngineError):
+            await self.box.ptys.detach(self.id)
+
+    def stand_still(self) -> None:
+        pass
+
+    def go_on(self) -> None:
+        pass
+
     def lost(self, reason: str) -> None:
         if not self.over:
             self.reason = reason
@@ -96,12 +118,13 @@ class Pty:
     # Whoever looks
 
     async def read(self) -> bytes:
-        """What it shows next; b"": it is over. To ask again says that the last piece has arrived."""
-        if self._shown and self.box is not None and not self.over:
+        """What it shows next; b"": it is over, or is to be looked at no longer (`sent_away`). To ask again says that
+        the last piece has arrived."""
+        if self._shown and self.box is not None and not self.over and not self.sent_away:
             with contextlib.suppress(BoxGone):
                 self.box.ptys.ack(self.id, self._shown)
         self._shown = 0
-        while not self._output and not self.over:
+        while not self._output and not self.over and not self.sent_away:
             self._news.clear()
             await self._news.wait()
         data, self._output = b"".join(self._output), []
@@ -112,10 +135,10 @@ class Pty:
         """Type this, as fast as it is read. Nothing happens if it is over."""
         for at in range(0, len(data), _INPUT):
             piece = data[at : at + _INPUT]
-            while self._waiting + len(piece) > PTY_WINDOW and not self.over:
+            while self._waiting + len(piece) > PTY_WINDOW and not self.over and not self.sent_away:
                 self._room.clear()
                 await self._room.wait()
-            if self.over or self.box is None:
+            if self.over or self.sent_away or self.box is None:
                 return
             self._waiting += len(piece)
             with contextlib.suppress(BoxGone):
@@ -283,6 +306,8 @@ class Ptys:
         pty.left.set()
         if pty.over or pty.box is None:
             self._forget(pty)
+            return
+        if pty.sent_away:
             return
         with contextlib.suppress(EngineError):
             await pty.box.ptys.detach(pty.id)

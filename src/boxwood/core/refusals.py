@@ -17,7 +17,7 @@ from boxwood.core.errors import (
     Unsupported,
 )
 from boxwood.engine import policies
-from boxwood.engine.api import BoxGone, EngineError, EngineUnavailable, GuestError, NotHere
+from boxwood.engine.api import Asleep, BoxGone, EngineError, EngineUnavailable, GuestError, NotHere
 from boxwood.engine.policies import Malformed
 from boxwood.store.database import StoreError
 
@@ -51,6 +51,8 @@ def of_engine(error: EngineError, resource: Resource = "file") -> CoreError:
         return Internal(f"the VM's box died: {error}", recovery={"work": "unknown"})
     if isinstance(error, NotHere):
         return Unsupported(str(error))
+    if isinstance(error, Asleep):
+        return Unavailable("the VM was suspended in the middle of this: try again")
     if isinstance(error, EngineUnavailable):
         return Unavailable(str(error))
     return Internal(str(error), recovery={"work": "unknown"})

@@ -167,7 +167,7 @@ class Runs:
         session_index: int | None = None,
         wait: float | None = None,
     ) -> Run:
-        """The entirely empty run request: wait for the run that has been pending longest.
+        """The entirely empty run request: wait for the run that has been pending longest; a suspended VM is woken.
         BadRequest if none is (a command is needed then)."""
         row = self._access.usable(caller, vm)
         wanted = session_id
@@ -177,6 +177,7 @@ class Runs:
         pending = [run for run in self._lanes.pending(row.id) if wanted in (None, run.session_id)]
         if not pending:
             raise words.refuse("command", "is missing, and no run is pending that could be resumed")
+        await self._lanes.rouse(row.id)
         return await self._answer(pending[0], wait)
 
     async def get(self, caller: Caller, vm: str, run_id: str) -> Run:
@@ -273,8 +274,11 @@ class Runs:
         row = self._access.own(caller, vm)
         scope = f"runs:{row.id}"
         before = self._signer.position(scope, cursor)
-        found = await self._past.page(row, where or RunFilter(), before, limit + 1)
-        items = tuple(shown(run, row.name) for run in found[:limit])
+        still = self._lanes.standing_still(row.id)
+        found = await self._past.page(row, where or RunFilter(), before, limit + 1, still)
+        items = tuple(
+            shown(replace(run, state="pending") if run.id in still else run, row.name) for run in found[:limit]
+        )
         more = self._signer.cursor(scope, items[-1].run_id) if len(found) > limit else None
         return Page(items, more)
 
@@ -309,6 +313,7 @@ class Runs:
             raise InvalidState("run", "running", "the run has ended", run_id)
         if not run.options.open:
             raise Conflict("run", "the run's standard input is not open: start it with stdin_open")
+        await self._boxes.rouse(run.slot)
         return await stdin.give(run, data, at, eof)
 
     async def signal(
@@ -326,6 +331,9 @@ class Runs:
             session: SessionRow | None = self._sessions.known(row, session_id)
         else:
             session = session_rows.by_index(self._database.near, row.id, session_index or 0)
+        if self._boxes.suspended(row.id):
+            told = "the VM is suspended: an empty run request lets it go on"
+            raise InvalidState("vm", "running", told, row.id)
         if not self._boxes.live(row.id):
             raise InvalidState("vm", "running", "the VM is not running: there is nothing to signal", row.id)
         run = self._lanes.current(session.id) if session is not None else None

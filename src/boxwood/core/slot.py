@@ -16,9 +16,22 @@ log = logging.getLogger(__name__)
 
 
 class Resident(Protocol):
-    """A run in a box, as the box's slot sees it."""
+    """A run in a box, or what else keeps it, as the box's slot sees it."""
+
+    @property
+    def must_go_on(self) -> bool:
+        """The VM cannot be suspended before it has ended."""
 
     def lost(self, reason: str) -> None: ...
+
+    async def make_way(self) -> None:
+        """The VM is about to be suspended: whoever looks at it or is connected to it goes."""
+
+    def stand_still(self) -> None:
+        """It is suspended."""
+
+    def go_on(self) -> None:
+        """It was woken, or not suspended after all."""
 
 
 class Slot:
@@ -34,6 +47,7 @@ class Slot:
         self.sessions: set[str] = set()  # sessions that it may speak of
         self.directories: dict[str, str] = {}  # where sessions are, as far as this box has said
         self.deleted = False
+        self.suspended = False  # what is in its box stands still: see slumber.py
         self.idle_since = 0.0
         self.spared_until = 0.0
         self.memory_kills: int | None = None  # as far as is known, since when somebody has looked
@@ -46,6 +60,11 @@ class Slot:
     @property
     def busy(self) -> bool:
         return self.ops > 0 or bool(self.runs)
+
+    @property
+    def running(self) -> bool:
+        """It is busy, and not suspended."""
+        return self.busy and not self.suspended
 
     @property
     def still(self) -> bool:

@@ -50,9 +50,21 @@ class Divert(Protocol):
 
 
 class _Passage:
-    """A stream into a box, as its slot sees it: if the box is lost, the next byte says so."""
+    """A stream into a box, as its slot sees it: if the box is lost, the next byte says so. Whoever sends it would have
+    to wait for nobody knows how long, so the box is not suspended before it has ended."""
+
+    must_go_on = True
 
     def lost(self, reason: str) -> None:
+        pass
+
+    async def make_way(self) -> None:
+        pass
+
+    def stand_still(self) -> None:
+        pass
+
+    def go_on(self) -> None:
         pass
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, Final
@@ -24,6 +25,7 @@ from boxwood.core.config import Config
 from boxwood.core.disks import Disks
 from boxwood.core.errors import (
     AlreadyExists,
+    CoreError,
     InvalidState,
     NotFound,
     ResourceBusy,
@@ -54,6 +56,7 @@ from boxwood.store.vms import VMRow
 
 Conditions = tuple[list[str], dict[str, Any]]
 SETTLE_SECONDS = 5.0  # for a box to save its shells before it is put down
+log = logging.getLogger(__name__)
 
 
 class Unset:
@@ -99,7 +102,12 @@ class VMs:
         self._tasks = tasks
         self.deleted_hooks: list[Callable[[VMRow], None]] = []
         self.keys_changed_hooks: list[Callable[[str], None]] = []  # of those that may log in to a VM
+        self._policies = policies
         self.expiry = Expiry(database, tasks, "VM", rows.expired, rows.next_expiry, self._expire)
+        self.suspensions = Expiry(
+            database, tasks, "VM", rows.to_suspend, rows.next_suspension, self._suspend, "suspended"
+        )  # fmt: skip
+        policies.clocks_hook = boxes.slumber.clocks_hook = self.clocks_changed
         self.forks = Forks(
             database,
             engine,
@@ -116,7 +124,7 @@ class VMs:
             disks,
             ceilings,
             policies,
-            self.expiry.changed,
+            self.clocks_changed,
         )
 
     async def fork(self, caller: Caller, request: ForkRequest, idempotency_key: str | None = None) -> VM:
@@ -308,13 +316,14 @@ class VMs:
         async with slot.lock:
             await self._change_held(slot, {"stopped": True})
             self._lanes.end_vm(vm_id)
-            if slot.box is not None:
-                try:
-                    async with asyncio.timeout(SETTLE_SECONDS):
-                        await slot.box.settle()  # its shells are saved
-                except (EngineError, TimeoutError):
-                    pass  # then as they were saved last
-            await self._boxes.put_down(slot, "the VM was stopped")
+            async with self._boxes.slumber.thawed(slot):
+                if slot.box is not None:
+                    try:
+                        async with asyncio.timeout(SETTLE_SECONDS):
+                            await slot.box.settle()  # its shells are saved
+                    except (EngineError, TimeoutError):
+                        pass  # then as they were saved last
+                await self._boxes.put_down(slot, "the VM was stopped")
 
     async def start(self, caller: Caller, vm: str) -> None:
         """Boot the VM, also if it has been stopped. NotFound, Forbidden, InvalidState (immutable), Unavailable."""
@@ -354,6 +363,11 @@ class VMs:
             return lifetimes.latest_end(caller, row, None if left is None else now + left)
 
         return self._shown(await self._tasks.finish(self._set_end(row.id, ends)))
+
+    def clocks_changed(self) -> None:
+        """A VM may have got another time to be deleted or suspended."""
+        self.expiry.changed()
+        self.suspensions.changed()
 
     async def _set_end(self, vm_id: str, ends: Callable[[int, int | None], int | None]) -> VMRow:
         """`ends` tells when the VM is to be deleted, of what the time is and when it was to be before."""
@@ -400,6 +414,30 @@ class VMs:
 
     async def _expire(self, vm_id: str) -> None:
         await self._tasks.finish(self._delete(vm_id, expired=True))
+
+    async def _suspend(self, vm_id: str) -> None:
+        await self._tasks.finish(self._suspend_if_due(vm_id))
+
+    async def _suspend_if_due(self, vm_id: str) -> None:
+        row, now = rows.by_id(self._database.near, vm_id), clock.now()
+        if row is None or row.suspend_at is None or row.suspend_at > now:
+            return
+        await self._boxes.suspend(vm_id)
+        await self._database.write(lambda connection: self._policies.went_on(connection, vm_id, now), small=True)
+
+    async def suspend_again(self, slots: Iterable[Slot]) -> None:
+        """Boxes that an earlier server left, and had suspended: they have gone on meanwhile."""
+        near = self._database.near
+        suspended = [slot.vm_id for slot in slots if rows.is_suspended(near, slot.vm_id)]
+        await asyncio.gather(*(self._suspend_again(vm_id) for vm_id in suspended))
+
+    async def _suspend_again(self, vm_id: str) -> None:
+        try:
+            if await self._boxes.suspend(vm_id):
+                return
+        except CoreError as error:
+            log.warning("VM %s: it could not be suspended again: %s", vm_id, error)
+        await self._database.write(lambda connection: rows.wake(connection, vm_id, clock.now()), small=True)
 
     async def _delete(self, vm_id: str, *, expired: bool = False) -> None:
         slot = self._boxes.slot(vm_id)
@@ -461,4 +499,4 @@ def _change(connection: sqlite3.Connection, vm_id: str, values: dict[str, Any]) 
 
 
 def _has_expired(row: VMRow | None) -> bool:
-    return row is not None and row.expires_at is not None and row.expires_at <= clock.now()
+    return row is not None and row.end is not None and row.end <= clock.now()

@@ -46,6 +46,10 @@ class NotHere(EngineError):
     """This host has nothing to do it with; the text says what it takes."""
 
 
+class Asleep(EngineError):
+    """The box is suspended: it has to be woken first, and then it can be asked again."""
+
+
 class BoxGone(EngineError):
     """The box died while, or before, it was asked."""
 
@@ -397,6 +401,17 @@ class Engine(BoxNetworks, Protocol):
     async def change(self, box: Box, hostname: str, limits: Limits) -> None:
         """Another name, other limits for a live box, at once. EngineError: the limits cannot be had, say because its
         processes use more memory already; nothing was changed."""
+
+    def suspend_problem(self) -> str:
+        """Why this host cannot suspend boxes, and how to change that; empty: it can."""
+
+    async def suspend(self, box: Box) -> None:
+        """Let all processes of a live box stand still, its agent among them, once that has answered what it has been
+        asked: until `wake` it can only be killed, and whoever asks it for something gets Asleep. They go on when the
+        server lets go of the box. EngineError: they go on. NotHere, BoxGone."""
+
+    async def wake(self, box: Box) -> None:
+        """Let them go on. EngineError."""
 
     async def memory_kills(self, box: Box) -> int | None:
         """How many of a live box's processes were killed because it had used up its memory; None: nobody counts."""

@@ -9,6 +9,7 @@ import os
 import shlex
 import socket
 import stat
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,9 @@ from typing import Any
 from boxwood.engine import hostmanifest
 from boxwood.engine.api import (
     Activity,
+    Asleep,
     BoxGone,
+    EngineError,
     GuestError,
     Limits,
     Manifest,
@@ -38,6 +41,7 @@ from boxwood.engine.policies import Policies
 from boxwood.engine.pulse import Pulse
 from boxwood.engine.volumes.kinds import DISKS
 
+QUIET_SECONDS = 5.0  # for what it has been asked, before it falls asleep
 ANSWER_SECONDS = 30.0  # an agent that does not answer for so long is replaced
 FILE_SECONDS = 600.0
 INLINE_BYTES = 1 << 20  # of a file written: more goes over as a descriptor
@@ -102,6 +106,9 @@ class HostBox:
         self._dismissed = dismissed
         self._why = ""  # why it was put down, if it was
         self.stillborn = False  # it died before it had said anything, and not because it was too slow
+        self._asleep = False
+        self._stood_since: float | None = None  # seconds of time.monotonic, as the agent has it
+        self._counts_sleep = False
         self._link: Link | None = None
         self._pulse: Pulse | None = None
         self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -134,11 +141,34 @@ class HostBox:
 
     def _is_awaited(self) -> bool:
         """Somebody waits for what the agent says on its own."""
-        return self.ptys.looked_at or any(not run.ended for run in self._runs.values())
+        return not self._asleep and (self.ptys.looked_at or any(not run.ended for run in self._runs.values()))
 
     def _await_it(self) -> None:
         if self._pulse is not None:
             self._pulse.begin()
+
+    async def fall_asleep(self) -> None:
+        """It is asked nothing more, for it is about to stand still. BoxGone, EngineError."""
+        try:
+            async with asyncio.timeout(QUIET_SECONDS):
+                await self._alive().quiet()
+        except TimeoutError:
+            raise EngineError("it is still busy with what it was asked") from None
+        self._alive()
+        self._asleep = True
+
+    def stands_still(self) -> None:
+        self._stood_since = time.monotonic()
+
+    def about_to_wake(self) -> None:
+        """It finds this said when it goes on: the time of its runs has stood still as well."""
+        since, self._stood_since = self._stood_since, None
+        if since is not None and self._link is not None and self._counts_sleep:
+            self._link.say({"op": "slept", "from": since, "to": time.monotonic()})
+
+    def wake_up(self) -> None:
+        self._asleep = False
+        self._await_it()
 
     def died(self, status: str) -> None:
         """Nothing of the box is left: the zygote has said so, or has itself died."""
@@ -187,7 +217,7 @@ class HostBox:
         more.setdefault("timeout", ANSWER_SECONDS)
         try:
             link = self._alive()
-        except BoxGone:
+        except (BoxGone, Asleep):
             for fd in more.get("fds", ()):
                 os.close(fd)
             raise
@@ -203,6 +233,8 @@ class HostBox:
     def _alive(self) -> Link:
         if self._link is None or self.gone.done():
             raise BoxGone(self._why or "the box is gone")
+        if self._asleep:
+            raise Asleep("the box is suspended")
         return self._link
 
     # --- sessions
@@ -386,6 +418,7 @@ class HostBox:
         self._starts_programs = header.get("programs") is True
         self._takes_input = header.get("stdin") is True
         self._has_contexts = header.get("python") is True
+        self._counts_sleep = header.get("sleeps") is True
         self.files.known = header.get("files") is True
         self.ptys.on_hello(header.get("ptys", []))
         self._greeted.set_result(None)

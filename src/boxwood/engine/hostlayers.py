@@ -9,7 +9,7 @@ import os
 import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +152,7 @@ class HostLayers:
 
     async def copy_top(self, box: Box, source: str, target: str) -> CopyReport:
         assert isinstance(box, HostBox)
-        freezer = next((check for check in self._checks if check.name == checks.FREEZER), None)
-        if freezer is not None and not freezer.active:
+        if (freezer := self._missing_freezer()) is not None:
             raise NotHere(freezer.why)
         began = time.perf_counter()
         job = {"kind": "copy", "source": checked(source), "target": checked(target)}
@@ -182,6 +181,37 @@ class HostLayers:
         finally:
             if not box.gone.done():
                 await self._zygote.ask("thaw", {"box": box.box_id})
+
+    def _missing_freezer(self) -> checks.Check | None:
+        return next((check for check in self._checks if check.name == checks.FREEZER and not check.active), None)
+
+    def suspend_problem(self) -> str:
+        freezer = self._missing_freezer()
+        return (
+            "" if freezer is None else f"what runs in them cannot be made to stand still: {freezer.fix or freezer.why}"
+        )
+
+    async def suspend(self, box: Box) -> None:
+        assert isinstance(box, HostBox)
+        if problem := self.suspend_problem():
+            raise NotHere(problem)
+        await box.fall_asleep()
+        try:
+            await self._zygote.ask("freeze", {"box": box.box_id})
+            box.stands_still()
+        except BaseException:
+            with suppress(EngineError):
+                await self.wake(box)
+            raise
+
+    async def wake(self, box: Box) -> None:
+        assert isinstance(box, HostBox)
+        try:
+            if not box.gone.done():
+                box.about_to_wake()
+                await self._zygote.ask("thaw", {"box": box.box_id})
+        finally:
+            box.wake_up()
 
     async def merge(self, layers: Sequence[str], target: str) -> None:
         await self._job({"kind": "merge", "layers": [["data", checked(i)] for i in layers], "target": checked(target)})

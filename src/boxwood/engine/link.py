@@ -107,6 +107,11 @@ class Link:
             self._streams.pop(number, None)
             self._takes.pop(number, None)
 
+    async def quiet(self) -> None:
+        """Returns when nobody waits for an answer."""
+        while waiting := [future for future in self._waiting.values() if not future.done()]:
+            await asyncio.wait(waiting)
+
     def begin(self, op: str, fields: dict[str, Any], payload: bytes = b"", *, timeout: float) -> asyncio.Future[Answer]:
         """`ask`, but only begun: it leaves together with what is said next, in this turn. GuestError, BoxGone."""
         number, future = self._put(op, fields, payload)

@@ -61,6 +61,8 @@ class Look(Upgraded):
             return NORMAL, f"{pty.end.reason} {pty.end.exit_code}"
         if pty.reason is not None:
             return FAILED, pty.reason
+        if pty.sent_away:
+            return RESTART, "the VM was suspended: come back to the same session, and it goes on"
         if self._revoked.is_set():
             return POLICY, "the API key has been revoked"
         return RESTART, "the server is stopping: come back to the same session"

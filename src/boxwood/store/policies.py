@@ -27,5 +27,7 @@ def delete(connection: sqlite3.Connection, vm_id: str) -> None:
     connection.execute("DELETE FROM policies WHERE vm_id = ?", (vm_id,))
 
 
-def copy(connection: sqlite3.Connection, source_id: str, vm_id: str) -> None:
-    connection.execute("INSERT INTO policies SELECT ?, rules FROM policies WHERE vm_id = ?", (vm_id, source_id))
+def copy(connection: sqlite3.Connection, source_id: str, vm_id: str) -> bool:
+    """False: there are none."""
+    sql = "INSERT INTO policies SELECT ?, rules FROM policies WHERE vm_id = ?"
+    return connection.execute(sql, (vm_id, source_id)).rowcount > 0

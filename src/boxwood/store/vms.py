@@ -42,7 +42,16 @@ class VMRow:
     parent_id: str | None = None  # that it was forked from
     fork_base: str | None = None  # the layer that shows what both had then
     ssh_keys: str | None = None  # JSON: see core/sshkeys.py
+    delete_at: int | None = None  # by its rules: see core/schedules.py
+    suspend_at: int | None = None
+    running_since: int | None = None
+    suspended: bool = False
     depth: int = 0  # of its base; not a column
+
+    @property
+    def end(self) -> int | None:
+        """When it is deleted by itself, whatever says so."""
+        return min((at for at in (self.expires_at, self.delete_at) if at is not None), default=None)
 
 
 _COLUMNS = tuple(field.name for field in fields(VMRow) if field.name != "depth")
@@ -104,7 +113,8 @@ def in_pools(connection: sqlite3.Connection) -> list[tuple[str, str, bool]]:
 
 def boot(connection: sqlite3.Connection, vm_id: str, base: str, at: int) -> None:
     """A box is being made of this VM on this base, which is in use from now on."""
-    connection.execute("UPDATE vms SET box_base = ?, written = 1, last_active_at = ? WHERE id = ?", (base, at, vm_id))
+    sql = "UPDATE vms SET box_base = ?, written = 1, last_active_at = ?, running_since = ? WHERE id = ?"
+    connection.execute(sql, (base, at, at, vm_id))
 
 
 def active(connection: sqlite3.Connection, vm_id: str, at: int) -> None:
@@ -112,7 +122,7 @@ def active(connection: sqlite3.Connection, vm_id: str, at: int) -> None:
 
 
 def parked(connection: sqlite3.Connection, vm_id: str) -> None:
-    connection.execute("UPDATE vms SET box_base = NULL WHERE id = ?", (vm_id,))
+    connection.execute("UPDATE vms SET box_base = NULL, suspended = 0 WHERE id = ?", (vm_id,))
     connection.execute("DELETE FROM held WHERE vm_id = ?", (vm_id,))
 
 
@@ -127,7 +137,8 @@ def parked_but(connection: sqlite3.Connection, live: Iterable[str]) -> None:
 def retop(connection: sqlite3.Connection, vm_id: str, base: str, top: str) -> None:
     """Its top has been sealed, or turned out to be empty: from now on it is this base and an unwritten top."""
     connection.execute(
-        "UPDATE vms SET base = ?, top = ?, written = 0, box_base = NULL WHERE id = ?", (base, top, vm_id)
+        "UPDATE vms SET base = ?, top = ?, written = 0, box_base = NULL, suspended = 0 WHERE id = ?",
+        (base, top, vm_id),
     )
     connection.execute("DELETE FROM held WHERE vm_id = ?", (vm_id,))
 
@@ -139,13 +150,46 @@ def forked_at(connection: sqlite3.Connection, vm_id: str, parent_id: str, layer_
 
 def expired(connection: sqlite3.Connection, now: int) -> list[str]:
     """Those whose time is over."""
-    return [vm_id for (vm_id,) in connection.execute("SELECT id FROM vms WHERE expires_at <= ?", (now,))]
+    sql = "SELECT id FROM vms WHERE expires_at <= ?1 UNION SELECT id FROM vms WHERE delete_at <= ?1"
+    return [vm_id for (vm_id,) in connection.execute(sql, (now,))]
 
 
 def next_expiry(connection: sqlite3.Connection, now: int) -> int | None:
     """When the next one's will be."""
-    found: int | None = connection.execute("SELECT min(expires_at) FROM vms WHERE expires_at > ?", (now,)).fetchone()[0]
+    return min(filter(None, (_next(connection, name, now) for name in ("expires_at", "delete_at"))), default=None)
+
+
+def _next(connection: sqlite3.Connection, column: str, now: int) -> int | None:
+    found: int | None = connection.execute(f"SELECT min({column}) FROM vms WHERE {column} > ?", (now,)).fetchone()[0]
     return found
+
+
+def set_clocks(connection: sqlite3.Connection, vm_id: str, delete_at: int | None, suspend_at: int | None) -> None:
+    """When its rules delete and suspend a VM next."""
+    connection.execute("UPDATE vms SET delete_at = ?, suspend_at = ? WHERE id = ?", (delete_at, suspend_at, vm_id))
+
+
+def to_suspend(connection: sqlite3.Connection, now: int) -> list[str]:
+    """Those that are to be suspended by now."""
+    return [vm_id for (vm_id,) in connection.execute("SELECT id FROM vms WHERE suspend_at <= ?", (now,))]
+
+
+def next_suspension(connection: sqlite3.Connection, now: int) -> int | None:
+    """When the next one is to be."""
+    return _next(connection, "suspend_at", now)
+
+
+def suspend(connection: sqlite3.Connection, vm_id: str) -> None:
+    connection.execute("UPDATE vms SET suspended = 1 WHERE id = ?", (vm_id,))
+
+
+def wake(connection: sqlite3.Connection, vm_id: str, at: int) -> None:
+    """It runs again, from now on."""
+    connection.execute("UPDATE vms SET suspended = 0, running_since = ? WHERE id = ?", (at, vm_id))
+
+
+def is_suspended(connection: sqlite3.Connection, vm_id: str) -> bool:
+    return connection.execute("SELECT 1 FROM vms WHERE id = ? AND suspended", (vm_id,)).fetchone() is not None
 
 
 def is_durable(connection: sqlite3.Connection, vm_id: str) -> bool:

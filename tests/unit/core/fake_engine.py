@@ -23,6 +23,7 @@ from dataclasses import replace
 
 from boxwood.engine.api import (
     Activity,
+    Asleep,
     BoxGone,
     BoxSpec,
     Contents,
@@ -67,7 +68,7 @@ class Machine:
         self.layers: dict[str, Tree] = {}
         self.disks: dict[str, int] = {}  # of tops that were made with a limit, and of layers that were: their capacity
         self.disk_problem = ""
-        self.durable_problem = ""
+        self.durable_problem = self.suspend_problem = ""
         self.sees_requests = False
         self.ask_gate: Callable[[Question], Awaitable[str]] = _opens
         self.volumes: dict[str, dict[str, bytes]] = {}
@@ -110,6 +111,8 @@ class FakeBox:
     def _alive(self, what: str, argument: object = None) -> LivingBox:
         if self._living.dead is not None or self._engine.closed:
             raise BoxGone(self._living.dead or "the engine was closed")
+        if self._living.asleep:
+            raise Asleep("the box is suspended")
         self._living.machine.note(what, argument)
         return self._living
 
@@ -277,7 +280,7 @@ class FakeEngine:
     async def close(self) -> None:
         self.closed = True
         for living in self.machine.boxes.values():
-            living.handle = None
+            living.handle, living.asleep = None, False
             for process in living.runs.values():
                 process.sink = None
             for pty in living.ptys.values():
@@ -321,6 +324,18 @@ class FakeEngine:
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", there))
         return sock
+
+    def suspend_problem(self) -> str:
+        return self.machine.suspend_problem
+
+    async def suspend(self, box: object) -> None:
+        assert isinstance(box, FakeBox)
+        box._alive("suspend", box.vm_id).asleep = True
+
+    async def wake(self, box: object) -> None:
+        assert isinstance(box, FakeBox)
+        self.machine.note("wake", box.vm_id)
+        box._living.asleep = False
 
     async def memory_kills(self, box: object) -> int | None:
         assert isinstance(box, FakeBox)

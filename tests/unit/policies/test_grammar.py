@@ -249,8 +249,6 @@ def test_what_is_refused(rule, field, problem):
         (outbound(action={"suspend": True, "rewrite": {"path": "/"}}), "action"),
         (inbound({"ports": [80]}, {"scaling": {"wake": True}}), "action"),
         (inbound({"ports": [80]}, auth={"token": "t"}), "auth"),
-        ({"type": "schedule", "at": "2030-01-01T00:00:00Z", "action": "delete"}, "type"),
-        ({"type": "lifecycle", "when": {"after": 5}, "action": "delete"}, "type"),
     ],
 )
 def test_what_the_contract_has_and_this_server_has_not(rule, field):

@@ -56,6 +56,7 @@ class Desk:
             "run.ack": self._ack,
             "run.forget": self._forget,
             "settle": self._settle,
+            "slept": self._slept,
         }
         self._ptys = Ptys(self._common, send, self._session)
         self._ops |= self._ptys.ops
@@ -91,7 +92,7 @@ class Desk:
         runs = [run.header() for run in self._runs.values()]
         return {
             "ev": "hello", "runs": runs, "sessions": list(self._sessions), "programs": True, "stdin": True,
-            "python": True, "files": True, "ptys": self._ptys.header(),
+            "python": True, "files": True, "sleeps": True, "ptys": self._ptys.header(),
         }  # fmt: skip
 
     def relink(self) -> None:
@@ -315,6 +316,10 @@ class Desk:
             del self._runs[run.rid]
 
     # --- rest
+
+    def _slept(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
+        """All of the box was suspended, from then to then (seconds of time.monotonic)."""
+        self._loop.slept(float(header["from"]), float(header["to"]))
 
     def _settle(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
         self._settling.append(reply)

@@ -13,16 +13,18 @@ import signal
 import time
 from collections.abc import Callable
 
+_LATE = 1.0  # seconds: so late nothing is unless all has stood still, or had no processor
 IN, OUT, HUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP
 
 
 class Timer:
     """A call that will be made at `when` (seconds of time.monotonic) unless it is cancelled."""
 
-    __slots__ = ("callback", "order", "when")
+    __slots__ = ("callback", "made", "order", "when")
 
     def __init__(self, when: float, order: int, callback: Callable[[], None]) -> None:
         self.when = when
+        self.made = time.monotonic()
         self.order = order
         self.callback: Callable[[], None] | None = callback
 
@@ -80,6 +82,14 @@ class Loop:
     def soon(self, callback: Callable[[], None]) -> Timer:
         return self.at(0.0, callback)
 
+    def slept(self, since: float, until: float) -> None:
+        """All has stood still from then to then: what was to come later comes so much later. Calls that are made as
+        soon as can be stay that."""
+        for timer in self._timers:
+            if timer.when > 0 and timer.made < until:
+                timer.when += max(0.0, until - since)
+        heapq.heapify(self._timers)
+
     # --- children
 
     def child(self, pid: int, callback: Callable[[int], None]) -> None:
@@ -122,18 +132,25 @@ class Loop:
         if self._timers:
             left = max(0.0, self._timers[0].when - now)
             timeout = left if timeout is None else min(timeout, left)
-        for fd, events in self._epoll.poll(-1 if timeout is None else timeout):
+        self._hear(-1 if timeout is None else timeout)
+        self._fire()
+
+    def _hear(self, timeout: float) -> None:
+        for fd, events in self._epoll.poll(timeout):
             callback = self._watched.get(fd)
             if callback is not None:
                 callback(events)
-        self._fire()
 
     def _fire(self) -> None:
         now, newest = time.monotonic(), self._order
-        postponed = []
+        postponed, has_heard = [], False
         while self._timers and self._timers[0].when <= now:
             timer = heapq.heappop(self._timers)
-            if timer.order > newest:
+            if 0 < timer.when < now - _LATE and not has_heard:
+                heapq.heappush(self._timers, timer)
+                self._hear(0)  # why it is so late may be what has come meanwhile
+                has_heard = True
+            elif timer.order > newest:
                 postponed.append(timer)
             elif timer.callback is not None:
                 callback, timer.callback = timer.callback, None

@@ -31,6 +31,7 @@ from boxwood.engine.policies.requests import (
 from boxwood.engine.policies.rules import Rule, Unavailable
 from boxwood.engine.policies.spellings import all_spellings
 from boxwood.engine.policies.templates import Token, expand
+from boxwood.engine.policies.timed import TimedRule
 
 __all__ = [
     "HIDDEN",
@@ -48,6 +49,7 @@ __all__ = [
     "RequestVerdict",
     "Rewrite",
     "Rule",
+    "TimedRule",
     "Token",
     "Unavailable",
     "Update",

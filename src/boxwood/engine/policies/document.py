@@ -20,6 +20,7 @@ from boxwood.engine.policies.reading import Malformed, members
 from boxwood.engine.policies.rules import Rule
 from boxwood.engine.policies.spellings import all_spellings
 from boxwood.engine.policies.templates import SECRET_NAME
+from boxwood.engine.policies.timed import TimedRule
 
 MOST_RULES = 256
 MOST_SECRETS = 64  # of one VM, and that its rules name: its proxy is told all of them at once
@@ -30,11 +31,14 @@ _STEP = 100  # between the priorities of an ordered form's entries, so that othe
 _MADE_HERE = ("hostname", "mitm_domains", "warnings")
 
 
+AnyRule = Rule | TimedRule
+
+
 class Policies:
     """Immutable; `rules` by their names. Of none: everything may go out, and come in with a key."""
 
-    def __init__(self, found: Iterable[Rule] = ()) -> None:
-        self.rules: Mapping[str, Rule] = MappingProxyType({rule.ident: rule for rule in sorted(found, key=_by_name)})
+    def __init__(self, found: Iterable[AnyRule] = ()) -> None:
+        self.rules: Mapping[str, AnyRule] = MappingProxyType({rule.ident: rule for rule in sorted(found, key=_by_name)})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Policies) and self.rules == other.rules
@@ -53,6 +57,16 @@ class Policies:
     @cached_property
     def inbound(self) -> tuple[Rule, ...]:
         return self._directed("inbound")
+
+    @cached_property
+    def timed(self) -> tuple[TimedRule, ...]:
+        """Those that say when the VM is deleted or suspended, by name."""
+        return tuple(rule for rule in self.rules.values() if isinstance(rule, TimedRule))
+
+    @cached_property
+    def of_traffic(self) -> Policies:
+        """All others: what the network is to know."""
+        return self if not self.timed else Policies((*self.outbound, *self.inbound))
 
     @cached_property
     def allows_unmatched(self) -> bool:
@@ -85,13 +99,14 @@ class Policies:
         return json.dumps(self.to_json(), ensure_ascii=False, separators=(",", ":"))
 
     def ordered(self) -> list[dict[str, Any]]:
-        """The ordered form's entries, first to last."""
+        """The ordered form's entries, first to last; rules of time have no place in that order, and come behind."""
         dropped = ("priority", "expires_at")
-        listed = sorted(self.rules.values(), key=lambda rule: (-rule.priority, rule.ident))
+        traffic = sorted((*self.outbound, *self.inbound), key=lambda rule: (-rule.priority, rule.ident))
+        listed: list[AnyRule] = [*traffic, *self.timed]
         return [{name: value for name, value in rule.to_json().items() if name not in dropped} for rule in listed]
 
     def _directed(self, direction: Direction) -> tuple[Rule, ...]:
-        found = (rule for rule in self.rules.values() if rule.direction == direction)
+        found = (rule for rule in self.rules.values() if isinstance(rule, Rule) and rule.direction == direction)
         return tuple(sorted(found, key=lambda rule: -rule.priority))
 
 
@@ -100,12 +115,17 @@ class Update:
     """What somebody wants changed. None as a rule or a secret's value takes it away. `replace`: all rules that were
     there go first."""
 
-    rules: Mapping[str, Rule | None]
+    rules: Mapping[str, AnyRule | None]
     secrets: Mapping[str, str | None]
     replace: bool = False
 
     def __bool__(self) -> bool:
         return self.replace or bool(self.rules) or bool(self.secrets)
+
+    @property
+    def timed(self) -> tuple[TimedRule, ...]:
+        """Rules of time that are written."""
+        return tuple(rule for rule in self.rules.values() if isinstance(rule, TimedRule))
 
     def apply(self, before: Policies, at: str = "policies") -> Policies:
         """Malformed: the whole would not do, whatever each of its rules is."""
@@ -133,34 +153,34 @@ def parse(value: Any, at: str = "policies") -> Policies:
 
 def parse_update(value: Any, now: datetime, at: str = "policies") -> Update:
     """The keyed form, or its deprecated list; what only servers write is passed over, since old clients send it back.
-    `now`: what expires must do so later. Malformed."""
+    `now`: what expires, and what deletes the VM, must do so later. Malformed."""
     said = members(at, value, ("rules", "secrets", "policies", *_MADE_HERE))
     if "policies" in said and "rules" in said:
         raise Malformed(f"{at}.policies", "not together with rules")
     secrets = _secrets(f"{at}.secrets", said.get("secrets", {}))
     if "policies" in said:
-        return Update(_entries(f"{at}.policies", said["policies"]), secrets, replace=True)
-    found = _rules(f"{at}.rules", said.get("rules", {}), nulls=True)
+        return Update(_entries(f"{at}.policies", said["policies"], now), secrets, replace=True)
+    found = _rules(f"{at}.rules", said.get("rules", {}), nulls=True, now=now)
     for name, rule in found.items():
-        if rule is not None and rule.expires_at is not None and rule.expires_at <= now:
+        if isinstance(rule, Rule) and rule.expires_at is not None and rule.expires_at <= now:
             raise Malformed(f"{at}.rules.{name}.expires_at", "must be in the future")
         _check_written(f"{at}.rules.{name}", rule)
     return Update(found, secrets)
 
 
-def parse_ordered(value: Any) -> Update:
+def parse_ordered(value: Any, now: datetime | None = None) -> Update:
     """The ordered form, which replaces all rules. Secrets that it shows hidden are kept as they are, those that it does
-    not name go: they are in `secrets` as None only where `value` says so. Malformed."""
+    not name go: they are in `secrets` as None only where `value` says so. `now`: as of `parse_update`. Malformed."""
     if not isinstance(value, Mapping):
         raise Malformed("body", f"must be an object, not {reading.kind(value)}")
     said = members("body", value, ("policies", "secrets", *_MADE_HERE))
     given = said.get("secrets", {})
     if isinstance(given, Mapping):
         given = {name: inner for name, inner in given.items() if inner != HIDDEN}
-    return Update(_entries("policies", said.get("policies", [])), _secrets("secrets", given), replace=True)
+    return Update(_entries("policies", said.get("policies", []), now), _secrets("secrets", given), replace=True)
 
 
-def checked(at: str, found: Iterable[Rule]) -> Policies:
+def checked(at: str, found: Iterable[AnyRule]) -> Policies:
     """Malformed: too many, too large, or two of a kind with one priority."""
     made = Policies(found)
     if len(made.rules) > MOST_RULES:
@@ -201,34 +221,34 @@ def secret_value(at: str, value: Any) -> str:
     return value
 
 
-def _rules(at: str, value: Any, *, nulls: bool) -> dict[str, Rule | None]:
+def _rules(at: str, value: Any, *, nulls: bool, now: datetime | None = None) -> dict[str, AnyRule | None]:
     if not isinstance(value, Mapping):
         raise Malformed(at, f"must be an object of rules by their names, not {reading.kind(value)}")
     if len(value) > MOST_RULES:
         raise Malformed(at, f"has {len(value)} rules; at most {MOST_RULES}")
-    found: dict[str, Rule | None] = {}
+    found: dict[str, AnyRule | None] = {}
     for said, inner in value.items():
         name = rules.ident(at, said)
-        found[name] = None if inner is None and nulls else rules.parse(f"{at}.{name}", name, inner)
+        found[name] = None if inner is None and nulls else rules.parse(f"{at}.{name}", name, inner, now=now)
     return found
 
 
-def _entries(at: str, value: Any) -> dict[str, Rule | None]:
+def _entries(at: str, value: Any, now: datetime | None) -> dict[str, AnyRule | None]:
     if not isinstance(value, list | tuple):
         raise Malformed(at, f"must be a list, not {reading.kind(value)}")
     if len(value) > MOST_RULES:
         raise Malformed(at, f"has {len(value)} entries; at most {MOST_RULES}")
-    found: dict[str, Rule | None] = {}
+    found: dict[str, AnyRule | None] = {}
     for index, entry in enumerate(value):
         priority = (len(value) - index) * _STEP
-        found[f"rule-{index}"] = rules.parse(f"{at}[{index}]", f"rule-{index}", entry, priority=priority)
+        found[f"rule-{index}"] = rules.parse(f"{at}[{index}]", f"rule-{index}", entry, priority=priority, now=now)
         _check_written(f"{at}[{index}]", found[f"rule-{index}"])
     return found
 
 
-def _check_written(at: str, rule: Rule | None) -> None:
+def _check_written(at: str, rule: AnyRule | None) -> None:
     """What is kept may say it, from before anybody minded: then it is passed over. Malformed."""
-    if rule is None or rule.direction == "outbound" or rule.action.rewrite is None:
+    if not isinstance(rule, Rule) or rule.direction == "outbound" or rule.action.rewrite is None:
         return
     for name in sorted(rule.action.rewrite.named & actions.SERVERS):
         raise Malformed(f"{at}.action.rewrite", f"{name} is what the server itself says of who has come, or keeps back")
@@ -246,5 +266,5 @@ def _secrets(at: str, value: Any) -> dict[str, str | None]:
     return found
 
 
-def _by_name(rule: Rule) -> str:
+def _by_name(rule: AnyRule) -> str:
     return rule.ident

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal
 
-from boxwood.engine.policies import actions, match, reading
+from boxwood.engine.policies import actions, match, reading, timed
 from boxwood.engine.policies.actions import Action
 from boxwood.engine.policies.match import Direction, Match
 from boxwood.engine.policies.reading import Malformed, members
+from boxwood.engine.policies.timed import TimedRule
 
 MOST_PRIORITY = 1_000_000
 Auth = Literal["", "open", "arker"]
 _IDENT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _MEMBERS = ("type", "priority", "action", "match", "auth", "expires_at")
-_CLOCKED = ("schedule", "lifecycle")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Rule:
         if self.auth:
             found["auth"] = self.auth
         if self.expires_at is not None:
-            found["expires_at"] = self.expires_at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+            found["expires_at"] = timed.shown_moment(self.expires_at)
         return found
 
 
@@ -63,16 +63,21 @@ def ident(at: str, value: Any) -> str:
     return value
 
 
-def parse(at: str, name: str, value: Any, *, priority: int | None = None) -> Rule:
-    """`priority`: of an entry of the ordered form, which must not say one itself. Malformed, Unavailable."""
+def parse(
+    at: str, name: str, value: Any, *, priority: int | None = None, now: datetime | None = None
+) -> Rule | TimedRule:
+    """`priority`: of an entry of the ordered form, which must not say one itself. `now`: of rules that somebody writes,
+    see timed.parse. Malformed, Unavailable."""
     known = _MEMBERS if priority is None else ("type", "action", "match", "auth")
-    if isinstance(value, dict) and value.get("type") in _CLOCKED:
-        raise Unavailable(f"{at}.type", f"{value['type']} rules are not available on this server; a VM has a ttl")
+    if isinstance(value, dict) and value.get("type") in timed.TYPES:
+        return timed.parse(at, name, value, now)
     said = members(at, value, known)
     for needed in ("type", "action", *(("priority",) if priority is None else ())):
         if needed not in said:
             raise Malformed(f"{at}.{needed}", "must be there")
-    direction: Direction = reading.word(f"{at}.type", said["type"], ("outbound", "inbound"))  # type: ignore[assignment]
+    direction: Direction = reading.word(  # type: ignore[assignment]
+        f"{at}.type", said["type"], ("outbound", "inbound", *timed.TYPES)
+    )
     if priority is None:
         priority = reading.number(f"{at}.priority", said["priority"], 0, MOST_PRIORITY)
     rule = Rule(
@@ -82,7 +87,7 @@ def parse(at: str, name: str, value: Any, *, priority: int | None = None) -> Rul
         action=actions.parse(f"{at}.action", said["action"], direction),
         match=match.parse(f"{at}.match", said.get("match", {}), direction),
         auth=_auth(f"{at}.auth", said["auth"]) if "auth" in said else "",
-        expires_at=_moment(f"{at}.expires_at", said["expires_at"]) if "expires_at" in said else None,
+        expires_at=timed.moment(f"{at}.expires_at", said["expires_at"]) if "expires_at" in said else None,
     )
     _check(at, rule)
     return rule
@@ -125,15 +130,4 @@ def _auth(at: str, value: Any) -> Auth:
     if isinstance(value, dict):
         raise Unavailable(at, "a token is not available on this server: match a header's value instead")
     found: Auth = reading.word(at, value, ("open", "arker"))  # type: ignore[assignment]
-    return found
-
-
-def _moment(at: str, value: Any) -> datetime:
-    said = reading.text(at, value, 64)
-    try:
-        found = datetime.fromisoformat(said)
-    except ValueError:
-        found = None
-    if found is None or found.tzinfo is None or "T" not in said.upper():
-        raise Malformed(at, f"must be a time such as 2030-01-31T12:00:00Z, with its zone, not {reading.shown(said)}")
     return found

@@ -133,7 +133,8 @@ async def _show(pty: Pty, process: Process) -> None:
     if pty.end is not None:
         process.exit(pty.end.exit_code)
     else:
-        _fail(process, pty.reason or "the terminal was lost")
+        why = "the VM was suspended" if pty.sent_away else "the terminal was lost"
+        _fail(process, pty.reason or why)
 
 
 async def _type(pty: Pty, process: Process) -> None:
