@@ -22,7 +22,7 @@ from boxwood.core.model import Caller
 from boxwood.core.slot import Slot
 from boxwood.engine.api import Box, BoxGone, EngineError
 from boxwood.engine.fileapi import FileStatus
-from boxwood.engine.handleapi import HANDLES, Attributes, BoxHandles, FileHandle, Opening, Space
+from boxwood.engine.handleapi import FURTHEST, HANDLES, PIECE, Attributes, BoxHandles, FileHandle, Opening, Space
 
 T = TypeVar("T")
 
@@ -88,10 +88,12 @@ class Handles:
 
     async def read(self, handle: Handle, at: int, size: int) -> bytes:
         """Not more than the engine reads at once; nothing: there is no more."""
+        _check_within(at)
         async with self._held(handle) as theirs:
             return await theirs.read(at, size)
 
     async def write(self, handle: Handle, at: int, data: bytes) -> None:
+        _check_within(at + len(data))
         async with self._held(handle) as theirs:
             handle.written = True
             await theirs.write(at, data)
@@ -188,3 +190,8 @@ class Handles:
                 return await self._boxes.asked(row.id, permitted)
         except EngineError as error:
             raise refusal(error) from error
+
+
+def _check_within(at: int) -> None:
+    if not 0 <= at <= FURTHEST - PIECE:
+        raise words.refuse("offset", "no file is as long as that")

@@ -13,12 +13,12 @@ from typing import Any
 from boxwood.engine.api import BoxGone, GuestError
 from boxwood.engine.fileapi import FileStatus
 from boxwood.engine.frames import FrameError
-from boxwood.engine.handleapi import FURTHEST, PIECE, Attributes, Opening, Space
+from boxwood.engine.handleapi import PIECE, Attributes, Opening, Space
 from boxwood.engine.hostfiles import Ask, name, status, told
 from boxwood.engine.link import Answer, Checking, integer
 from boxwood.engine.ulid import new_ulid
 
-FLUSH_SECONDS = 600.0
+DISK_SECONDS = 600.0  # that a disk may take, or a file to be copied from a lower layer
 
 
 class HostHandles:
@@ -64,9 +64,9 @@ class HostHandles:
             fields = ("block", "total", "free", "files", "files_free")
             return Space(*(integer(header, field) for field in fields))
 
-    async def do(self, op: str, fields: dict[str, Any], payload: bytes = b"", **more: Any) -> Answer:
+    async def do(self, op: str, fields: dict[str, Any], payload: bytes = b"") -> Answer:
         try:
-            return await self._ask(op, fields, payload, **more)
+            return await self._ask(op, fields, payload, timeout=DISK_SECONDS)
         except GuestError as error:
             if error.errno != errno.ENOSYS:
                 raise
@@ -87,7 +87,7 @@ class HostHandle:
 
     async def read(self, at: int, size: int) -> bytes:
         size = min(size, PIECE)
-        _, data, _ = await self._do("read", {"at": _offset(at), "size": size})
+        _, data, _ = await self._do("read", {"at": at, "size": size})
         with self._handles.checking("answer to handle.read"):
             if len(data) > size:
                 raise FrameError("more bytes than were asked for")
@@ -95,7 +95,7 @@ class HostHandle:
 
     async def write(self, at: int, data: bytes) -> None:
         for start in range(0, len(data), PIECE):
-            await self._do("write", {"at": _offset(at + start)}, data[start : start + PIECE])
+            await self._do("write", {"at": at + start}, data[start : start + PIECE])
 
     async def status(self) -> FileStatus:
         header, *_ = await self._do("stat", {})
@@ -106,16 +106,10 @@ class HostHandle:
         await self._do("change", asdict(wanted))
 
     async def flush(self) -> None:
-        await self._do("flush", {}, timeout=FLUSH_SECONDS)
+        await self._do("flush", {})
 
     async def close(self) -> None:
         await self._do("close", {})
 
-    async def _do(self, op: str, fields: dict[str, Any], payload: bytes = b"", **more: Any) -> Answer:
-        return await self._handles.do(f"handle.{op}", {"id": self.ident, **fields}, payload, **more)
-
-
-def _offset(at: int) -> int:
-    if not 0 <= at <= FURTHEST - PIECE:
-        raise GuestError(errno.EFBIG, "no file is as long as that")
-    return at
+    async def _do(self, op: str, fields: dict[str, Any], payload: bytes = b"") -> Answer:
+        return await self._handles.do(f"handle.{op}", {"id": self.ident, **fields}, payload)

@@ -19,6 +19,7 @@ from boxwood.engine.agent.place import Place, absolute, explained, look, place, 
 from boxwood.engine.agent.requests import Reply, ident
 from boxwood.engine.handleapi import FURTHEST, HANDLES, PIECE
 
+_AT_ONCE = 64 << 20  # bytes: so much may be copied from a lower layer while all else waits
 _OPEN = os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -40,6 +41,7 @@ class Handles:
     def __init__(self, flushes: Flushes) -> None:
         self._flushes = flushes
         self._open: dict[str, _Handle] = {}
+        self._coming: set[str] = set()  # those that a child sees to
         self.ops: dict[str, Callable[[dict[str, Any], bytes, Reply], None]] = {
             "handle.open": self._on_open,
             "handle.read": self._on_read,
@@ -52,22 +54,45 @@ class Handles:
 
     def relink(self) -> None:
         """Another server: it knows nothing of what the last one had open."""
+        self._coming.clear()
         while self._open:
             self._open.popitem()[1].close()
 
     def _on_open(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
         name, path = ident(header, "id"), absolute(header["path"])
-        if name in self._open:
+        if name in self._open or name in self._coming:
             raise ValueError("id is in use")
         most = min(HANDLES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)  # we need some for all else
-        if len(self._open) >= most:
+        if len(self._open) + len(self._coming) >= most:
             raise Refusal(errno.EAGAIN, f"the VM has {most} files open for SFTP at once: close some")
         if path.endswith(b"/"):
             raise Refusal(errno.EISDIR, f"is a directory: {shown(path)}")
-        exclusive = header.get("create") is True and header.get("exclusive") is True
-        with explained(path), place(path, follow=not exclusive) as found:
-            self._open[name] = _opened(found, path, header, exclusive)
+        if _is_long_in_coming(header, path):
+            self._open_later(name, path, header, reply)
+            return
+        self._open[name] = _opened(path, header)
         reply()
+
+    def _open_later(self, name: str, path: bytes, header: dict[str, Any], reply: Reply) -> None:
+        """What a lower layer holds is copied as a whole when it is opened to be written: a child does that."""
+
+        self._coming.add(name)
+
+        def told(number: int) -> None:
+            try:
+                if number:
+                    self._coming.discard(name)
+                    raise OSError(number, "")
+                if name in self._coming:  # else it was closed before it was open
+                    self._coming.discard(name)
+                    self._open[name] = _opened(path, header)
+                reply()
+            except Refusal as refusal:
+                reply.error(refusal.errno, refusal.text)
+            except OSError as error:
+                reply.error(error.errno or errno.EIO, f"{os.strerror(error.errno or errno.EIO)}: {shown(path)}")
+
+        self._flushes.run((), partial(_copy_up, path, header), told)
 
     def _found(self, header: dict[str, Any]) -> _Handle:
         """Refusal."""
@@ -118,13 +143,34 @@ class Handles:
         self._flushes.run(tuple(fds), partial(_flush, *fds), told)
 
     def _on_close(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
+        self._coming.discard(ident(header, "id"))
         if (handle := self._open.pop(ident(header, "id"), None)) is not None:
             handle.close()
         reply()
 
 
-def _opened(found: Place, path: bytes, header: dict[str, Any], exclusive: bool) -> _Handle:
+def _is_long_in_coming(header: dict[str, Any], path: bytes) -> bool:
+    if header.get("write") is not True or header.get("truncate") is True:
+        return False
+    try:
+        with place(path, follow=True) as found:
+            return look(found, path).st_size > _AT_ONCE
+    except (Refusal, OSError):
+        return False  # whatever it is, it is told when it is opened
+
+
+def _copy_up(path: bytes, header: dict[str, Any]) -> None:
+    _opened(path, {**header, "create": False}).close()
+
+
+def _opened(path: bytes, header: dict[str, Any]) -> _Handle:
     """Refusal, OSError. Nothing but a regular file of the disk is opened, and none waited for."""
+    exclusive = header.get("create") is True and header.get("exclusive") is True
+    with explained(path), place(path, follow=not exclusive) as found:
+        return _opened_at(found, path, header, exclusive)
+
+
+def _opened_at(found: Place, path: bytes, header: dict[str, Any], exclusive: bool) -> _Handle:
     mode = header["mode"]
     if type(mode) is not int or not 0 <= mode <= 0o777:
         raise ValueError("mode must be permission bits, from 0 to 0o777")
@@ -160,7 +206,7 @@ def _flags(header: dict[str, Any], exclusive: bool) -> int:
 def _offset(header: dict[str, Any]) -> int:
     at = header["at"]
     if type(at) is not int or not 0 <= at <= FURTHEST - PIECE:
-        raise Refusal(errno.EFBIG, "no file is as long as that")
+        raise ValueError("no file is as long as that")
     return at
 
 
