@@ -9,10 +9,10 @@ import asyncssh
 from serving import Running
 
 
-async def vm_with(server: Running, key: Any, name: str | None = None) -> str:
+async def vm_with(server: Running, key: Any, name: str | None = None, **more: Any) -> str:
     public = key.export_public_key().decode().strip()
     made = await server.http.post(
-        "/v1/fork", json={"source_vm_name": "ubuntu", "name": name, "ssh_public_keys": [public]}
+        "/v1/fork", json={"source_vm_name": "ubuntu", "name": name, "ssh_public_keys": [public], **more}
     )
     assert made.status_code == 200, made.text
     assert made.json()["network"]["ssh_public_keys"][0]["public_key"] == " ".join(public.split()[:2])

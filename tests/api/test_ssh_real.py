@@ -284,6 +284,18 @@ def test_sftp_says_what_is_in_the_way(server, keys, vm, tmp_path):
         assert word in sftp(server, keys, vm, f"lcd {tmp_path}", line, fails=True), line
 
 
+def test_a_full_disk_is_told(server, keys):
+    async def works(there: asyncssh.SFTPClient) -> None:
+        with pytest.raises(asyncssh.SFTPFailure, match="no space is left in the VM"):
+            async with there.open(b"/root/file", "wb") as file:
+                await file.write(bytes(40 << 20))
+        assert {b"etc", b"usr"} <= {*await there.listdir(b"/")}
+
+    with server.client() as made, made.fork("ubuntu", disk_mib=32) as found:
+        give(server, found, [(keys / "mine.pub").read_text().strip()])
+        client(server, keys, found, works)
+
+
 def test_what_only_other_clients_of_sftp_say(server, keys, vm):
     async def works(there: asyncssh.SFTPClient) -> None:
         odd = b"/root/new\nline \xff\xfe"

@@ -206,6 +206,19 @@ async def test_a_full_disk_is_told(server, key, vm):
             await file.write("there is again")
 
 
+@pytest.mark.parametrize("durable", [True, False])
+async def test_what_was_written_in_a_durable_vm_is_on_the_disk_once_it_is_closed(server, key, durable):
+    vm = await vm_with(server, key, durable=durable)
+    async with connect(server, vm, key) as there, there.start_sftp_client() as files:
+        for name in ("/new", "/looked at"):
+            async with files.open(name, "w"):
+                pass
+        for name, how in (("/new", "r+"), ("/looked at", "r")):
+            async with files.open(name, how) as file:
+                await (file.write("x") if how == "r+" else file.read())
+    assert server.machine.called("handle.flush") == ([b"/new", b"/looked at", b"/new"] if durable else [])
+
+
 async def test_names_of_the_servers_own_users_are_not_told(server, key, vm):
     async with connect(server, vm, key) as there, there.start_sftp_client() as files:
         async with files.open("/file", "w"):

@@ -176,13 +176,14 @@ def _opened_at(found: Place, path: bytes, header: dict[str, Any], exclusive: boo
         raise ValueError("mode must be permission bits, from 0 to 0o777")
     is_new = False
     try:
-        check_regular(look(found, path), path)
+        status = look(found, path)
+        if exclusive:
+            raise FileExistsError(errno.EEXIST, "")
+        check_regular(status, path)
     except FileNotFoundError:
         if header.get("create") is not True:
             raise
         is_new = True
-    if exclusive and not is_new:
-        raise FileExistsError(errno.EEXIST, "")
     fd = os.open(found.name, _flags(header, exclusive), mode, dir_fd=found.directory)
     try:
         check_regular(os.fstat(fd), path)

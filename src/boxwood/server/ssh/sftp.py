@@ -163,7 +163,8 @@ class VMFiles(asyncssh.SFTPServer):
         while self._open:
             with suppress(CoreError):  # nobody is there any more to be told
                 await self._core.handles.close(self._open.pop().handle)
-        self._process.exit(0)
+        with suppress(OSError):  # the channel is closed
+            self._process.exit(0)
 
     # Attributes
 
