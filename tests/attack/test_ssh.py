@@ -13,6 +13,7 @@ import pytest
 from boxwood.server.ssh import login
 from guestports import listening
 from serving import Running, running
+from sshclients import connect, vm_with
 
 
 @pytest.fixture
@@ -25,23 +26,6 @@ async def server(ground: Any) -> AsyncIterator[Running]:
 @pytest.fixture
 def key() -> Any:
     return asyncssh.generate_private_key("ssh-ed25519")
-
-
-async def vm_with(server: Running, key: Any, name: str | None = None) -> str:
-    public = key.export_public_key().decode().strip()
-    made = await server.http.post(
-        "/v1/fork", json={"source_vm_name": "ubuntu", "name": name, "ssh_public_keys": [public]}
-    )
-    assert made.status_code == 200, made.text
-    assert made.json()["network"]["ssh_public_keys"][0]["public_key"] == " ".join(public.split()[:2])
-    return str(made.json()["vm_id"])
-
-
-def connect(server: Running, user: str, key: Any, **more: Any) -> Any:
-    host, _, port = server.said["ssh"].rpartition(":")
-    return asyncssh.connect(
-        host, int(port), username=user, client_keys=key if isinstance(key, list) else [key], known_hosts=None, agent_path=None, config=None, **more
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -120,8 +104,8 @@ async def test_what_is_asked_back_of_the_client_or_of_the_host_is_refused(server
             await there.forward_remote_port("", 0, "localhost", 80)
         with pytest.raises((asyncssh.ChannelListenError, asyncssh.ChannelOpenError)):
             await there.open_unix_connection("/run/boxwood/socket")
-        with pytest.raises((asyncssh.Error, OSError)):
-            await there.start_sftp_client()
+        _, reader, errors = await there.open_session(subsystem="netconf")
+        assert (await reader.read(), await errors.read()) == ("", "boxwood: there is no netconf here, only sftp\r\n")
 
 
 async def test_channels_of_one_connection_are_bounded(server, key):

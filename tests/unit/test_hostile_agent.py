@@ -14,6 +14,7 @@ import pytest
 from boxwood.engine import hostbox
 from boxwood.engine.api import BoxGone, GuestError, RunEnd, RunSpec, SessionSpec
 from boxwood.engine.frames import pack
+from boxwood.engine.handleapi import Opening
 from boxwood.engine.kernel import EXT4_MAGIC
 from boxwood.engine.ptyapi import PtySpec
 from unit.hostile import PTY, RUN, SESSION, Hostile, Screen, Sink, start
@@ -99,6 +100,38 @@ async def test_an_answer_without_what_was_asked_for_ends_the_box(hostile: Hostil
                 feed = await box.receive_file("/x")
                 hostile.say({"re": 2, **NONSENSE})
                 await feed.place()
+    await hostile.put_down()
+
+
+@pytest.mark.parametrize(
+    ("ask", "answer", "payload"),
+    [
+        ("read", {}, b"more than two"),
+        ("stat", {"kind": "file", "size": -1, "mode": 0, "uid": 0, "gid": 0, "links": 1}, b""),
+        ("stat", {}, b""),
+        ("resolve", {"path": "relative"}, b""),
+        ("resolve", {"path": "/nul\0"}, b""),
+        ("resolve", {"path": ["/"]}, b""),
+        ("space", {"block": 1, "total": 1 << 60, "free": 0, "files": 0, "files_free": 0}, b""),
+    ],
+)
+async def test_what_makes_no_sense_of_files_that_are_open_ends_the_box(
+    hostile: Hostile, ask: str, answer: dict[str, Any], payload: bytes
+) -> None:
+    handles = (await hostile.hello()).handles
+    hostile.say({"re": 1})
+    file = await handles.open(b"/file", Opening(read=True))
+    hostile.say({"re": 2, **answer}, payload)
+    with pytest.raises(BoxGone, match="makes no sense"):
+        match ask:
+            case "read":
+                await file.read(0, 2)
+            case "stat":
+                await file.status()
+            case "resolve":
+                await handles.resolve(b"/")
+            case _:
+                await handles.space(b"/")
     await hostile.put_down()
 
 

@@ -26,6 +26,7 @@ from boxwood.core.filesystems import Filesystems
 from boxwood.core.filework import FileWork
 from boxwood.core.gates import Gates
 from boxwood.core.goldens import Goldens
+from boxwood.core.handles import Handles
 from boxwood.core.held import Held
 from boxwood.core.idempotency import Idempotency
 from boxwood.core.keys import Keys
@@ -65,7 +66,7 @@ class DataInUse(Exception):
 
 class Core:
     """`keys`, `vms`, `snapshots`, `states`, `commits`, `exports`, `pools`, `runs`, `sessions`, `ptys`, `files`,
-    `filework`, `filesystems`, `mounts`, `networks`, `ports`, `logins`,
+    `filework`, `handles`, `filesystems`, `mounts`, `networks`, `ports`, `logins`,
     `goldens`, `policies`, `secrets`, `records`, `changes`, `activity`: see their classes."""
 
     def __init__(self, config: Config, engine: Engine, database: Database, keys: Keys, signer: Signer) -> None:
@@ -111,6 +112,7 @@ class Core:
         self.ptys = Ptys(database, self._boxes, access, self.sessions, keys, signer, self._tasks)
         self.files = Files(self._boxes, access, self._uploads, signer, config, self._tasks)
         self.filework = FileWork(self._boxes, access, config)
+        self.handles = Handles(self._boxes, access)
         self.transfers = Transfers(self._boxes, access, self.files, config, self._tasks)
         self.runs = Runs(
             database, self._boxes, access, self._lanes, self.sessions, repeats, signer, config, self._tasks, spool

@@ -51,9 +51,10 @@ NOT_STARTED = {"work": "not_started"}
 
 
 class CoreError(Exception):
-    """`message` is safe to show to the caller and says how to put things right."""
+    """`message` is safe to show to the caller and says how to put things right. `errno`: of the VM's kernel."""
 
     code = "internal"
+    errno: int | None = None
 
     def __init__(
         self,

@@ -202,9 +202,9 @@ async def _told(bits: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
 
 
 def refusal(error: EngineError) -> CoreError:
-    if isinstance(error, GuestError):
-        if error.errno in _TAKEN:
-            return Conflict("file", clean(error.message))
-        if error.errno in _BUSY:
-            return ResourceBusy("file", clean(error.message))
-    return of_engine(error)
+    found = of_engine(error)
+    if isinstance(error, GuestError) and error.errno in _TAKEN | _BUSY:
+        text = clean(error.message)
+        found = Conflict("file", text) if error.errno in _TAKEN else ResourceBusy("file", text)
+        found.errno = error.errno
+    return found

@@ -21,6 +21,7 @@ from boxwood.core.interruptions import why_not_again
 from boxwood.core.model import Run, RunRequest
 from boxwood.core.output import INLINE_BYTES, Output
 from boxwood.core.shownruns import shown
+from boxwood.core.slot import Resident
 from boxwood.engine.api import Box, RunEnd, RunSpec
 from boxwood.store.runs import RunRow
 
@@ -89,7 +90,7 @@ _STORED = (  # as they are
 )  # fmt: skip
 
 
-class LiveRun:
+class LiveRun(Resident):
     """`ended`: called once, when the run is over; whoever made the run then sees to the record. `durable`: its VM is;
     then `background` says that somebody was told of it before it had ended, and `left` that the server ends: the next
     one is to begin it again, if that can be done."""
@@ -206,14 +207,7 @@ class LiveRun:
         slot.runs[self.id] = self
         self.wake_readers()
 
-    # slot.Resident, beside `lost`
-
-    @property
-    def must_go_on(self) -> bool:
-        return False
-
-    async def make_way(self) -> None:
-        pass
+    # slot.Resident
 
     def stand_still(self) -> None:
         if not self.over:

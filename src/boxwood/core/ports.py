@@ -24,7 +24,7 @@ from boxwood.core.keys import Keys
 from boxwood.core.model import Caller
 from boxwood.core.refusals import of_engine
 from boxwood.core.signing import Signer
-from boxwood.core.slot import Slot
+from boxwood.core.slot import Resident, Slot
 from boxwood.engine.api import Engine, EngineError, GuestError
 from boxwood.engine.policies import (
     Answer,
@@ -66,7 +66,7 @@ class Entry:
     needs_body: bool
 
 
-class Connection:
+class Connection(Resident):
     """To a port in a VM's box. `lost_hook` is called once, with a reason, when the box goes before it is closed.
     `request`: what has opened it, if rules were asked; `refused`: they let it be no longer."""
 
@@ -80,21 +80,11 @@ class Connection:
         self._left = left
         self._over = False
 
-    @property
-    def must_go_on(self) -> bool:
-        return False
-
     def lost(self, reason: str) -> None:
         self.lost_hook(reason)
 
     async def make_way(self) -> None:
         self.lost("the VM was suspended")
-
-    def stand_still(self) -> None:
-        pass
-
-    def go_on(self) -> None:
-        pass
 
     def leave(self) -> None:
         """Nobody uses it any more; whoever has the socket closes it. Twice is once."""

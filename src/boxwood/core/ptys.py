@@ -23,7 +23,7 @@ from boxwood.core.model import Caller
 from boxwood.core.refusals import clean, of_engine
 from boxwood.core.sessions import Sessions
 from boxwood.core.signing import Signer
-from boxwood.core.slot import Slot
+from boxwood.core.slot import Resident, Slot
 from boxwood.core.tasks import Tasks
 from boxwood.engine.api import Box, BoxGone, EngineError, GuestError
 from boxwood.engine.ptyapi import PTY_WINDOW, PtyEnd, PtySpec
@@ -44,7 +44,7 @@ _TERM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _TICKET = re.compile(r"([0-9]{1,12})\.([0-9A-Za-z]{1,40})\.([A-Za-z0-9_-]{20,80})")
 
 
-class Pty:
+class Pty(Resident):
     """A look at a terminal, kept until the next one when it is `detach`ed: what is on the way, and the end. Hears of
     it from the terminal's box (`api.PtySink`), and of the box's own end (`slot.Resident`)."""
 
@@ -84,10 +84,6 @@ class Pty:
         self.end = end
         self._leave()
 
-    @property
-    def must_go_on(self) -> bool:
-        return False
-
     async def make_way(self) -> None:
         """It stays, and nobody looks."""
         if not self.looked_at or self.over or self.box is None:
@@ -98,12 +94,6 @@ class Pty:
         self._room.set()
         with contextlib.suppress(EngineError):
             await self.box.ptys.detach(self.id)
-
-    def stand_still(self) -> None:
-        pass
-
-    def go_on(self) -> None:
-        pass
 
     def lost(self, reason: str) -> None:
         if not self.over:

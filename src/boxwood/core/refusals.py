@@ -37,16 +37,9 @@ def of_malformed(error: Malformed) -> CoreError:
 def of_engine(error: EngineError, resource: Resource = "file") -> CoreError:
     """`resource`: what was asked for."""
     if isinstance(error, GuestError):
-        text = clean(error.message)
-        if error.errno in _MISSING:
-            return NotFound(resource, text)
-        if error.errno in _FULL:
-            return Conflict(resource, f"no space is left in the VM: {text}")
-        if error.errno == errno.EIO:
-            return Internal(text)
-        if error.errno == errno.EAGAIN:
-            return ResourceBusy(resource, text, retry_after=1)
-        return BadRequest(text)
+        found = _of_guest(error, resource)
+        found.errno = error.errno
+        return found
     if isinstance(error, BoxGone):
         return Internal(f"the VM's box died: {error}", recovery={"work": "unknown"})
     if isinstance(error, NotHere):
@@ -56,6 +49,19 @@ def of_engine(error: EngineError, resource: Resource = "file") -> CoreError:
     if isinstance(error, EngineUnavailable):
         return Unavailable(str(error))
     return Internal(str(error), recovery={"work": "unknown"})
+
+
+def _of_guest(error: GuestError, resource: Resource) -> CoreError:
+    text = clean(error.message)
+    if error.errno in _MISSING:
+        return NotFound(resource, text)
+    if error.errno in _FULL:
+        return Conflict(resource, f"no space is left in the VM: {text}")
+    if error.errno == errno.EIO:
+        return Internal(text)
+    if error.errno == errno.EAGAIN:
+        return ResourceBusy(resource, text, retry_after=1)
+    return BadRequest(text)
 
 
 def of_store(error: StoreError) -> CoreError:

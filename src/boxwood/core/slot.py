@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from typing import Protocol
 
 from boxwood.engine.api import Box
 from boxwood.store import sessions as session_rows
@@ -15,14 +14,13 @@ STATE_BYTES = 8 << 20
 log = logging.getLogger(__name__)
 
 
-class Resident(Protocol):
+class Resident:
     """A run in a box, or what else keeps it, as the box's slot sees it."""
 
-    @property
-    def must_go_on(self) -> bool:
-        """The VM cannot be suspended before it has ended."""
+    must_go_on = False  # the VM cannot be suspended before it has ended
 
-    def lost(self, reason: str) -> None: ...
+    def lost(self, reason: str) -> None:
+        """The box has gone."""
 
     async def make_way(self) -> None:
         """The VM is about to be suspended: whoever looks at it or is connected to it goes."""

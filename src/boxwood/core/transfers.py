@@ -21,7 +21,7 @@ from boxwood.core.files import Files
 from boxwood.core.ids import new_id
 from boxwood.core.model import Caller, Written
 from boxwood.core.refusals import of_engine
-from boxwood.core.slot import Slot
+from boxwood.core.slot import Resident, Slot
 from boxwood.core.tasks import Tasks
 from boxwood.engine.api import Box, BoxGone, EngineError, OpenFile
 from boxwood.engine.feeds import ArchiveFeed, Feed, Unpacked
@@ -49,23 +49,11 @@ class Divert(Protocol):
         TimeoutError: nothing moved for so many seconds."""
 
 
-class _Passage:
+class _Passage(Resident):
     """A stream into a box, as its slot sees it: if the box is lost, the next byte says so. Whoever sends it would have
     to wait for nobody knows how long, so the box is not suspended before it has ended."""
 
     must_go_on = True
-
-    def lost(self, reason: str) -> None:
-        pass
-
-    async def make_way(self) -> None:
-        pass
-
-    def stand_still(self) -> None:
-        pass
-
-    def go_on(self) -> None:
-        pass
 
 
 class Transfers:

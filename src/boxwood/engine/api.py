@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # the zygote imports this module, and must stay small
     import asyncio
 
     from boxwood.engine.fileapi import BoxFiles
+    from boxwood.engine.handleapi import BoxHandles
     from boxwood.engine.ptyapi import BoxPtys
     from boxwood.engine.states import States
     from boxwood.engine.volumes.api import Volumes
@@ -303,6 +304,9 @@ class Box(Protocol):
 
     @property
     def files(self) -> BoxFiles: ...
+
+    @property
+    def handles(self) -> BoxHandles: ...
 
     @property
     def known_runs(self) -> Mapping[str, RunEnd | None]:

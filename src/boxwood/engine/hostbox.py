@@ -34,6 +34,7 @@ from boxwood.engine.frames import MANIFEST_LIMIT, FrameError
 from boxwood.engine.guest import python_program
 from boxwood.engine.hostfeeds import HostArchiveFeed, HostFileFeed
 from boxwood.engine.hostfiles import HostFiles
+from boxwood.engine.hosthandles import HostHandles
 from boxwood.engine.hostptys import HostPtys
 from boxwood.engine.kernel import OVERLAYFS_MAGIC, TMPFS_MAGIC, filesystem_type
 from boxwood.engine.link import Answer, Link, integer, text
@@ -101,6 +102,7 @@ class HostBox:
         self._has_contexts = False
         self.ptys = HostPtys(self._ask, self._say, self._await_it, self._checking)
         self.files = HostFiles(self._ask, self._checking)
+        self.handles = HostHandles(self._ask, self._say, self._checking)
         self._starts_programs = False  # a box that an older version has made starts only shells
         self._put_down = put_down
         self._dismissed = dismissed

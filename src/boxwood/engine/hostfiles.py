@@ -62,20 +62,20 @@ class HostFiles:
     # --- what the agent does itself
 
     async def stat(self, path: bytes, *, follow: bool) -> FileStatus:
-        header = await self._do("file.stat", {"path": _told(path), "follow": follow})
+        header = await self._do("file.stat", {"path": told(path), "follow": follow})
         with self._checking("answer to file.stat"):
-            return _status(header)
+            return status(header)
 
     async def mkdir(self, path: bytes, *, parents: bool, mode: int | None) -> bool:
-        return (await self._do("file.mkdir", {"path": _told(path), "parents": parents, "mode": mode})).get(
+        return (await self._do("file.mkdir", {"path": told(path), "parents": parents, "mode": mode})).get(
             "made"
         ) is True
 
     async def chmod(self, path: bytes, mode: int) -> None:
-        await self._do("file.chmod", {"path": _told(path), "mode": mode})
+        await self._do("file.chmod", {"path": told(path), "mode": mode})
 
     async def move(self, path: bytes, to: bytes, *, replace: bool) -> None:
-        fields = {"path": _told(path), "to": _told(to), "replace": replace}
+        fields = {"path": told(path), "to": told(to), "replace": replace}
         try:
             await self._do("file.move", fields)
         except GuestError as error:
@@ -84,7 +84,7 @@ class HostFiles:
             await self._work("move", fields, TREE_SECONDS)
 
     async def remove(self, path: bytes, *, recursive: bool) -> int:
-        fields = {"path": _told(path)}
+        fields = {"path": told(path)}
         if not recursive:
             await self._do("file.remove", fields)
             return 1
@@ -106,22 +106,22 @@ class HostFiles:
     # --- what helpers do
 
     async def list(self, path: bytes, *, after: bytes, limit: int) -> FilePage:
-        fields = {"path": _told(path), "after": _told(after), "limit": limit}
+        fields = {"path": told(path), "after": told(after), "limit": limit}
         done = await self._work("list", fields, LIST_SECONDS)
         with self._checking("list of a directory"):
             entries = _entries(done.lines, "name", limit)
-            last = _name(done.end, "last")
+            last = name(done.end, "last")
             return FilePage(entries, last or None)
 
     async def glob(self, path: bytes, pattern: str, *, limit: int, seconds: float) -> FilesFound:
-        fields = {"path": _told(path), "pattern": pattern, "limit": limit}
+        fields = {"path": told(path), "pattern": pattern, "limit": limit}
         done = await self._work("glob", fields, seconds, cut_short=True)
         with self._checking("list of what matches"):
             return FilesFound(_entries(done.lines, "name", limit), _reason(done.end))
 
     async def search(self, path: bytes, query: TextQuery, *, limit: int, seconds: float) -> TextFound:
         fields = {
-            "path": _told(path), "pattern": query.pattern, "literal": query.literal, "ignore_case": query.ignore_case,
+            "path": told(path), "pattern": query.pattern, "literal": query.literal, "ignore_case": query.ignore_case,
             "include": list(query.include), "exclude": list(query.exclude), "engine": query.engine, "limit": limit,
         }  # fmt: skip
         done = await self._work("search", fields, seconds, cut_short=True)
@@ -170,7 +170,7 @@ class HostFiles:
     # --- archives
 
     async def pack(self, path: bytes) -> AsyncGenerator[bytes, None]:
-        work = await self._begin("pack", {"path": _told(path)}, TREE_SECONDS)
+        work = await self._begin("pack", {"path": told(path)}, TREE_SECONDS)
         try:
             first = await self._piece(work, SILENCE_SECONDS)
         except BaseException:
@@ -194,13 +194,13 @@ class HostFiles:
                 raise GuestError(errno.ETIME, f"nothing came for {seconds:g} seconds") from None
 
     async def unpack(self, path: bytes, *, owners: bool) -> _Unpacking:
-        work = await self._begin("unpack", {"path": _told(path), "owners": owners}, TREE_SECONDS, feeds=True)
+        work = await self._begin("unpack", {"path": told(path), "owners": owners}, TREE_SECONDS, feeds=True)
         return _Unpacking(work, self._checking)
 
     # --- changes
 
     async def watch(self, path: bytes, *, recursive: bool, most: int) -> AsyncGenerator[FileChange, None]:
-        fields = {"path": _told(path), "recursive": recursive, "most": most}
+        fields = {"path": told(path), "recursive": recursive, "most": most}
         work = await self._begin("watch", fields, TREE_SECONDS)
         changes = self._changes(work)
         try:
@@ -273,12 +273,12 @@ async def _chained(first: FileChange, rest: AsyncGenerator[FileChange, None]) ->
 # --- what a box says is checked
 
 
-def _told(path: bytes) -> str:
+def told(path: bytes) -> str:
     """As the link carries names: a byte that is no UTF-8 is a lone surrogate."""
     return path.decode("utf-8", "surrogateescape")
 
 
-def _name(fields: Line, field: str, most: int = 4096) -> bytes:
+def name(fields: Line, field: str, most: int = 4096) -> bytes:
     """FrameError."""
     value = text(fields, field, most)
     try:
@@ -292,7 +292,7 @@ def _name(fields: Line, field: str, most: int = 4096) -> bytes:
 
 def _below(fields: Line, field: str) -> bytes:
     """A path below a directory. FrameError."""
-    raw = _name(fields, field)
+    raw = name(fields, field)
     if not {b"", b".", b".."}.isdisjoint(raw.split(b"/")):
         raise FrameError(f"{field} is not below the directory")
     return raw
@@ -319,7 +319,7 @@ def _line(data: bytes | bytearray) -> Line:
     return fields
 
 
-def _status(fields: Line) -> FileStatus:
+def status(fields: Line) -> FileStatus:
     kind, modified = fields.get("kind"), fields.get("modified")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise FrameError("a kind of file that there is not")
@@ -328,7 +328,7 @@ def _status(fields: Line) -> FileStatus:
     size, mode = integer(fields, "size"), integer(fields, "mode")
     if mode > 0o7777:
         raise FrameError("a mode that is none")
-    target = _name(fields, "target") if "target" in fields else None
+    target = name(fields, "target") if "target" in fields else None
     uid, gid, links = integer(fields, "uid"), integer(fields, "gid"), integer(fields, "links")
     return FileStatus(kind, size, mode, uid, gid, links, modified, target)
 
@@ -336,7 +336,7 @@ def _status(fields: Line) -> FileStatus:
 def _entries(lines: list[Line], field: str, most: int) -> tuple[FileEntry, ...]:
     if len(lines) > most:
         raise FrameError("more entries than were asked for")
-    return tuple([FileEntry(_below(line, field), _status(line)) for line in lines])
+    return tuple([FileEntry(_below(line, field), status(line)) for line in lines])
 
 
 def _reason(end: dict[str, Any]) -> str:

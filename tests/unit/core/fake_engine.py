@@ -48,6 +48,7 @@ from boxwood.engine.proxy.questions import Question
 from fakebox import LivingBox, Process, Shell, Tree
 from fakefeeds import FakeArchiveFeed, FakeFileFeed
 from fakefiles import FakeFiles
+from fakehandles import FakeHandles
 from fakeptys import FakePtys
 from fakestates import FakeStates
 from fakevolumes import FakeVolumes
@@ -105,6 +106,7 @@ class FakeBox:
         self._living = living
         self.ptys = FakePtys(living)
         self.files = FakeFiles(living, self._alive)
+        self.handles = FakeHandles(living, self.files, self._alive)
         self.mounts = set(living.mounts)
         living.handle = self
 

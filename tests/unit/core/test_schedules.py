@@ -13,6 +13,7 @@ from boxwood.core import clock, errors
 from boxwood.core.model import PoolRequest, RunFilter
 from boxwood.core.trust import OWN
 from boxwood.engine.api import EngineError
+from boxwood.engine.handleapi import Opening
 from boxwood.store import vms as vm_rows
 
 
@@ -402,3 +403,19 @@ async def test_a_host_that_cannot_refuses_the_rule(world):
         await world.fork(policies={"rules": {"nap": SUSPEND}})
     assert refused.value.details["feature"] == "network_policy"
     await world.fork(policies={"rules": {"end": DELETE}})
+
+
+async def test_an_open_file_stays_open_and_closing_it_wakes_nobody(world, time):
+    vm = await world.fork(policies={"rules": {"pause": SUSPEND}})
+    await hanging(world, vm)
+    handles = world.core.handles
+    first, second = [
+        await handles.open(world.caller, vm.vm_id, b"/f", Opening(read=True, write=True, create=True)) for _ in range(2)
+    ]
+    await handles.write(first, 0, b"kept")
+    await suspended(world, vm, time)
+    await handles.close(second)
+    assert world.core._boxes.suspended(vm.vm_id)
+    assert await handles.read(first, 0, 9) == b"kept"
+    assert not world.core._boxes.suspended(vm.vm_id)
+    await handles.close(first)

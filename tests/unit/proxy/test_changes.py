@@ -69,6 +69,117 @@ async def test_a_server_that_agrees_to_a_websocket_says_no_secret(there: World) 
     writer.transport.abort()
 
 
+KEY_RULES = {"key": {"action": {"rewrite": {"headers": {"x-key": "${secret:KEY}"}}}, "match": {"hosts": ["api.test"]}}}
+EXTENDED = UPGRADE.replace(b"\r\n\r\n", b"\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n")
+
+
+def frame(first: int, payload: bytes) -> bytes:
+    size = len(payload)
+    return bytes((first, size)) + payload if size < 126 else bytes((first, 126)) + size.to_bytes(2, "big") + payload
+
+
+async def told(there: World, pieces: list[bytes], headers: Any = ()) -> tuple[bytes, bytes]:
+    """The head, and all that the guest is told over a WebSocket, of what a server with a secret says in these pieces."""
+
+    async def agree(seen: Any, stream: Any) -> None:
+        channel = await stream.switch(Reply(101, list(headers)))
+        for piece in pieces:
+            await channel.write(piece)
+            assert await channel.read() == b"next"
+        await channel.finish()
+
+    there.answer = agree
+    there.put(KEY_RULES, KEY="first-value")
+    reader, writer = await there.connect_tls()
+    writer.write(EXTENDED)
+    head = await reader.readuntil(b"\r\n\r\n")
+    for _ in pieces:
+        writer.write(b"next")
+    said = await reader.read(-1) if pieces else b""
+    writer.transport.abort()
+    assert there.seen[0].headers["x-key"] == "first-value"
+    return head, said
+
+
+def messages(said: bytes) -> list[tuple[int, bytes]]:
+    """Those of a server, put together, and control frames between."""
+    found: list[tuple[int, bytes]] = []
+    open_: list[Any] = []
+    while said:
+        first, size, place = said[0], said[1], 2
+        if size == 126:
+            size, place = int.from_bytes(said[2:4], "big"), 4
+        payload, said = said[place : place + size], said[place + size :]
+        if first & 8:
+            found.append((first, payload))
+            continue
+        assert bool(open_) is not bool(first & 15)
+        open_ = open_ or [first & 15, b""]
+        open_[1] += payload
+        if first & 128:
+            found.append((open_[0], open_[1]))
+            open_ = []
+    return found
+
+
+SAID = (
+    frame(0x81, b"a first-value b")
+    + frame(0x02, b"x" * 300 + b"first")
+    + frame(0x89, b"ping first-value")
+    + frame(0x00, b"")
+    + frame(0x80, b"-value" + b"first-")
+    + frame(0x81, b"")
+    + frame(0x81, "ü first-valu".encode())
+    + frame(0x88, b"\x03\xe8first-value")
+)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+async def test_what_a_websocket_says_of_a_secret_is_starred(there: World, size: int) -> None:
+    """Also over frames, and however it comes; nothing else is changed."""
+    _, said = await told(there, [SAID[at : at + size] for at in range(0, len(SAID), size)])
+    assert "sec-websocket-extensions" not in there.seen[0].headers
+    found = messages(said)
+    assert found.pop(1 if found[1][0] == 0x89 else 2) == (0x89, b"ping ***********")
+    assert found == [
+        (1, b"a *********** b"), (2, b"x" * 300 + b"***********first-"), (1, b""), (1, "ü first-valu".encode()),
+        (0x88, b"\x03\xe8***********"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        frame(0xC1, b"first-value"),
+        bytes((0x81, 0x8B)) + b"maskfirst-value",
+        frame(0x80, b"first-value"),
+        frame(0x01, b"x") + frame(0x81, b"first-value"),
+        frame(0x83, b"first-value"),
+        frame(0x09, b"first-value"),
+        frame(0x89, b"first-value" * 20),
+    ],
+    ids=["extension", "masked", "nothing to go on", "another within", "unknown", "control in pieces", "long control"],
+)
+async def test_what_is_no_frame_ends_a_websocket_with_a_secret(there: World, said: bytes) -> None:
+    assert (await told(there, [said]))[1] in (b"", frame(0x01, b"x"))
+
+
+async def test_an_extension_that_nobody_has_asked_for_is_refused(there: World) -> None:
+    head, _ = await told(there, [], [(b"sec-websocket-extensions", b"permessage-deflate")])
+    assert head.startswith(b"HTTP/1.1 502 ")
+
+
+async def test_a_websocket_without_a_secret_goes_through_as_it_is(there: World) -> None:
+    there.answer = talk
+    there.put(GET, KEY="first-value")
+    reader, writer = await there.connect_tls()
+    writer.write(EXTENDED + b"\xff\xff no frame")
+    await reader.readuntil(b"\r\n\r\n")
+    assert await reader.readexactly(18) == b"again: \xff\xff no frame"
+    assert there.seen[0].headers["sec-websocket-extensions"] == "permessage-deflate"
+    writer.transport.abort()
+
+
 async def test_a_websocket_that_is_not_allowed(there: World) -> None:
     there.put({"no": {"action": "deny", "match": {"paths": ["/chat"]}}})
     there.aim("plain")

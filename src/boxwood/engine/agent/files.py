@@ -152,17 +152,7 @@ class Writing:
         os.fsync(self._fd)
 
     def flush_names(self) -> None:
-        """Its name, and those of the directories above it, which may be new: up to the root."""
-        at = os.dup(self._directory)
-        while True:
-            os.fsync(at)
-            above = os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
-            same = os.path.samestat(os.fstat(at), os.fstat(above))
-            os.close(at)
-            at = above
-            if same:
-                os.close(at)
-                return
+        flush_names(self._directory)
 
     def abandon(self) -> None:
         try:
@@ -176,6 +166,20 @@ class Writing:
             if fd >= 0:
                 os.close(fd)
         self._fd = self._directory = -1
+
+
+def flush_names(directory: int) -> None:
+    """Those in an open directory, and those of the directories above it, which may be new: up to the root."""
+    at = os.dup(directory)
+    while True:
+        os.fsync(at)
+        above = os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
+        same = os.path.samestat(os.fstat(at), os.fstat(above))
+        os.close(at)
+        at = above
+        if same:
+            os.close(at)
+            return
 
 
 def manifest(root: str, limit: int, emit: Callable[[bytes], object]) -> tuple[str, bool]:

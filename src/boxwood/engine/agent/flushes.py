@@ -9,7 +9,8 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable
-from typing import NoReturn
+from functools import partial
+from typing import NamedTuple, NoReturn
 
 from boxwood.engine.agent.files import Writing
 from boxwood.engine.agent.loop import Loop
@@ -20,13 +21,21 @@ _AT_ONCE = 8
 Told = Callable[[int], None]
 
 
+class _Work(NamedTuple):
+    """What a child is to do, and the descriptors that it needs for that."""
+
+    descriptors: tuple[int, ...]
+    do: Callable[[], None]
+    told: Told
+
+
 class Flushes:
     """As many at once as is good for anything; the others wait."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._under_way = 0
-        self._waiting: deque[tuple[Writing, Told]] = deque()
+        self._waiting: deque[_Work] = deque()
 
     def finish(self, writing: Writing, size: int, durable: bool, reply: Reply) -> None:
         """Let a file whose `size` bytes are all there take its place, and answer; with `durable` once it is on the
@@ -52,21 +61,25 @@ class Flushes:
 
     def place(self, writing: Writing, told: Told) -> None:
         """Let a file whose bytes are all there take its place. `told`: 0 once it is on the disk, else an errno."""
-        self._waiting.append((writing, told))
+        self.run(writing.descriptors, partial(_place, writing), told)
+
+    def run(self, descriptors: tuple[int, ...], do: Callable[[], None], told: Told) -> None:
+        """In a child. `told`: 0 once it is done, else an errno; the descriptors stay open until then."""
+        self._waiting.append(_Work(descriptors, do, told))
         self._go_on()
 
     def _go_on(self) -> None:
         while self._waiting and self._under_way < _AT_ONCE:
-            writing, told = self._waiting.popleft()
+            work = self._waiting.popleft()
             try:
                 pid = os.fork()
             except OSError as error:
-                told(error.errno or errno.EAGAIN)
+                work.told(error.errno or errno.EAGAIN)
                 continue
             if pid == 0:
-                _place_in_child(writing)
+                _do_in_child(work)
             self._under_way += 1
-            self._loop.child(pid, lambda status, told=told: self._ended(status, told))  # type: ignore[misc]
+            self._loop.child(pid, partial(self._ended, told=work.told))
 
     def _ended(self, status: int, told: Told) -> None:
         self._under_way -= 1
@@ -74,16 +87,20 @@ class Flushes:
         self._go_on()
 
 
-def _place_in_child(writing: Writing) -> NoReturn:
+def _do_in_child(work: _Work) -> NoReturn:
     """What the others have open stays open no longer for us."""
     number = errno.EIO
     try:
-        close_all_but(*writing.descriptors)
-        writing.flush()
-        writing.place()
-        writing.flush_names()
+        close_all_but(*work.descriptors)
+        work.do()
         number = 0
     except OSError as error:
         number = min(error.errno or errno.EIO, 255)
     finally:
         os._exit(number)
+
+
+def _place(writing: Writing) -> None:
+    writing.flush()
+    writing.place()
+    writing.flush_names()

@@ -23,13 +23,16 @@ from boxwood.engine.agent.deeds import DEEDS
 from boxwood.engine.agent.desk import Desk
 from boxwood.engine.agent.flushes import Flushes
 from boxwood.engine.agent.forks import Forks
+from boxwood.engine.agent.handles import Handles
 from boxwood.engine.agent.helpers import Helpers
+from boxwood.engine.agent.links import LINKS
 from boxwood.engine.agent.loop import Loop, Timer
 from boxwood.engine.agent.receiving import Receiving
 from boxwood.engine.agent.works import WORKS
 from boxwood.engine.frames import TO_AGENT_LIMIT, FrameError, Incoming, Outgoing
 
 _LEISURE = 0.005  # seconds
+_DEEDS = {**DEEDS, **LINKS}
 
 
 class Reply:
@@ -151,6 +154,7 @@ class Agent:
         self._helpers = Helpers(self._loop, WORKS)
         self.desk.at_work = self._helpers.count
         self._receiving = Receiving(self._loop, self._flushes)
+        self._handles = Handles(self._flushes)
 
     def serve(self, link_fd: int) -> NoReturn:
         """Be the agent."""
@@ -179,6 +183,7 @@ class Agent:
     def _on_link_closed(self) -> None:
         self.link = None
         self._receiving.relink()
+        self._handles.relink()
 
     def _on_hook(self, events: int) -> None:
         try:
@@ -208,8 +213,10 @@ class Agent:
             elif op == "file.work":
                 self._helpers.start(header, fds)
                 reply()
-            elif op in DEEDS:
-                reply(DEEDS[op](header))
+            elif op in _DEEDS:
+                reply(_DEEDS[op](header))
+            elif op in self._handles.ops:
+                self._handles.ops[op](header, payload, reply)
             elif op == "file.unpack":
                 (source,) = fds
                 self._forks.unpack(header, source, reply)

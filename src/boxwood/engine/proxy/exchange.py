@@ -21,7 +21,7 @@ from boxwood.engine.policies import (
     canonical,
     request_verdict,
 )
-from boxwood.engine.proxy import gates
+from boxwood.engine.proxy import frames, gates
 from boxwood.engine.proxy.channel import Broken, splice
 from boxwood.engine.proxy.message import (
     OURS,
@@ -87,6 +87,7 @@ class Exchange:
         self._host = ""
         self._body: bytes | None = None
         self._answering = False
+        self._stars_frames = False  # of the WebSocket that it asks for
         self._held = 0  # bytes of its body, and of its answer
         self._used: dict[int, tuple[Hidden, ...]] = {}  # what was hidden when it used a secret, after so many changes
 
@@ -238,8 +239,11 @@ class Exchange:
             await self._whole_body(self._rule_name)  # nobody wants it, but the connection may go on
             self._body = body
         if action.rewrite.secrets:  # so that what is said again is seen
-            kept = [(name, value) for name, value in sent.headers if name != b"accept-encoding"]
+            kept = [
+                (name, value) for name, value in sent.headers if name not in (b"accept-encoding", frames.EXTENSIONS)
+            ]
             sent.headers = [*kept, (b"accept-encoding", b"identity")]
+            self._stars_frames = True
         if not _TARGET.fullmatch(sent.target):
             raise BadMessage("what a rule makes of the path is not as HTTP has it")
         if action.rewrite.host:
@@ -306,9 +310,7 @@ class Exchange:
             await call.end([])
             reply = await call.reply()
             if reply.status == SWITCHING:
-                reply.headers = await self._starred_headers(reply.headers)
-                self._answering = True
-                await splice(await self._stream.switch(reply), call.switch())
+                await self._switch(call, reply)
                 return
             await self._answer(call, reply)
             return
@@ -323,6 +325,16 @@ class Exchange:
             up.cancel()
             down.cancel()
             await asyncio.gather(up, down, return_exceptions=True)
+
+    async def _switch(self, call: Call, reply: Reply) -> None:
+        if self._stars_frames and any(name == frames.EXTENSIONS for name, _ in reply.headers):
+            raise Refused(502, "bad_gateway", "the server uses an extension that nobody has asked for", self._rule_name)
+        reply.headers = await self._starred_headers(reply.headers)
+        self._answering = True
+        guest, server = await self._stream.switch(reply), call.switch()
+        if self._stars_frames:
+            server = frames.Starred(server, lambda: _Starring(self))
+        await splice(guest, server)
 
     async def _upload(self, call: Call) -> None:
         """Broken: the box has not sent what it had announced. What the server does not want is not sent."""
@@ -345,12 +357,21 @@ class Exchange:
         self._answering = True
         await self._stream.respond(reply)
         while piece := await call.read():
-            redaction.hide(self._hidden)
-            if shown := await self._starred(redaction, piece):
+            if shown := await self.starred(redaction, piece):
                 await self._stream.send(shown)
         if rest := redaction.end():
             await self._stream.send(rest)
         await self._stream.end(await self._starred_headers(content(call.trailers, reply=True)))
+
+    async def starred(self, redaction: Redaction, piece: bytes) -> bytes:
+        """With what is to be hidden by now. Broken."""
+        redaction.hide(self._hidden)
+        return await self._starred(redaction, piece)
+
+    def let_go(self, redaction: Redaction) -> bytes:
+        """What waits, which is held no longer."""
+        self._hold(-redaction.waiting)
+        return redaction.end()
 
     async def _starred(self, redaction: Redaction, piece: bytes) -> bytes:
         """Broken: too much waits for what may be a secret."""
@@ -384,6 +405,20 @@ class Exchange:
         if self._stream.head.method != "HEAD":
             await self._stream.send(body)
         await self._stream.end([])
+
+
+class _Starring:
+    """Of a message of a WebSocket: see frames.py."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._redaction = Redaction(())
+
+    async def feed(self, data: bytes) -> bytes:
+        return await self._exchange.starred(self._redaction, data)
+
+    def end(self) -> bytes:
+        return self._exchange.let_go(self._redaction)
 
 
 class _Unwanted(Exception):

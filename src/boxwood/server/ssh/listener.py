@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,8 +11,8 @@ import asyncssh
 
 from boxwood.core.core import Core
 from boxwood.core.signing import secret_file
+from boxwood.server.ssh.channel import Channel
 from boxwood.server.ssh.login import Doorkeeper, Login
-from boxwood.server.ssh.process import handle
 
 LOGIN_SECONDS = 20
 KEEPALIVE_SECONDS = 30
@@ -37,8 +36,8 @@ async def listening(core: Core, host: str, port: int) -> AsyncIterator[int]:
         of_one.append(recheck)
     acceptor = await asyncssh.listen(
         host, port, server_host_keys=[host_key(core.config.data / HOST_KEY)],
-        server_factory=lambda: Login(core, keeper, open_.add, open_.discard),
-        process_factory=functools.partial(handle, core), encoding=None, line_editor=False, login_timeout=LOGIN_SECONDS,
+        server_factory=lambda: Login(core, keeper, open_.add, open_.discard, lambda: Channel(core)),
+        encoding=None, line_editor=False, login_timeout=LOGIN_SECONDS,
         keepalive_interval=KEEPALIVE_SECONDS, agent_forwarding=False, x11_forwarding=False, allow_scp=False,
         gss_host=None, compression_algs=None, server_version="Boxwood", password_auth=False, kbdint_auth=False,
         host_based_auth=False, authorized_client_keys=None,

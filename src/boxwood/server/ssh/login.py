@@ -79,11 +79,18 @@ def _place(address: str) -> str:
 
 
 class Login(asyncssh.SSHServer):
-    """`on_open`, `on_close`: hear of it once somebody is logged in, and when that is over."""
+    """`on_open`, `on_close`: hear of it once somebody is logged in, and when that is over. `channel`: makes one for
+    whatever is asked for there."""
 
     def __init__(
-        self, core: Core, keeper: Doorkeeper, on_open: Callable[[Login], None], on_close: Callable[[Login], None]
+        self,
+        core: Core,
+        keeper: Doorkeeper,
+        on_open: Callable[[Login], None],
+        on_close: Callable[[Login], None],
+        channel: Callable[[], asyncssh.SSHServerProcess[bytes]],
     ) -> None:
+        self._channel = channel
         self._core = core
         self._keeper = keeper
         self._on_open = on_open
@@ -157,6 +164,9 @@ class Login(asyncssh.SSHServer):
             self._stranger = False
             self._keeper.count_strangers(self.address, more=-1)
         self._on_open(self)
+
+    def session_requested(self) -> asyncssh.SSHServerProcess[bytes]:
+        return self._channel()
 
     # --- ports of the VM (ssh -L)
 

@@ -30,7 +30,7 @@ async def handle(core: Core, process: Process) -> None:
         return
     try:
         if process.subsystem is not None:
-            _fail(process, f"there is no {process.subsystem} here: use boxwood cp, scp -O or rsync, which need none")
+            _fail(process, f"there is no {process.subsystem} here, only sftp")
         elif process.term_type is not None:
             await _terminal(core, caller, login.vm, process)
         else:

@@ -1,0 +1,27 @@
+"""Clients of Boxwood's SSH, against a server with an engine in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncssh
+
+from serving import Running
+
+
+async def vm_with(server: Running, key: Any, name: str | None = None, **more: Any) -> str:
+    public = key.export_public_key().decode().strip()
+    made = await server.http.post(
+        "/v1/fork", json={"source_vm_name": "ubuntu", "name": name, "ssh_public_keys": [public], **more}
+    )
+    assert made.status_code == 200, made.text
+    assert made.json()["network"]["ssh_public_keys"][0]["public_key"] == " ".join(public.split()[:2])
+    return str(made.json()["vm_id"])
+
+
+def connect(server: Running, user: str, key: Any, **more: Any) -> Any:
+    host, _, port = server.said["ssh"].rpartition(":")
+    return asyncssh.connect(
+        host, int(port), username=user, client_keys=key if isinstance(key, list) else [key], known_hosts=None,
+        agent_path=None, config=None, **more,
+    )  # fmt: skip
