@@ -89,6 +89,7 @@ def test_npm_installs(vm: VM) -> None:
     assert (run.exit_code, run.stdout.split()[-1]) == (0, "is-number"), run.stderr
 
 
+@pytest.mark.full  # all lists of packages are fetched for it; pip and npm go the same ways
 @pytest.mark.skipif(not shutil.which("apt-get"), reason="this is no Debian")
 def test_apt_installs_as_root(vm: VM) -> None:
     run = vm.run("apt-get -qq update && apt-get -qq install -y hello >/dev/null && hello && id -u")

@@ -21,6 +21,7 @@ from boxwood.core.core import Core
 from boxwood.server.rate import Bodies, Rates
 from boxwood.server.routes import DIALECTS
 from fakes import fake_engine, release
+from together import together
 
 # Keys that somebody wrote into DATA/root.key: what is wrong with each.
 WEAK = {
@@ -36,7 +37,7 @@ async def opened(place: Path) -> Core:
     return await Core.open(Config(place, place / "images"), fake_engine.FakeEngine(fake_engine.Machine()))
 
 
-@pytest.mark.parametrize(("key", "said"), WEAK.items())
+@together(("key", "said"), WEAK.items())
 async def test_a_first_key_that_can_be_guessed_is_refused(tmp_path, key, said):
     (tmp_path / "root.key").write_text(key)
     with pytest.raises(ConfigError, match=said) as refused:
@@ -281,8 +282,8 @@ async def test_the_same_name_many_times_at_once(api):
 # How large
 
 
-@pytest.mark.parametrize("opening", ["[", '{"a":', '{"spec":[', '{"metadata":{"labels":'])
-@pytest.mark.parametrize(
+@together("opening", ["[", '{"a":', '{"spec":[', '{"metadata":{"labels":'])
+@together(
     "path",
     ["/v1/fork", "/v1/vms/x/runs", "/sandboxes", "/run", "/arl/v1/sessions", "/arl/v1/pools",
      "/k8s/apis/arl.infra.io/v1alpha1/namespaces/default/sandboxes"],
