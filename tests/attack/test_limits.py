@@ -291,10 +291,9 @@ async def test_the_same_name_many_times_at_once(api):
 async def test_depth_bombs(api, path, opening):
     """Deep enough to end a parser's stack; and deep in what a protocol keeps as it is."""
     headers = {"authorization": f"Bearer {api.key}", "content-type": "application/json"}
+    closing = "".join({"[": "]", "{": "}"}[one] for one in reversed(opening) if one in "[{")
     for depth in (200, 900, 100_000):
-        bomb = opening * depth
-        closing = "".join({"[": "]", "{": "}"}[one] for one in reversed(bomb) if one in "[{")
-        for body in (bomb, bomb + "1" + closing):
+        for body in (opening * depth, opening * depth + "1" + closing * depth):
             answer = await api.http.post(path, content=body.encode(), headers=headers)
             assert 400 <= answer.status_code < 500 or answer.status_code == 501, (depth, answer.text[:200])
 
