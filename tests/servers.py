@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from boxwood import Boxwood
 from boxwood.engine.daemon import instance
 
 PREPARED = 4  # boxwood.engine.spares makes so many processes ahead
+_random = random.SystemRandom()  # whatever tests do to the other one
 START_SECONDS = 90.0  # the very first start on a machine makes the host image
 
 
@@ -194,9 +196,15 @@ def wait_gone(*pids: int, seconds: float = 30.0) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """None of those that the kernel gives to whoever connects: any of them might be somebody's, before the server that
+    it is for listens there, or while that is down."""
+    first_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = _random.randrange(10_000, first_given) if first_given > 12_000 else 0
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
 
 
 def _clean(environ: os._Environ[str]) -> dict[str, str]:

@@ -179,6 +179,12 @@ def ak(api: Api) -> AgentKernel:
 
 
 @pytest.fixture
+async def sandbox(ak: AgentKernel) -> Any:
+    """One that is called "a"."""
+    return await ak.create("a")
+
+
+@pytest.fixture
 async def stranger(api: Api) -> AgentKernel:
     """A client with the key of another organisation."""
     core = api.app.core

@@ -11,6 +11,7 @@ from boxwood.core import activity
 from boxwood.core.model import Caller
 from boxwood.store import keys as key_rows
 from fakes import release
+from together import together
 
 
 async def rows(api, **query):
@@ -76,7 +77,7 @@ async def test_it_outlives_the_vm_and_the_server(api, vm):
     assert found[0]["vm_vcpus"] == found[0]["vm_memory_mib"] == 0
 
 
-@pytest.mark.parametrize(
+@together(
     ("query", "endpoints"),
     [
         ({"endpoint": "fork"}, "fork"),
@@ -117,7 +118,7 @@ async def test_every_column_can_be_sorted_by(api, vm):
     assert len(await rows(api, vms=both)) == 6
 
 
-@pytest.mark.parametrize(
+@together(
     "query",
     ["limit=0", "limit=20001", "offset=-1", "endpoint=x", "actions=run,x", "status=abc", "status=٤٠٤", "sort=x", "dir=up",
      "since=-1", "since=x", "lite=maybe", "more=1", "search=%00", "status_min=x"],

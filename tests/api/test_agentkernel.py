@@ -11,6 +11,7 @@ import pytest
 from boxwood.dialects.agentkernel import words
 from boxwood.engine.api import EngineError
 from fakes import started
+from together import together
 
 # Sandboxes
 
@@ -37,7 +38,7 @@ async def test_unknown_members_are_ignored(ak):
     await ak.create("a", future=[1], created_from_template="x")
 
 
-@pytest.mark.parametrize(
+@together(
     "name",
     ["", "-a", "a-", "_a", "a--b", "a__b", "a-_b", "a b", "ü", "a/b", "a.b", "x" * 64, "by-uuid", "import-config", "list",
      "01ARZ3NDEKTSV4RRFFQ69G5FAV"],
@@ -127,7 +128,7 @@ LATER = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("member", LATER)
+@together("member", LATER)
 async def test_what_cannot_be_had_is_refused(ak, member):
     await ak.refused(422, member, "POST", "/sandboxes", {"name": "a", member: LATER[member]})
     assert await ak.ok("GET", "/sandboxes") == []
@@ -145,7 +146,7 @@ async def test_backends(ak):
     assert not any(ours["capabilities"].values())
 
 
-@pytest.mark.parametrize(
+@together(
     "wrong",
     [{}, {"name": 1}, {"name": "a", "vcpus": "2"}, {"name": "a", "vcpus": 0}, {"name": "a", "vcpus": -1},
      {"name": "a", "memory_mb": 1}, {"name": "a", "labels": {"a/b": "c"}}, {"name": "a", "vcpus": 10**9}, [], "x"],
@@ -272,9 +273,8 @@ async def test_an_hour_where_nothing_can_be_read(ak, content):
     assert datetime.fromisoformat(told["expires_at"]) > datetime.now(UTC) + timedelta(minutes=59)
 
 
-@pytest.mark.parametrize("by", ["", "1", "h", "-1h", "1x", "0s", "367d", "1.5h", "1h ago", "9999999999999s", "١h"])
-async def test_durations_that_are_none(ak, by):
-    await ak.create("a")
+@together("by", ["", "1", "h", "-1h", "1x", "0s", "367d", "1.5h", "1h ago", "9999999999999s", "١h"])
+async def test_durations_that_are_none(ak, sandbox, by):
     await ak.refused(400, "Invalid duration", "POST", "/sandboxes/a/extend", {"by": by})
     assert "expires_at" not in await ak.ok("GET", "/sandboxes/a")
 

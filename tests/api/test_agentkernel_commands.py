@@ -10,6 +10,7 @@ import pytest
 from boxwood.core.core import Core
 from boxwood.dialects.agentkernel import words
 from fakes import fake_engine, release, started
+from together import together
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ async def test_env_workdir_and_user(ak):
     assert await ak.exec("a", "whoami", user=None, env=None, workdir=None, sudo=False) == "root\n"
 
 
-@pytest.mark.parametrize(
+@together(
     "wrong",
     [
         {"command": []}, {"command": "ls"}, {"command": None}, {}, {"command": ["a\0b"]}, {"command": [1]},
@@ -98,8 +99,7 @@ async def test_env_workdir_and_user(ak):
         {"command": ["a"], "workdir": "/a\nb"}, {"command": ["a"], "workdir": "/" + "x" * 1024}, {"command": ["a"], "user": "$(id)"},
     ],
 )  # fmt: skip
-async def test_commands_that_are_none(ak, wrong):
-    await ak.create("a")
+async def test_commands_that_are_none(ak, sandbox, wrong):
     for route in ("exec", "exec/detach"):
         await ak.refused(400, "", "POST", f"/sandboxes/a/{route}", wrong)
     assert not ak.api.machine.called("start_run")

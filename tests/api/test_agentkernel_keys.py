@@ -12,6 +12,7 @@ from boxwood.dialects import agentkernel
 from boxwood.server.app import App
 from boxwood.server.routes import OPERATIONS
 from fakes import fake_engine
+from together import together
 
 COMMAND = {"command": ["put", "/f", "x"]}
 ONE = "/sandboxes/theirs"
@@ -52,9 +53,13 @@ async def state(ak) -> tuple:
     return [(vm["vm_id"], vm["name"]) for vm in vms], len(machine.calls), machine.view([next(iter(machine.layers))])
 
 
-@pytest.mark.parametrize(("method", "path"), routes())
-async def test_without_a_key(ak, method, path):
-    await ak.create("theirs")
+@pytest.fixture
+async def theirs(ak):
+    return await ak.create("theirs")
+
+
+@together(("method", "path"), routes())
+async def test_without_a_key(ak, theirs, method, path):
     before = await state(ak)
     for header, text in (
         ({"authorization": ""}, "Invalid authorization format. Use: Bearer <api_key>"),
@@ -68,11 +73,10 @@ async def test_without_a_key(ak, method, path):
     assert await state(ak) == before
 
 
-@pytest.mark.parametrize(("method", "path"), [route for route in routes() if "sandboxes/" in route[1]])
-async def test_with_another_organisations_key(ak, stranger, method, path):
-    made = await ak.create("theirs")
+@together(("method", "path"), [route for route in routes() if "sandboxes/" in route[1]])
+async def test_with_another_organisations_key(ak, stranger, theirs, method, path):
     before = await state(ak)
-    answer = await stranger(method, path.replace("UUID", made["uuid"]), BODIES.get(path))
+    answer = await stranger(method, path.replace("UUID", theirs["uuid"]), BODIES.get(path))
     assert answer.status_code == (422 if (method, path) in REFUSED else 404), answer.text
     assert await state(ak) == before
 
@@ -106,7 +110,7 @@ async def test_health_is_open(ak, monkeypatch):
     assert (await ak.ok("GET", "/backends"))["backends"][0]["usable"] is False
 
 
-@pytest.mark.parametrize(
+@together(
     ("method", "path"),
     [("GET", "/run"), ("DELETE", "/health"), ("POST", "/health"), ("PUT", "/sandboxes"), ("GET", "/sandboxes/a/b"),
      ("GET", "/sandboxes/a/exec"), ("OPTIONS", "/sandboxes"), ("GET", "/batch"), ("POST", "/run/x"), ("GET", "/sandboxes/a/files")],

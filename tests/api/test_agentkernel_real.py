@@ -17,7 +17,7 @@ def ok(server: Server, method: str, path: str, body: object = None) -> object:
 
 
 def test_what_outlives_the_server(make_server: Callable[..., Server]) -> None:
-    server = make_server()
+    server = make_server(network="none")
     ok(server, "POST", "/sandboxes", {"name": "a"})
     ok(server, "PUT", "/sandboxes/a/files/srv/f", {"content": "kept"})
     ok(server, "POST", "/sandboxes", {"name": "restrictive", "profile": "restrictive"})
@@ -44,7 +44,7 @@ def test_what_outlives_the_server(make_server: Callable[..., Server]) -> None:
 
 def test_what_a_command_leaves_goes_on(make_server: Callable[..., Server]) -> None:
     """A server, say; also when Boxwood's own is killed, and when the sandbox has nothing else to do."""
-    server = make_server(idle_seconds=0.05)
+    server = make_server(network="none", idle_seconds=0.05)
     ok(server, "POST", "/sandboxes", {"name": "a"})
     beat = "cd /root; mkfifo ask answer; while read x < ask; do echo $x > answer; done & echo started"
     assert ok(server, "POST", "/sandboxes/a/exec", {"command": ["sh", "-c", beat]}) == {"output": "started\n"}
@@ -62,7 +62,7 @@ def test_what_a_command_leaves_goes_on(make_server: Callable[..., Server]) -> No
 
 
 def test_the_sandbox_of_a_run_whose_server_dies_is_not_for_ever(make_server: Callable[..., Server]) -> None:
-    server = make_server()
+    server = make_server(network="none")
 
     def run() -> None:
         with suppress(OSError):  # its server is killed

@@ -12,6 +12,7 @@ from boxwood.core.errors import Unavailable
 from boxwood.dialects.agentkernel import runs, stream
 from boxwood.server import events
 from fakes import release
+from together import together
 
 
 async def gone(machine, boxes: int = 0) -> None:
@@ -130,7 +131,7 @@ async def test_a_failing_run(ak):
     await gone(ak.api.machine)
 
 
-@pytest.mark.parametrize("wrong", [{}, {"command": []}, {"command": "ls"}, {"command": None}, {"command": [1]}, {"command": ["a\0"]},
+@together("wrong", [{}, {"command": []}, {"command": "ls"}, {"command": None}, {"command": [1]}, {"command": ["a\0"]},
                                    {"command": ["ls"], "fast": "yes"}, [], "x"])  # fmt: skip
 async def test_runs_that_are_none(ak, wrong):
     await ak.refused(400, "", "POST", "/run", wrong)

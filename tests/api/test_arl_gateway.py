@@ -13,6 +13,7 @@ from boxwood.dialects.arl_gateway import gateway, session
 from boxwood.engine.api import EngineError
 from boxwood.server.routes import OPERATIONS
 from fakes import release
+from together import together
 
 ABSENT = "/v1/sessions/ubuntu-0123456789abcdef"
 
@@ -49,7 +50,7 @@ async def test_an_unknown_image_says_how_to_import_it(arl):
     assert not arl.api.machine.called("boot")
 
 
-@pytest.mark.parametrize(
+@together(
     ("members", "text"),
     [
         ({}, "image or profile is required"),
@@ -305,7 +306,7 @@ async def test_bytes_that_are_no_text(arl):
     assert await arl.said(path, "bytes", "61ff62") == "a\N{REPLACEMENT CHARACTER}b"
 
 
-@pytest.mark.parametrize(
+@together(
     ("body", "text"),
     [
         ({}, "steps is required"),
@@ -359,7 +360,7 @@ def routes() -> list[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize(("method", "path"), routes())
+@together(("method", "path"), routes())
 async def test_without_a_key(arl, method, path):
     for header, text in (
         (None, "missing or invalid Authorization header"),
@@ -400,7 +401,7 @@ def of_a_session() -> list[tuple[str, str]]:
     return [(method, path.removeprefix(ABSENT)) for method, path in routes() if path.startswith(ABSENT)]
 
 
-@pytest.mark.parametrize(("method", "rest"), of_a_session())
+@together(("method", "rest"), of_a_session())
 async def test_sessions_of_others_and_none(arl, arl_stranger, arl_user, method, rest):
     path = await arl.session()
     await arl.execute(path, ["echo", "a"])
@@ -421,7 +422,7 @@ def _fits(path: str, method: str, rest: str, its_method: str) -> bool:
     return path.startswith("/v1/sessions/{id}") and method == its_method and re.fullmatch(pattern, rest) is not None
 
 
-@pytest.mark.parametrize(
+@together(
     ("method", "path"),
     [
         ("GET", "/v1/sessions"), ("GET", "/v1/summary"), ("GET", "/v1/pools"), ("POST", "/v1/pools"),

@@ -8,6 +8,7 @@ import pytest
 
 from boxwood.core.model import ForkRequest, PoolRequest, RunRequest
 from boxwood.dialects.arl_gateway import snapshots
+from together import together
 
 
 async def pool(arl, name: str = "p", **members):
@@ -117,7 +118,7 @@ async def test_resources(arl):
     assert (limits.vcpu, limits.memory_mib) == (2, 1024)
 
 
-@pytest.mark.parametrize(
+@together(
     ("status", "text", "members"),
     [
         (400, "name and image are required", {"name": None}),

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from kube import ARL, TABLE, Kube, Watch, pool_spec
+from together import together
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ WRONG = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("plural", "body", "text"), WRONG)
+@together(("plural", "body", "text"), WRONG)
 async def test_what_does_not_fit_is_named(kube, plural, body, text):
     told = await kube.refused(422, text, "POST", plural, {"metadata": {"name": "x"}, **body})
     assert told["reason"] == "Invalid" and told["details"]["causes"]
@@ -241,7 +242,15 @@ async def test_deleting(kube):
 # Looking
 
 
-@pytest.mark.parametrize(
+@pytest.fixture
+async def labelled(kube):
+    labels = {"a": {"app": "x", "tier": "1"}, "b": {"app": "y"}, "c": {}}
+    for name in labels:
+        body = {"metadata": {"name": name, "labels": labels[name]}, "spec": {"poolRef": "p"}}
+        await kube.ok("POST", "sandboxes", body, 201)
+
+
+@together(
     ("selector", "names"),
     [
         ("labelSelector=app=x", ["a"]),
@@ -255,11 +264,7 @@ async def test_deleting(kube):
         ("fieldSelector=metadata.name!=b,metadata.namespace=default", ["a", "c"]),
     ],
 )
-async def test_selectors(kube, selector, names):
-    labels = {"a": {"app": "x", "tier": "1"}, "b": {"app": "y"}, "c": {}}
-    for name in labels:
-        body = {"metadata": {"name": name, "labels": labels[name]}, "spec": {"poolRef": "p"}}
-        await kube.ok("POST", "sandboxes", body, 201)
+async def test_selectors(kube, labelled, selector, names):
     query = selector.replace("!", "%21").replace(" ", "%20")
     assert [one["metadata"]["name"] for one in (await kube.ok("GET", f"sandboxes?{query}"))["items"]] == names
 

@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from together import together
+
 MIB = 1 << 20
 
 
@@ -46,7 +48,7 @@ async def pieces(*parts: bytes):
         yield part
 
 
-@pytest.mark.parametrize("size", [0, 1, 65536, 65537, MIB, MIB + 1, 4 * MIB - 1, 4 * MIB, 4 * MIB + 1])
+@together("size", [0, 1, 65536, 65537, MIB, MIB + 1, 4 * MIB - 1, 4 * MIB, 4 * MIB + 1])
 async def test_what_is_put_is_got(either, size):
     vm = await either.fork()
     data = os.urandom(size)
@@ -59,8 +61,8 @@ async def test_what_is_put_is_got(either, size):
     assert (head.status_code, head.headers["content-length"], head.content) == (200, str(size), b"")
 
 
-@pytest.mark.parametrize("size", [100, 200_000])
-@pytest.mark.parametrize(
+@together("size", [100, 200_000])
+@together(
     ("wanted", "first", "last"),
     [("bytes=0-0", 0, 1), ("bytes=10-19", 10, 20), ("bytes=90-", 90, None), ("Bytes = 5-9999999", 5, None)],
 )

@@ -7,9 +7,8 @@ import base64
 import hashlib
 import os
 
-import pytest
-
 import contract
+from together import together
 
 CHUNK = 4 * 1024 * 1024
 
@@ -43,7 +42,7 @@ async def read(api, vm: str, path: str) -> bytes:
     return data
 
 
-@pytest.mark.parametrize("size", [0, 1, 2, 3, 65536, 65537, 200_000, CHUNK, CHUNK + 1])
+@together("size", [0, 1, 2, 3, 65536, 65537, 200_000, CHUNK, CHUNK + 1])
 async def test_what_is_written_is_read(either, size):
     vm = await either.fork()
     data = os.urandom(size)
@@ -206,7 +205,7 @@ async def test_a_full_chunk_and_many_in_one_request(api):
     assert error["details"]["maximum_bytes"] == 24 * 1024 * 1024
 
 
-@pytest.mark.parametrize(
+@together(
     "body",
     [
         {}, {"op": "erase", "path": "/f"}, {"op": "read"}, {"op": "read", "path": 1}, {"op": "write", "writes": []},

@@ -15,6 +15,7 @@ import pytest
 from boxwood.engine.api import BoxGone, GuestError
 from boxwood.engine.fileapi import FileChange
 from fakefiles import FakeFiles
+from together import together
 
 RAW = b"/w/\xff\xfe"
 
@@ -41,7 +42,7 @@ async def test_status(api, either, vm):
     assert error["details"] == {"resource": "file"}
 
 
-@pytest.mark.parametrize(
+@together(
     "query",
     [
         "",
@@ -252,8 +253,9 @@ async def test_one_that_never_ran_and_one_that_is_parked(api):
     assert (await api.ok("GET", f"/vms/{vm}/files/glob?path=/etc&pattern=*"))["entries"]
 
 
-async def test_a_box_that_dies_meanwhile(api, vm):
+async def test_a_box_that_dies_meanwhile(api, vm, monkeypatch):
     """What may be done twice is; what may not is told."""
+    monkeypatch.setattr("boxwood.core.boxes.GONE_SECONDS", 0.01)  # the fake one is not gone in truth
     api.machine.fail["list"] = [BoxGone("it died")]
     assert (await api.ok("GET", f"/vms/{vm}/files/list?path=/w"))["entries"]
     api.machine.fail["remove"] = [BoxGone("it died")]

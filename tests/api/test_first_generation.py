@@ -7,6 +7,8 @@ import os
 
 import pytest
 
+from together import together
+
 AGENT = "Python-urllib/3.11"
 ALIASES = ["01KQBYKEV5WJ7YB010603T1DCT_d8c0", "01KQH2A0000000000000000000_uswe", "01kqh54zzzzzzzzzzzzzzzzzzz_USWE"]
 
@@ -135,7 +137,7 @@ OUTSIDE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("path", OUTSIDE)
+@together("path", OUTSIDE)
 async def test_only_below_home(old, path):
     vm = await forked(old)
     url = f"/vms/{vm}/sync"

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from amounts import amount
 from boxwood import VM, AsyncBoxwood, Conflict, InvalidState, RunExited, RunOutput, RunStarted
 from servers import Server
+
+SIZE = amount(5, 20) << 20
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +45,9 @@ def test_output_comes_before_the_end(vm: VM, env: dict[str, str] | None) -> None
 
 
 def test_a_great_deal_of_bytes_of_every_kind(vm: VM) -> None:
-    command = "import random; import sys; sys.stdout.buffer.write(random.Random(7).randbytes(20 << 20))"
+    command = f"import random; import sys; sys.stdout.buffer.write(random.Random(7).randbytes({SIZE}))"
     events = list(vm.run_stream(["python3", "-c", command]))
-    digest = hashlib.sha256(random.Random(7).randbytes(20 << 20)).hexdigest()
+    digest = hashlib.sha256(random.Random(7).randbytes(SIZE)).hexdigest()
     assert hashlib.sha256(put_out(events)).hexdigest() == digest
     again = vm.get_run(events[0].run_id)
     assert put_out(again.events()) == put_out(events)

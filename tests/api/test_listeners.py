@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+import servers
 from boxwood.core.config import Config
 from boxwood.images import host
 from boxwood.server import authority, listeners, main, protocol
@@ -114,8 +115,7 @@ async def test_without_the_dialect_there_is_no_https(config):
 
 
 async def test_the_gateway_at_the_root_of_a_port_of_its_own(config):
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = servers.free_port()
     async with serving(replace(config, arl_port=port)) as said, httpx2.AsyncClient() as http:
         assert said["arl_url"] == f"http://127.0.0.1:{port}"
         at_the_root = await http.get(f"{said['arl_url']}/v1/sessions")

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 import contract
+from together import together
 
 OLD = ["Python-urllib/3.11", "python-httpx/0.28.1"]
 REFUSED = [
@@ -41,8 +42,8 @@ async def test_a_fork_with_network(api, asked):
     assert await mode(api, await api.fork(network=asked)) == "internet"
 
 
-@pytest.mark.parametrize("agent", ["boxwood/0", *OLD])
-@pytest.mark.parametrize("asked, field", REFUSED)
+@together("agent", ["boxwood/0", *OLD])
+@together("asked, field", REFUSED)
 async def test_what_is_no_network_is_refused(api, agent, asked, field):
     body = {"source_vm_name": "ubuntu", "network": asked}
     response = await api("POST", "/fork", body, agent=agent)
@@ -59,8 +60,8 @@ async def test_members_that_are_not_there_are_refused(api):
         assert [violation["field"] for violation in error["details"]["violations"]] == [field]
 
 
-@pytest.mark.parametrize("agent", OLD)
-@pytest.mark.parametrize(
+@together("agent", OLD)
+@together(
     "said, expected",
     [
         ({"network": False}, "none"),

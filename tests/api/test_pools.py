@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
+from together import together
 
 POOLS = "/warm-pools"
 
@@ -58,7 +58,7 @@ async def test_namespaces_and_deletion_with_vms(api):
     await api.refused(404, "not_found", "GET", f"/vms/{vm['vm_id']}")
 
 
-@pytest.mark.parametrize(
+@together(
     ("status", "code", "body"),
     [
         (400, "bad_request", {}),

@@ -19,9 +19,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from amounts import amount
 from boxwood import VM, AsyncBoxwood, NotFound, ResourceBusy, Timeout
 from servers import Server, until
 
+LINES = amount(500_000, 2_000_000)
 COMMAND = [sys.executable, "-c", "from boxwood.cli.main import main; main()"]
 DETACH, KILL = b"\x1dd", b"\x1dk"
 
@@ -130,9 +132,9 @@ def test_nothing_is_typed_by_what_runs_there(vm):
 
 def test_all_that_it_shows_arrives(vm):
     """Much, and to someone slow."""
-    with vm.shell("stty -opost; seq 2000000") as term:
-        time.sleep(0.5)
-        assert b"".join(term) == b"".join(b"%d\n" % number for number in range(1, 2_000_001))
+    with vm.shell(f"stty -opost; seq {LINES}") as term:
+        time.sleep(0.3)
+        assert b"".join(term) == b"".join(b"%d\n" % number for number in range(1, LINES + 1))
         assert term.exit_code == 0
 
 
@@ -148,16 +150,16 @@ def test_much_is_typed(vm):
 
 @pytest.mark.parametrize("persist", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_a_vm_with_a_terminal_is_not_parked(make_server, persist):
-    server = make_server(idle_seconds=0.3)
+    server = make_server(network="none", idle_seconds=0.05)
     with server.client() as box, box.fork("ubuntu") as vm:
         session = vm.session()
         with session.pty("echo $$; cat", persist=persist) as term:
             first = term.read_until("\n")
-            time.sleep(1.5)
+            time.sleep(0.4)
             term.write("still here\r")
             term.read_until("still here\r\nstill here")
         if persist:
-            time.sleep(1.5)
+            time.sleep(0.4)
             with session.pty() as term:
                 assert term.read_until("still here").startswith(first)
                 term.kill()
@@ -261,7 +263,7 @@ def test_boxwood_shell(vm, outside):
     term.type(b"stty size; echo $TERM\r")
     term.until(b"40 120\r\nxterm-256color\r\n")
     term.resize(90, 33)
-    term.type(b"sleep 0.5; stty size\r")
+    term.type(b"until [ \"$(stty size)\" = '33 90' ]; do sleep 0.02; done; stty size\r")
     term.until(b"33 90\r\n")
     term.type(b"sleep 1000\r")
     until(lambda: "sleep 1000" in vm.exec(["ps", "-e", "-o", "args"]).stdout)
@@ -304,7 +306,9 @@ def test_a_command_and_no_terminal(vm, boxwood_server):
     assert done.returncode == 1 and b"no VM" in done.stderr
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    "signum", [signal.SIGTERM, *(pytest.param(one, marks=pytest.mark.full) for one in (signal.SIGHUP, signal.SIGINT))]
+)
 def test_a_signal_leaves_and_tidies(vm, outside, signum):
     term = outside("shell", vm.id)
     term.until(b"# ")
@@ -318,7 +322,7 @@ def test_a_signal_leaves_and_tidies(vm, outside, signum):
 
 def test_the_server_dies_and_comes_back(make_server):
     """So does the shell, by itself; and whoever does not want to wait leaves."""
-    server = make_server()
+    server = make_server(network="none")
     with server.client() as box:
         vm = box.fork("ubuntu")
     term = Outside(server, "shell", vm.id)
@@ -343,20 +347,17 @@ def test_the_server_dies_and_comes_back(make_server):
         term.close()
 
 
-def test_a_box_that_dies_ends_it(make_server):
-    server = make_server()
-    with server.client() as box:
+def test_a_box_that_dies_ends_it(boxwood_server, outside):
+    with boxwood_server.client() as box:
         vm = box.fork("ubuntu")
-        term = Outside(server, "shell", vm.id)
-        try:
-            term.until(b"# ")
-            vm.delete()
-            assert term.end() == 1
-            assert b"no longer at the terminal" in term.shown
-        finally:
-            term.close()
+        term = outside("shell", vm.id)
+        term.until(b"# ")
+        vm.delete()
+        assert term.end() == 1
+        assert b"no longer at the terminal" in term.shown
 
 
+@pytest.mark.full
 def test_full_screen_programs(vm, outside):
     if vm.run("command -v vim top").exit_code:
         pytest.skip("the image has neither")
@@ -437,6 +438,7 @@ def test_through_script(vm, outside, tmp_path):
     assert b"24 80" in log.read_bytes()
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not shutil.which("tmux"), reason="no tmux here")
 def test_through_tmux(vm, outside, tmp_path):
     words = " ".join(map(_quoted, COMMAND))

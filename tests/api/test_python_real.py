@@ -188,8 +188,18 @@ def test_cancel(ctx: Session) -> None:
     [
         ("import os; print('last', flush=True); os._exit(3)", 3, "ended with exit code 3"),
         ("import ctypes; print('last', flush=True); ctypes.string_at(0)", 139, "was killed by signal 11"),
-        ("import os; print('last', flush=True); os.kill(os.getpid(), 9)", 137, "was killed by signal 9"),
-        ("import os; print('last', flush=True); os.execvp('sh', ['sh', '-c', 'exit 5'])", 5, "ended with exit code 5"),
+        pytest.param(
+            "import os; print('last', flush=True); os.kill(os.getpid(), 9)",
+            137,
+            "was killed by signal 9",
+            marks=pytest.mark.full,
+        ),
+        pytest.param(
+            "import os; print('last', flush=True); os.execvp('sh', ['sh', '-c', 'exit 5'])",
+            5,
+            "ended with exit code 5",
+            marks=pytest.mark.full,
+        ),
     ],
 )
 def test_what_ends_the_interpreter_is_told_twice(ctx: Session, code: str, exit_code: int, reason: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 import contract
 from fakes import release
+from together import together
 
 OURS = ("duration_ms", "truncated", "fail_reason")
 FIVE = {"stdout", "stdout_encoding", "stderr", "stderr_encoding", "exit_code"}
@@ -176,7 +177,7 @@ async def test_runs_with_an_idempotency_key(api):
     await api.refused(409, "idempotency_conflict", "POST", url, {"command": "echo y"}, **key)
 
 
-@pytest.mark.parametrize(
+@together(
     "member, ok",
     [
         ({"timeout": -1}, False), ({"time_to_background": 301}, False), ({"time_to_background": 300}, True),
@@ -281,7 +282,7 @@ async def test_a_program_without_a_shell(api):
     assert len((await api.ok("GET", f"/vms/{vm}/sessions"))["sessions"]) == 1, "it is in no session"
 
 
-@pytest.mark.parametrize(
+@together(
     "body",
     [
         {"argv": []},

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 
 import httpx2
 import pytest
 
 import contract
+from amounts import amount
 from boxwood.engine.api import Feature
 from boxwood.server import app
 from boxwood.server.app import App
@@ -16,6 +16,7 @@ from boxwood.server.exchange import Operation
 from boxwood.server.hosts import Hosts, url
 from boxwood.server.routes import OPERATIONS
 from boxwood.server.schema.service import Preparing
+from together import together
 
 NOBODY = {"authorization": ""}
 OURS = ("version", "isolation", "level", "layers", "preparing", "problem")
@@ -103,10 +104,12 @@ def keyed() -> list[Operation]:
 async def test_everything_else_wants_a_key(api):
     """Of one server: nobody gets so far that anything changes."""
     headers = (
-        "", "Bearer", "Bearer ", "Bearer nope", f"Basic {api.key}", api.key, "Bearer \xff", "Bearer " + "x" * 600,
+        "Bearer nope", "", "Bearer", "Bearer ", f"Basic {api.key}", api.key, "Bearer \xff", "Bearer " + "x" * 600,
     )  # fmt: skip
     assert len(keyed()) > 50
-    for operation, header in itertools.product(keyed(), headers):
+    some = amount(keyed()[::10], keyed())  # of which every header is tried
+    asked = {(one.name, header): one for one in keyed() for header in (headers if one in some else headers[:2])}
+    for (_, header), operation in asked.items():
         path = "/" + operation.prefixes[-1] + operation.path.replace("{", "").replace("}", "")
         answer = await api(operation.method, path, headers={"authorization": header.encode("latin-1")})
         error = answer.json()["error"]
@@ -158,7 +161,7 @@ async def test_down_parks_and_ends(api):
 # Routes and methods
 
 
-@pytest.mark.parametrize(
+@together(
     "path",
     [
         "/nothing",

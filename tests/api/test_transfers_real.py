@@ -18,6 +18,7 @@ import pytest
 from amounts import amount
 from boxwood import VM, AsyncBoxwood, BadRequest, Boxwood, BoxwoodError, FileMissing, PayloadTooLarge, Progress
 from servers import Server, until
+from together import together
 
 MIB = 1 << 20
 CHUNK = 4 * MIB
@@ -29,7 +30,7 @@ def vm(boxwood_server: Server) -> Iterator[VM]:
         yield vm
 
 
-@pytest.mark.parametrize("size", [0, 1, 65537, CHUNK - 1, CHUNK, CHUNK + 1, 30 * MIB])
+@together("size", [0, 1, 65537, CHUNK - 1, CHUNK, CHUNK + 1, 30 * MIB])
 def test_there_and_back(vm: VM, size: int, tmp_path: Path) -> None:
     data = os.urandom(size)
     (tmp_path / "f").write_bytes(data)

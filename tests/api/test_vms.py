@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import contract
+from together import together
 
 OURS = ("mode", "address")  # of the network
 
@@ -41,7 +42,7 @@ async def test_every_optional_member_of_a_fork_takes_null(api):
     await api.ok("POST", "/fork", {**dict.fromkeys(members), "source_vm_name": "ubuntu"})
 
 
-@pytest.mark.parametrize(
+@together(
     "asked, feature",
     [
         ({"image": "ubuntu:24.04"}, None),
@@ -74,7 +75,7 @@ async def test_fork_accepts_defaults_of_what_is_not_there(api, asked):
     await api.ok("POST", "/fork", {"source_vm_name": "ubuntu", **asked})
 
 
-@pytest.mark.parametrize(
+@together(
     "body, field",
     [
         ({"source_vm_name": "ubuntu", "naem": "x"}, "naem"),
@@ -162,7 +163,7 @@ async def test_public_vms_are_listed_for_the_catalogue(api):
     assert {vm["name"] for vm in same["vms"]} == names
 
 
-@pytest.mark.parametrize(
+@together(
     "query", ["limit=0", "limit=1001", "limit=x", "cursor=forged", "state=gone", "created_after=2026-01-01T00:00:00",
               "created_after=yesterday", "public=maybe", "colour=red", "limit=1&limit=2", "%ff=%ff"],
 )  # fmt: skip
@@ -225,7 +226,7 @@ async def test_the_fork_of_a_busy_vm_tells_its_price(api):
     contract.check(made, "Vm", "copied", *OURS)
 
 
-@pytest.mark.parametrize("odd", ["a%2Fb", "%2E%2E", "..%2Fetc", "%00", "no such", "%F0%9F%A6%8A", "a" * 3000])
+@together("odd", ["a%2Fb", "%2E%2E", "..%2Fetc", "%00", "no such", "%F0%9F%A6%8A", "a" * 3000])
 async def test_odd_ids_are_merely_not_found(api, odd):
     for method, path in (("GET", f"/vms/{odd}"), ("DELETE", f"/vms/{odd}"), ("GET", f"/vms/{odd}/runs")):
         await api.refused(404, "not_found", method, path)

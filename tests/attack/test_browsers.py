@@ -15,6 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from amounts import amount
 from boxwood.server.exchange import Operation
 from boxwood.server.routes import DIALECTS, OPERATIONS
 from wellformed import BODIES, KUBERNETES
@@ -102,7 +103,7 @@ async def test_no_preflight_is_granted(api, origin):
         "origin": origin, "access-control-request-method": "DELETE", "access-control-request-private-network": "true",
         "access-control-request-headers": "authorization, content-type",
     }  # fmt: skip
-    for operation in EVERY:
+    for operation in EVERY[:: 1 if origin == ORIGINS[0] else amount(9, 1)]:
         response = await api.http.options(path_of(operation, "theirs"), headers=headers)
         assert not granted(response), operation.name
 
@@ -132,14 +133,16 @@ async def test_a_rebound_name_is_refused(api):
     vm = await api.fork()
     await api.run(vm, "put /secret x")
     before = await untouched(api, vm)
-    for host in (
-        "evil.example:18888",
-        "127.0.0.1.evil.example",
-        "localhost.evil.example",
-        "0x7f000001.evil",
-        "[::ffff:8.8.8.8]",
+    for number, host in enumerate(
+        (
+            "evil.example:18888",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "0x7f000001.evil",
+            "[::ffff:8.8.8.8]",
+        )
     ):
-        for operation in EVERY:
+        for operation in EVERY[:: amount(9, 1) if number else 1]:
             headers = {"host": host, "origin": f"http://{host}", "authorization": f"Bearer {api.key}"}
             response = await api.http.request(
                 operation.method, path_of(operation, vm), headers=headers, json=body_of(operation, vm)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
+from amounts import amount
 from attack.test_streams import resident
 from boxwood import VM, Session
 from servers import Server
@@ -34,30 +35,30 @@ def ctx(vm: VM) -> Iterator[Session]:
         yield ctx
 
 
-@pytest.mark.parametrize(
-    "forged",
-    [
-        "b'not json\\n'",
-        "b'{}\\n'",
-        "b'[]\\n'",
-        "b'\\xff\\xfe\\n'",
-        "b'\\0' * 100 + b'\\n'",
-        """b'{"result": 5}\\n'""",
-        """b'{"result": {"kind": "value"}}\\n'""",
-        """b'{"result": {"kind": "evil", "data": {}}}\\n'""",
-        """b'{"result": {"kind": "value", "data": {"a/b": ' + b'[' * 100_000 + b']' * 100_000 + b'}}}\\n'""",
-        """b'{"result": {"kind": "value", "data": {"a/b": ' + b'[' * 500 + b']' * 500 + b'}}}\\n'""",
-        """b'{"error": {"name": "N", "value": "", "traceback": "", "frames": ' + b'[' * 9000 + b'}}\\n'""",
-        """b'{"error": {"name": "N", "value": "", "traceback": "", "frames": [{"file": "", "line": 1e99, "name": ""}]}}\\n'""",
-        """b'{"dropped": -5}\\n'""",
-        """b'{"result": {"kind": "value", "data": {"a/b": "\\\\ud800"}}}\\n'""",
-    ],
+FORGED = (
+    "b'not json\\n'",
+    "b'{}\\n'",
+    "b'[]\\n'",
+    "b'\\xff\\xfe\\n'",
+    "b'\\0' * 100 + b'\\n'",
+    """b'{"result": 5}\\n'""",
+    """b'{"result": {"kind": "value"}}\\n'""",
+    """b'{"result": {"kind": "evil", "data": {}}}\\n'""",
+    """b'{"result": {"kind": "value", "data": {"a/b": ' + b'[' * 100_000 + b']' * 100_000 + b'}}}\\n'""",
+    """b'{"result": {"kind": "value", "data": {"a/b": ' + b'[' * 500 + b']' * 500 + b'}}}\\n'""",
+    """b'{"error": {"name": "N", "value": "", "traceback": "", "frames": ' + b'[' * 9000 + b'}}\\n'""",
+    """b'{"error": {"name": "N", "value": "", "traceback": "", "frames": [{"file": "", "line": 1e99, "name": ""}]}}\\n'""",
+    """b'{"dropped": -5}\\n'""",
+    """b'{"result": {"kind": "value", "data": {"a/b": "\\\\ud800"}}}\\n'""",
 )
-def test_forged_reports_are_left_out_and_counted(ctx: Session, forged: str) -> None:
-    done = ctx.run(f"{FIND}\nsay({forged})\n'real'")
-    assert done.exit_code == 0, done.stderr
-    assert [result.text for result in done.results] == ["'real'"] and done.results_lost == 1
-    assert len(list(ctx.vm.get_run(done.run_id).events())) >= 4, "the stream leaves it out too"
+
+
+def test_forged_reports_are_left_out_and_counted(ctx: Session) -> None:
+    for forged in FORGED:
+        done = ctx.run(f"{FIND}\nsay({forged})\n'real'")
+        assert done.exit_code == 0, (forged, done.stderr)
+        assert ([result.text for result in done.results], done.results_lost) == (["'real'"], 1), forged
+        assert len(list(ctx.vm.get_run(done.run_id).events())) >= 4, ("the stream leaves it out too", forged)
 
 
 def test_a_forged_context_is_not_believed(ctx: Session) -> None:
@@ -69,7 +70,8 @@ def test_a_forged_context_is_not_believed(ctx: Session) -> None:
 def test_reports_without_end_cost_the_server_no_memory(boxwood_server: Server, ctx: Session) -> None:
     before = resident(boxwood_server.pid)
     done = ctx.run(
-        FIND + "line = b'x' * (1 << 20)\nfor _ in range(200): say(line)\nsay(b'\\n')\nprint('done')", timeout=60
+        FIND + f"line = b'x' * (1 << 20)\nfor _ in range({amount(100, 200)}): say(line)\nsay(b'\\n')\nprint('done')",
+        timeout=60,
     )
     assert (done.state, done.stdout) == ("completed", "done\n")
     assert resident(boxwood_server.pid) - before < 64
@@ -77,15 +79,22 @@ def test_reports_without_end_cost_the_server_no_memory(boxwood_server: Server, c
 
 
 @pytest.mark.parametrize(
-    "word", ["b'done 1 999'", "b'done x'", "b'ready'", "b'x' * 60_000", "b'done 1 0\\0' + b'=' * 60_000"]
+    "word",
+    [
+        "b'done 1 999'",
+        pytest.param("b'done x'", marks=pytest.mark.full),
+        "b'ready'",
+        pytest.param("b'x' * 60_000", marks=pytest.mark.full),
+        "b'done 1 0\\0' + b'=' * 60_000",
+    ],
 )
 def test_forged_words_to_the_agent_end_the_run_or_the_context(vm: VM, ctx: Session, word: str) -> None:
     """And nothing else: the VM goes on, as does another context in it."""
     with vm.python() as other:
         other.run("x = 1")
-        run = ctx.run(f"{FIND}\ncontrol.send({word})\nimport time\ntime.sleep(1000)", timeout=1)
+        run = ctx.run(f"{FIND}\ncontrol.send({word})\nimport time\ntime.sleep(1000)", timeout=amount(0.5, 1))
         assert run.ended
-        ctx.run("0", timeout=1)  # one that has said its end too early is interrupted in its place
+        ctx.run("0", timeout=amount(0.5, 1))  # one that has said its end too early is interrupted in its place
         assert ctx.run("5").result.text == "5"
         assert other.run("x").result.text == "1"
 

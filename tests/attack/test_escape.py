@@ -18,7 +18,7 @@ import pytest
 import guard
 from boxfixtures import Result, Runner
 from boxwood.core.ids import new_id
-from boxwood.engine.api import RunSpec
+from boxwood.engine.api import RunSpec, SessionSpec
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.lent_engine]
 
@@ -134,7 +134,6 @@ async def test_the_32_bit_door_is_shut(runner: Runner) -> None:
 
 async def test_root_inside_is_nobody_outside(runner: Runner) -> None:
     """Item 1."""
-    await runner.run("sleep 600 >/dev/null 2>&1 & echo $! > /tmp/pid", timeout=1)
     text = (
         await runner.run(
             "cat /proc/self/uid_map; grep -E '^(CapEff|CapBnd|CapInh|CapAmb|NoNewPrivs|Seccomp):' /proc/self/status"
@@ -270,19 +269,25 @@ async def test_boxes_share_nothing(runner: Runner) -> None:
     await other.boot()
     source = (
         "import ctypes, socket, os\nlibc = ctypes.CDLL(None, use_errno=True)\nprint(libc.shmget(0x1234, 4096, 0o1666) >= 0)\n"
-        "s = socket.socket(socket.AF_UNIX)\ns.bind('\\0boxwood-probe'); s.listen()\nif os.fork(): os._exit(0)\nimport time; time.sleep(300)"
+        "s = socket.socket(socket.AF_UNIX)\ns.bind('\\0boxwood-probe'); s.listen()\n"
+        "socket.socket(socket.AF_UNIX).connect('\\0boxwood-probe'); print('here', flush=True)\nimport time; time.sleep(300)"
     )
     await runner.box.write_file("/tmp/probe.py", source.encode())
-    await runner.run("python3 /tmp/probe.py > /tmp/out 2>&1 </dev/null", timeout=2)
+    probe = Result()  # it goes on while the other box looks
+    await runner.box.start_run(RunSpec(new_id(), runner.session, b"exec python3 /tmp/probe.py"), probe)
+    async with asyncio.timeout(60):
+        while b"here" not in probe.out and probe.end is None:
+            await asyncio.sleep(0.01)
+    assert probe.out == b"True\nhere\n" and probe.end is None, bytes(probe.err)
     looks = (
         "import ctypes, socket\nlibc = ctypes.CDLL(None, use_errno=True)\nprint(libc.shmget(0x1234, 4096, 0o666))\n"
         "try: socket.socket(socket.AF_UNIX).connect('\\0boxwood-probe'); print('connected')\nexcept OSError as e: print(e.errno)"
     )
     assert await python(other, looks) == "-1\n111\n"
-    uid = [
-        (await r.run("cut -d' ' -f1 /proc/self/uid_map >/dev/null; awk '{print $2}' /proc/self/uid_map")).text
-        for r in (runner, other)
-    ]
+    assert probe.end is None
+    await runner.box.open_session(SessionSpec(free := new_id()))
+    runner.session = free  # the other one is busy
+    uid = [(await r.run("awk '{print $2}' /proc/self/uid_map")).text for r in (runner, other)]
     assert uid[0] != uid[1]
 
 

@@ -138,7 +138,7 @@ async def test_nothing_leads_out_while_all_is_swapped(runner: Runner, outside: P
     before = sorted((str(path), path.stat().st_mode) for path in outside.rglob("*"))
     async with flipping(runner, outside):
         done, rounds = dict.fromkeys(WORK, 0), 0
-        while rounds < amount(8, 25) or not (done["stat"] and done["list"] and done["mkdir"]):
+        while rounds < amount(4, 25) or not (done["stat"] and done["list"] and done["mkdir"]):
             rounds += 1
             for name, work in WORK.items():
                 with contextlib.suppress(GuestError):
@@ -163,7 +163,7 @@ async def test_a_tree_that_changes_while_it_is_deleted(runner: Runner) -> None:
     await runner.box.start_run(RunSpec(run_id, runner.session, b"python3 /tmp/churn.py"), result)
     while b"on" not in result.out:
         await asyncio.sleep(0.01)
-    for _ in range(amount(10, 30)):
+    for _ in range(amount(4, 30)):
         with contextlib.suppress(GuestError):
             await runner.box.files.remove(b"/w", recursive=True)
     await runner.box.kill_run(run_id)
@@ -189,9 +189,7 @@ def archive(*members: tuple[str, bytes, Any]) -> bytes:
 FILE, LINK, HARD, FIFO, DEVICE = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.BLKTYPE
 
 
-@pytest.mark.parametrize(
-    "members",
-    [
+HOSTILE: list[list[tuple[str, bytes, Any]]] = [
         [("../evil", FILE, b"x")],
         [("a/../../evil", FILE, b"x")],
         [("/evil", FILE, b"x")],
@@ -206,19 +204,24 @@ FILE, LINK, HARD, FIFO, DEVICE = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTY
         [(".", LINK, "/etc")],
         [("directory", FILE, b"x")],
         [("file/x", FILE, b"x")],
-    ],
-)  # fmt: skip
-async def test_archives_write_nothing_outside(runner: Runner, members: list[tuple[str, bytes, Any]]) -> None:
+]  # fmt: skip
+
+
+async def test_archives_write_nothing_outside(runner: Runner) -> None:
     """Item 20: by names, and through links, be they the archive's or there before."""
-    await runner.run("mkdir -p /w/directory; ln -s /etc /w/own; echo x > /w/file; ls -la / /etc | md5sum > /before")
-    unpacking = await runner.box.files.unpack(b"/w", owners=False)
-    with pytest.raises(GuestError):
-        await unpacking.feed(archive(*members))
-        await unpacking.finish()
-    unpacking.close()
-    assert (
-        await runner.run("ls / /etc | grep -c evil; cat /w/file; stat -c %h /etc/passwd; ls -A /w | grep boxwood")
-    ).text == "0\nx\n1\n"
+    for number, members in enumerate(HOSTILE):
+        place = f"/w{number}"
+        await runner.run(f"mkdir -p {place}/directory; ln -s /etc {place}/own; echo x > {place}/file")
+        unpacking = await runner.box.files.unpack(place.encode(), owners=False)
+        try:
+            with pytest.raises(GuestError):
+                await unpacking.feed(archive(*members))
+                await unpacking.finish()
+                pytest.fail(f"unpacked: {members}")
+        finally:
+            unpacking.close()
+        look = f"ls / /etc | grep -c evil; cat {place}/file; stat -c %h /etc/passwd; ls -A {place} | grep boxwood"
+        assert (await runner.run(look)).text == "0\nx\n1\n", members
 
 
 async def test_what_is_unpacked_runs_as_nobody_else(runner: Runner) -> None:
@@ -249,14 +252,17 @@ def broken() -> dict[str, bytes]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", broken())
-async def test_archives_that_are_none(runner: Runner, what: str) -> None:
-    unpacking = await runner.box.files.unpack(b"/w", owners=False)
-    with pytest.raises(GuestError, match="not a tar archive"):
-        await unpacking.feed(broken()[what])
-        await unpacking.finish()
-    unpacking.close()
-    assert (await runner.run("ls -A /w | grep -c boxwood")).text == "0\n"
+async def test_archives_that_are_none(runner: Runner) -> None:
+    for what, data in broken().items():
+        unpacking = await runner.box.files.unpack(b"/w", owners=False)
+        try:
+            with pytest.raises(GuestError, match="not a tar archive"):
+                await unpacking.feed(data)
+                await unpacking.finish()
+                pytest.fail(f"unpacked: {what}")
+        finally:
+            unpacking.close()
+        assert (await runner.run("ls -A /w | grep -c boxwood")).text == "0\n", what
 
 
 async def test_a_client_that_goes_in_the_middle(runner: Runner) -> None:

@@ -21,6 +21,7 @@ from boxwood.core.core import Core
 from boxwood.server.rate import Bodies, Rates
 from boxwood.server.routes import DIALECTS
 from fakes import fake_engine, release
+from together import together
 
 # Keys that somebody wrote into DATA/root.key: what is wrong with each.
 WEAK = {
@@ -36,7 +37,7 @@ async def opened(place: Path) -> Core:
     return await Core.open(Config(place, place / "images"), fake_engine.FakeEngine(fake_engine.Machine()))
 
 
-@pytest.mark.parametrize(("key", "said"), WEAK.items())
+@together(("key", "said"), WEAK.items())
 async def test_a_first_key_that_can_be_guessed_is_refused(tmp_path, key, said):
     (tmp_path / "root.key").write_text(key)
     with pytest.raises(ConfigError, match=said) as refused:
@@ -281,8 +282,8 @@ async def test_the_same_name_many_times_at_once(api):
 # How large
 
 
-@pytest.mark.parametrize("opening", ["[", '{"a":', '{"spec":[', '{"metadata":{"labels":'])
-@pytest.mark.parametrize(
+@together("opening", ["[", '{"a":', '{"spec":[', '{"metadata":{"labels":'])
+@together(
     "path",
     ["/v1/fork", "/v1/vms/x/runs", "/sandboxes", "/run", "/arl/v1/sessions", "/arl/v1/pools",
      "/k8s/apis/arl.infra.io/v1alpha1/namespaces/default/sandboxes"],
@@ -290,10 +291,9 @@ async def test_the_same_name_many_times_at_once(api):
 async def test_depth_bombs(api, path, opening):
     """Deep enough to end a parser's stack; and deep in what a protocol keeps as it is."""
     headers = {"authorization": f"Bearer {api.key}", "content-type": "application/json"}
+    closing = "".join({"[": "]", "{": "}"}[one] for one in reversed(opening) if one in "[{")
     for depth in (200, 900, 100_000):
-        bomb = opening * depth
-        closing = "".join({"[": "]", "{": "}"}[one] for one in reversed(bomb) if one in "[{")
-        for body in (bomb, bomb + "1" + closing):
+        for body in (opening * depth, opening * depth + "1" + closing * depth):
             answer = await api.http.post(path, content=body.encode(), headers=headers)
             assert 400 <= answer.status_code < 500 or answer.status_code == 501, (depth, answer.text[:200])
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from amounts import amount
 from boxfixtures import Result, Runner
 from boxwood.core.ids import new_id
 from boxwood.engine.api import GuestError, RunSpec
@@ -93,7 +94,7 @@ async def test_links_that_change_while_they_are_looked_at(runner: Runner, outsid
     async with asyncio.timeout(30):
         while b"flipping" not in flipping.out:
             await asyncio.sleep(0.01)
-    for _ in range(150):
+    for _ in range(amount(40, 150)):
         with contextlib.suppress(GuestError):
             opened = await runner.box.read_file("/w/flip/secret")
             with open(opened.fd, "rb") as f:

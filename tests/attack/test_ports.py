@@ -11,6 +11,7 @@ import pytest
 
 from guestports import Guest, listening, opened, request_head
 from serving import Running, running
+from together import together
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def status(answer: bytes) -> int:
 # Confusion of hosts
 
 
-@pytest.mark.parametrize("path", ["/v1/whoami", "/v1/vms", "/boxwood/down", "/k8s/api", "/arl/v1/sessions", "/health"])
+@together("path", ["/v1/whoami", "/v1/vms", "/boxwood/down", "/k8s/api", "/arl/v1/sessions", "/health"])
 async def test_a_guests_host_never_reaches_the_api(server, guest, path):
     """Not even with the key that the API asks for; what a guest says there is not the API's word."""
     answer = await guest.get(path, headers=server.headers)
@@ -55,7 +56,7 @@ async def test_a_guests_host_never_reaches_the_api(server, guest, path):
     assert (await server.http.get("/v1/health")).status_code == 200
 
 
-@pytest.mark.parametrize(
+@together(
     "hosts",
     [
         ["{guest}", "127.0.0.1"],
@@ -247,7 +248,7 @@ async def test_an_answer_of_a_guests_is_not_the_servers(server, guest):
 SMUGGLED = b"0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
-@pytest.mark.parametrize(
+@together(
     "lines",
     [
         ["content-length: 40", "transfer-encoding: chunked"],
@@ -297,7 +298,7 @@ async def test_an_answer_does_not_get_into_another(server, guest):
         assert answer.count(b"own") == 2 and b"evil" not in answer
 
 
-@pytest.mark.parametrize(
+@together(
     "said",
     [
         b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 import contract
 import kube
+from amounts import amount
 from boxwood.core.config import Config
 from boxwood.core.core import Core
 from boxwood.core.errors import NotFound
@@ -43,7 +44,7 @@ from fakes import fake_engine
 from wellformed import BODIES, KUBERNETES, MORE
 
 BOUNDED = settings(
-    max_examples=150, deadline=None, derandomize=True, database=None,
+    max_examples=amount(50, 150), deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )  # fmt: skip
 EVERY = tuple(OPERATIONS) + tuple(one for dialect in DIALECTS for one in dialect.operations)
@@ -387,14 +388,14 @@ def test_queries(world, data, query):
     world(operation, data.draw(paths(operation)), text)
 
 
-@settings(BOUNDED, max_examples=180)
+@settings(BOUNDED, max_examples=amount(60, 180))
 @given(data=st.data(), headers=header_lists)
 def test_headers(world, data, headers):
     operation = data.draw(operations)
     world(operation, data.draw(paths(operation)), b"", headers, data.draw(bodies(operation)))
 
 
-@settings(BOUNDED, max_examples=180)
+@settings(BOUNDED, max_examples=amount(60, 180))
 @given(data=st.data())
 def test_bodies(world, data):
     operation = data.draw(st.sampled_from([one for one in SERVED if one.method != "GET"]))

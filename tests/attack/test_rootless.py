@@ -113,17 +113,20 @@ def test_one_box_does_not_see_another(rootless_server: Server, vm: str) -> None:
     _, made = rootless_server.request("POST", "/v1/fork", {"source_vm_name": "arkuntu"})
     other = made["vm_id"]
     try:
-        said(rootless_server, vm, "echo mine > /tmp/mine; echo mine > /dev/shm/mine; (exec -a victim sleep 9) & true")
+        victim = "echo mine > /tmp/mine; echo mine > /dev/shm/mine; exec -a victim sleep 600"
+        assert rootless_server.request("POST", f"/v1/vms/{vm}/runs", {"command": victim, "background": True})[0] == 202
+        there = {"command": "cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep -cx victim", "session_idx": 1}
+        path = f"/v1/vms/{vm}/runs"
+        until(lambda: rootless_server.request("POST", path, there)[1]["stdout"] == "1\n")
         namespaces = (
             "readlink /proc/self/ns/user /proc/self/ns/pid /proc/self/ns/net /proc/self/ns/ipc /proc/self/ns/mnt"
         )
-        here, there = (said(rootless_server, one, namespaces).split() for one in (vm, other))
-        assert len(here) == 5 and not set(here) & set(there)
-        looks = (
-            "ls /tmp/mine /dev/shm/mine 2>&1 | grep -c 'No such'; grep -c . /proc/net/unix; ls -d /proc/[0-9]* | wc -l"
-        )
-        files, _, processes = said(rootless_server, other, looks).split()
-        assert files == "2" and int(processes) < 12
+        _, done = rootless_server.request("POST", path, {**there, "command": namespaces})
+        here, elsewhere = done["stdout"].split(), said(rootless_server, other, namespaces).split()
+        assert len(here) == len(elsewhere) == 5 and not set(here) & set(elsewhere)
+        looks = "ls /tmp/mine /dev/shm/mine 2>&1 | grep -c 'No such'; ls -d /proc/[0-9]* | wc -l; " + there["command"]
+        files, processes, victims = said(rootless_server, other, looks).split()
+        assert (files, victims) == ("2", "0") and int(processes) < 12
     finally:
         rootless_server.request("DELETE", f"/v1/vms/{other}")
 

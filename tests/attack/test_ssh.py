@@ -14,6 +14,7 @@ from boxwood.server.ssh import login
 from guestports import listening
 from serving import Running, running
 from sshclients import connect, vm_with
+from together import together
 
 
 @pytest.fixture
@@ -28,9 +29,7 @@ def key() -> Any:
     return asyncssh.generate_private_key("ssh-ed25519")
 
 
-@pytest.mark.parametrize(
-    "user", ["{other}", "nobody", "ubuntu", "", "root", "../{vm}", "{vm}\0", "{vm} ", "x" * 10_000]
-)
+@together("user", ["{other}", "nobody", "ubuntu", "", "root", "../{vm}", "{vm}\0", "{vm} ", "x" * 10_000])
 async def test_a_key_is_good_for_its_own_vm_alone(server, key, user):
     vm, other = await vm_with(server, key), await vm_with(server, asyncssh.generate_private_key("ssh-ed25519"))
     with pytest.raises((asyncssh.Error, OSError, ValueError)):
@@ -79,9 +78,7 @@ async def test_strangers_are_bounded(server, key, monkeypatch):
                 await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize(
-    "host", ["127.0.0.2", "10.0.0.1", "example.com", "169.254.169.254", "{vm}", "host", "::ffff:127.0.0.1"]
-)
+@together("host", ["127.0.0.2", "10.0.0.1", "example.com", "169.254.169.254", "{vm}", "host", "::ffff:127.0.0.1"])
 async def test_a_forwarded_port_leads_nowhere_else(server, key, host):
     vm = await vm_with(server, key)
     async with connect(server, vm, key) as there:

@@ -8,13 +8,15 @@ import socket
 import threading
 from base64 import b64decode
 
+from amounts import amount
 from boxwood import Boxwood, Conflict, Run
 from boxwood.engine.agent.intake import HELD
 from servers import Server, until
 
-READERS = 12
-FLOOD = 24 << 20  # bytes that each is to be told
-GROWTH_MIB = 48  # all of them together may cost the server less than two of them say
+READERS = amount(3, 12)
+FLOOD = amount(16, 24) << 20  # bytes that each is to be told
+GROWTH_MIB = 2 * FLOOD >> 20  # all of them together may cost the server less than two of them say
+INPUT_MIB = 48
 
 
 def resident(pid: int) -> float:
@@ -77,7 +79,7 @@ def test_input_that_nobody_reads(boxwood_server: Server) -> None:
         until(lambda: given(server, path) >= HELD)
         assert vm.run("echo here").stdout == "here\n"
         assert given(server, path) <= HELD + (2 << 20)
-        assert resident(server.pid) - before < GROWTH_MIB
+        assert resident(server.pid) - before < INPUT_MIB
         assert run.cancel()
         writing.join(60)
         assert not writing.is_alive()

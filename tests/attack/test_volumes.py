@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from amounts import amount
 from boxfixtures import Result, Runner
 from boxwood.core.ids import new_id
 from boxwood.engine.api import BoxGone, EngineError, GuestError, RunSpec
@@ -59,11 +60,11 @@ async def test_a_place_that_changes_while_it_is_looked_for(runner: Runner) -> No
         "mv /a/b /kept && ln -s /proc/sys /a/b; rm -f /a/b && mv /kept /a/b; done"
     )
     flipping = Result()
-    spec = RunSpec(new_id(), runner.session, flip.encode(), timeout=20)
+    spec = RunSpec(new_id(), runner.session, flip.encode(), timeout=100)
     await runner.box.start_run(spec, flipping)
     outcomes: set[int] = set()
     for tried in range(400):
-        if tried >= 60 and outcomes & {errno.ELOOP, errno.ENOENT}:
+        if tried >= amount(15, 60) and outcomes & {errno.ELOOP, errno.ENOENT}:
             break
         try:
             mount = await attached(runner, volume, "/a/b")
