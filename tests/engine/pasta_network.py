@@ -171,7 +171,7 @@ async def test_the_porter_rests(vm: Runner, net: HostEngine) -> None:
     await eventually(lambda: all(sleeps(porter) for _ in range(100)))
 
 
-async def test_pasta_comes_again(own_vm: Runner, data: Path) -> None:
+async def test_pasta_comes_again_and_ends_with_its_zygote(own_vm: Runner, data: Path) -> None:
     before = pasta_of(porter_of(data))
     os.kill(before, signal.SIGKILL)
     await eventually(lambda: pasta_of(porter_of(data)) not in (0, before))
@@ -183,6 +183,11 @@ async def test_pasta_comes_again(own_vm: Runner, data: Path) -> None:
         while not await works():
             await asyncio.sleep(0.05)
     assert set(await tried(own_vm, [("tcp", "4", "10.99.0.1", 80)])) <= REFUSED
+    zygote = json.loads((data / "zygote.json").read_text())["pid"]
+    porter, router = porter_of(data), router_of(data)
+    pasta = pasta_of(porter)
+    os.kill(zygote, signal.SIGKILL)
+    await eventually(lambda: not any(map(lives, (porter, pasta, router))))
 
 
 async def test_without_its_porter_there_is_no_network(
@@ -200,14 +205,6 @@ async def test_without_its_porter_there_is_no_network(
     found = {one.name: one async for one in own.features()}["network of VMs"]
     assert not found.active and "porter" in found.why, found
     assert visits(world) == []
-
-
-async def test_with_its_zygote_all_of_it_ends(own_vm: Runner, data: Path) -> None:
-    zygote = json.loads((data / "zygote.json").read_text())["pid"]
-    porter, router = porter_of(data), router_of(data)
-    pasta = pasta_of(porter)
-    os.kill(zygote, signal.SIGKILL)
-    await eventually(lambda: not any(map(lives, (porter, pasta, router))))
 
 
 async def test_nothing_is_left(world: Internet, data: Path, images: Path, golden: str) -> None:
