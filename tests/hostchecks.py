@@ -2,7 +2,8 @@
 
 `remember` puts this module in the doctor's place where an engine asks at its start. What was found is kept, by search path
 and user, in a directory of the test session's, which the servers that it starts look into as well. Not kept is what
-speaks against an engine, nor what is asked of another file system than the session's: its number is soon another's.
+speaks against an engine. Of another file system than the session's it is kept by what kind it is of, where that lies in
+a file: tests make some that are all the same. Of any other it is not.
 """
 
 from __future__ import annotations
@@ -40,11 +41,26 @@ def remember(kept: Path) -> None:
     setattr(host, "doctor", sys.modules[__name__])  # noqa: B010
 
 
+def _kind(number: int) -> tuple[str, ...]:
+    """How a file system on a loop device is mounted, and who shares out the device's time. Nothing: it is on no such."""
+    device = f"{os.major(number)}:{os.minor(number)}"
+    block = Path("/sys/dev/block", device)
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        here, _, there = line.partition(" - ")
+        if here.split()[2] == device and (block / "loop").is_dir():
+            kind, _, options = there.split()
+            return kind, here.split()[5], options, (block / "queue/scheduler").read_text()
+    return ()
+
+
 def checks(data: Path, images: Path) -> Sequence[Check]:
     """As the doctor's."""
+    kind: tuple[str, ...] = ()
     if near(data).stat().st_dev != _kept[0].stat().st_dev:
-        return doctor.checks(data, images)
-    told_apart = [os.geteuid(), os.environ.get("PATH"), str(near(images))]
+        kind = _kind(near(data).stat().st_dev)
+        if not kind:
+            return doctor.checks(data, images)
+    told_apart = [os.geteuid(), os.environ.get("PATH"), str(near(images)), *kind]
     file = _kept[0] / hashlib.sha256(repr(told_apart).encode()).hexdigest()
     if file.exists():
         return [Check(**found) for found in json.loads(file.read_text())]

@@ -84,11 +84,15 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
 
 
-async def tried(runner: Runner, attempts: list[tuple[str, str, str, int]]) -> list[str]:
-    """Each (tcp|udp, 4|6, address, port) from inside: what was answered, or the name of the error."""
+async def tried(runner: Runner, attempts: list[tuple[str, str, str, int]], *, at_once: bool = False) -> list[str]:
+    """Each (tcp|udp, 4|6, address, port) from inside: what was answered, or the name of the error. `at_once`: for what
+    may have to be waited for."""
     kinds = {"tcp": "socket.SOCK_STREAM", "udp": "socket.SOCK_DGRAM", "4": "socket.AF_INET", "6": "socket.AF_INET6"}
-    lines = [f"print(tried({kinds[k]}, {kinds[f]}, {a!r}, {p}))" for k, f, a, p in attempts]
-    return (await python(runner, "\n".join(lines))).splitlines()
+    listed = "".join(f"({kinds[k]}, {kinds[f]}, {a!r}, {p}), " for k, f, a, p in attempts)
+    threads = "from concurrent.futures import ThreadPoolExecutor as T\nmap = T(99).map\n" if at_once else ""
+    return (
+        await python(runner, f"{threads}for said in map(lambda at: tried(*at), ({listed})): print(said)")
+    ).splitlines()
 
 
 def visits(world: Internet) -> list[tuple[str, str, int]]:

@@ -65,10 +65,10 @@ class Server:
         """Of the agents of boxes: files without a name, that are on their way in."""
         found = []
         for pid in self.box_pids():
-            # A box of another test may end meanwhile.
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            # A box of another test may end meanwhile, upon which the kernel says this or that.
+            with contextlib.suppress(OSError):
                 for fd in os.listdir(f"/proc/{pid}/fd"):
-                    with contextlib.suppress(FileNotFoundError):
+                    with contextlib.suppress(OSError):
                         target = os.readlink(f"/proc/{pid}/fd/{fd}")
                         if "/#" in target:
                             found.append(target)
@@ -217,7 +217,7 @@ def _is_first(pid: int) -> bool:
     """Of a process namespace of its own."""
     try:
         return os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
-    except FileNotFoundError:
+    except OSError:  # it has ended
         return False
 
 

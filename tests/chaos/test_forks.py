@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,15 +11,15 @@ from amounts import amount
 from boxwood import VM
 from servers import Server, until
 
-DEPTH = amount(55, 150)  # one merge, or three; bench/ measures 300
-
-MANY = amount(20, 48)
+DEPTH, MERGED_ABOVE = amount((16, 6), (150, 48))  # some merges; bench/ measures 300
+MANY = amount(12, 48)
 
 
 @pytest.mark.slow
-def test_a_long_chain_reads_right_at_every_depth(boxwood_server: Server) -> None:
+def test_a_long_chain_reads_right_at_every_depth(make_server: Callable[..., Server]) -> None:
     """Each VM is a fork of the one before and writes, overwrites and deletes; stacks are merged behind its back."""
-    with boxwood_server.client() as box:
+    server = make_server(layers_merged_above=MERGED_ABOVE)
+    with server.client() as box:
         made = [box.fork("ubuntu")]
         try:
             made[0].run("mkdir /root/c; echo 0 > /root/c/last", check=True)
@@ -26,13 +27,14 @@ def test_a_long_chain_reads_right_at_every_depth(boxwood_server: Server) -> None
                 vm = made[-1].fork()
                 made.append(vm)
                 vm.run(f"cd /root/c; echo {depth} > last; echo {depth} > {depth}; rm -f ./{depth - 2}", check=True)
-            for depth in [depth for depth in (1, 2, 47, 48, 49, 54, 97, 110, 149) if depth < DEPTH]:
+            turns = {1, 2, *(n * MERGED_ABOVE + d for n in (1, 2, 3) for d in (-1, 0, 1)), DEPTH - 1}
+            for depth in sorted(depth for depth in turns if depth < DEPTH):
                 seen = made[depth].run("cat /root/c/last; ls /root/c").stdout.split()
                 kept = [str(n) for n in (depth - 1, depth) if n > 0]
                 assert seen == [str(depth), *sorted([*kept, "last"])], depth
-            middle = made[50].fork()
+            middle = made[MERGED_ABOVE + 2].fork()
             made.append(middle)
-            assert middle.run("cat /root/c/last").stdout == "50\n"
+            assert middle.run("cat /root/c/last").stdout == f"{MERGED_ABOVE + 2}\n"
         finally:
             for vm in made:
                 vm.delete()
@@ -44,7 +46,7 @@ def test_a_fork_of_a_vm_that_writes_harms_neither(boxwood_server: Server) -> Non
         vm.write_file("/root/before", "before\n")
         writer = vm.run(loop, background=True, session=1)
         until(lambda: vm.run("cat /root/n 2>/dev/null").stdout)
-        children = [vm.fork() for _ in range(4)]
+        children = [vm.fork() for _ in range(amount(3, 4))]
         last = 0
         for child in children:
             assert child.record.copied is not None and child.record.copied.frozen_ms > 0

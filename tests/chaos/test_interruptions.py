@@ -94,7 +94,7 @@ def test_many_at_once_and_each_once(make_server: Make) -> None:
     server = make_server()
     runs: list[tuple[str, str]] = []
     with server.client() as box:
-        for number in range(4):
+        for number in range(amount(2, 4)):
             vm = box.fork("ubuntu", f"vm-{number}", durable=True)
             for session in range(3):
                 text = f"echo x >> /root/{session}; until [ -e /root/stop ]; do sleep 0.05; done; cat /root/{session}"

@@ -32,7 +32,7 @@ def test_the_zygote_dies(make_server: Make) -> None:
 
 def test_a_box_dies(make_server: Make) -> None:
     """The first process of a box is killed: all of the box is gone, and the VM's next use has a new one."""
-    server = make_server(network="internet")
+    server = make_server()
     with server.client() as box:
         vm, other = _vm_with_a_past(box.fork("ubuntu")), box.fork("ubuntu")
         undisturbed = other.run("read x < /dev/null; sleep 0.5; echo undisturbed", background=True)
@@ -47,7 +47,7 @@ def test_a_box_dies(make_server: Make) -> None:
 
 def test_a_stopped_agent_is_replaced(make_server: Make) -> None:
     """SIGSTOP: an agent that says nothing any more must not hold up its VM for ever, nor others at all."""
-    server = make_server(network="internet")
+    server = make_server()
     with server.client() as box:
         vm, other = _vm_with_a_past(box.fork("ubuntu")), box.fork("ubuntu")
         os.kill(_box_of(server, vm), signal.SIGSTOP)
@@ -57,7 +57,7 @@ def test_a_stopped_agent_is_replaced(make_server: Make) -> None:
 
 
 def test_everything_dies(make_server: Make) -> None:
-    server = make_server(network="internet")
+    server = make_server(ready_boxes=2, network=amount("none", "internet"))
     with server.client() as box:
         first = _vm_with_a_past(box.fork("ubuntu", name="first"))
         child = first.fork(name="child")
@@ -80,7 +80,7 @@ def test_everything_dies(make_server: Make) -> None:
 
 
 def test_everything_dies_during_forks(make_server: Make) -> None:
-    server = make_server(network="internet")
+    server = make_server(ready_boxes=2)
     with server.client() as box:
         vm = box.fork("ubuntu")
         for number in range(DEPTH):
@@ -97,7 +97,7 @@ def test_everything_dies_during_forks(make_server: Make) -> None:
 
 def test_down_and_up_again(make_server: Make) -> None:
     """`down` in good order keeps all that kill -9 keeps, and the shells too."""
-    server = make_server(network="internet")
+    server = make_server()
     with server.client() as box:
         vm = box.fork("ubuntu")
         vm.run("export WORD=kept; cd /srv; plain=also; f() { echo f; }")

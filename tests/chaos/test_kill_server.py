@@ -12,7 +12,8 @@ from amounts import amount
 from boxwood import BoxwoodError, ConnectionFailed
 from servers import PREPARED, Server, until
 
-LINES = 400
+LINES = amount(120, 400)
+LARGE = amount(8, 24) << 20
 Make = Callable[..., Server]
 
 
@@ -103,7 +104,9 @@ def test_finished_runs_and_sessions_are_as_they_were(make_server: Make) -> None:
 
 @pytest.mark.parametrize("delay", [0.1, pytest.param(0.4, marks=pytest.mark.full)])
 def test_every_acknowledged_fork_and_file_is_there(make_server: Make, delay: float) -> None:
-    server = make_server(network="internet", ready_boxes=0)  # so that what is there at the end is left over
+    server = make_server(
+        network=amount("none", "internet"), ready_boxes=0
+    )  # so that what is there at the end is left over
     acknowledged: dict[str, str] = {}
     threads = [threading.Thread(target=_work_until_killed, args=(server, n, acknowledged)) for n in range(4)]
     for thread in threads:
@@ -129,7 +132,7 @@ def test_every_acknowledged_fork_and_file_is_there(make_server: Make, delay: flo
 
 def test_an_upload_is_whole_or_not_there(make_server: Make) -> None:
     server = make_server()
-    data = secrets.token_bytes(24 << 20)
+    data = secrets.token_bytes(LARGE)
     with server.client() as box:
         vm = box.fork("ubuntu")
         vm.write_file("/root/large", b"old")

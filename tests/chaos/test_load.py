@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from amounts import amount
 from boxwood import VM, AsyncBoxwood, AsyncVM
 from chaos.sse import connect, events
 from servers import Server, until
@@ -19,14 +20,16 @@ from servers import Server, until
 Make = Callable[..., Server]
 AT_ONCE = 64  # requests of the one client
 LINE = 10  # bytes of a line of nine digits
-GROWTH_MIB = 64  # that a server may have at most above what it had, whoever reads how much however slowly
+SLOW, GROWTH_MIB = amount(
+    (5, 30), (10, 64)
+)  # VMs that slow readers are of; what a server may have at most above what it had
 MIB = 1 << 20
 
 
 # Sessions
 
 
-@pytest.mark.parametrize(("vms", "sessions", "rounds"), [(10, 5, 2), pytest.param(200, 5, 5, marks=pytest.mark.full)])
+@pytest.mark.parametrize(("vms", "sessions", "rounds"), [(6, 4, 2), pytest.param(200, 5, 5, marks=pytest.mark.full)])
 @pytest.mark.timeout(300)
 def test_every_session_gets_its_own_output(make_server: Make, vms: int, sessions: int, rounds: int) -> None:
     """All of them in turns: stdout, stderr and exit code are those of the run, and variables those of the session."""
@@ -64,19 +67,22 @@ async def _step(room: asyncio.Semaphore, vm: AsyncVM, index: int, word: str, tur
 # Streams
 
 
-@pytest.mark.parametrize("size", [1_800_000, pytest.param(100_000_000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("size", [1_600_000, pytest.param(100_000_000, marks=pytest.mark.full)])
 @pytest.mark.timeout(900)
 def test_slow_readers_cost_no_memory(make_server: Make, size: int) -> None:
-    """50 clients, who take nothing until all has been put out, and then a little each in turn."""
+    """Five clients of each VM, who take nothing until all has been put out, and then a little each in turn. All of it is
+    more than the server may grow by."""
     server = make_server(output_bytes=128 * MIB)
     with server.client() as box, ExitStack() as stack:
-        made = [stack.enter_context(box.fork("ubuntu")) for _ in range(10)]
+        made = [stack.enter_context(box.fork("ubuntu")) for _ in range(SLOW)]
         for vm in made:
             for index in range(5):
                 vm.run("true", session=index)
         before = _memory_mib(server.pid, "VmRSS")
         Path(f"/proc/{server.pid}/clear_refs").write_text("5")  # forget the peak
-        readers = [_Reader(stack, server, made[number % 10], number // 10, number, size) for number in range(50)]
+        readers = [
+            _Reader(stack, server, made[number % SLOW], number // SLOW, number, size) for number in range(5 * SLOW)
+        ]
         for vm in made:
             until(lambda vm=vm: not list(vm.runs(state="running")), 600)
         unread = list(readers)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from amounts import amount
 from boxwood import VM
 from servers import Server
 
@@ -65,7 +66,8 @@ def test_a_shell_goes_on(make_server: Make, shell: str) -> None:
         )
         look(vm, table, "after parking")
     both = ["vm", "child"]
-    for again, names in ((server.kill9, ["vm"]), (server.down, ["child"]), (server.kill9_all, both)):
+    ends = [(server.kill9, ["vm"]), (server.down, ["child"]), (server.kill9_all, both)]
+    for again, names in ends if shell == "bash" else ends[amount(2, 0) :]:
         again()
         server.start()
         with server.client() as box:

@@ -10,7 +10,8 @@ from amounts import amount
 from boxwood import AsyncBoxwood, BoxwoodError, Pool
 from servers import PREPARED, Server, until
 
-CLAIMS, POOL = amount((60, 15), (200, 50))
+CLAIMS, POOL = amount((30, 8), (200, 50))
+KILLED_AFTER, WAITING = amount((8, 5), (15, 10))
 Make = Callable[..., Server]
 
 
@@ -64,19 +65,19 @@ def test_the_server_dies_in_the_middle(make_server: Make) -> None:
     server = make_server(ready_boxes=0)
     claimed: set[str] = set()
     with server.client() as box:
-        pool = box.create_pool("crowd", replicas=10)
-        until(lambda: pool.refresh().ready == 10)
+        pool = box.create_pool("crowd", replicas=WAITING)
+        until(lambda: pool.refresh().ready == WAITING)
     threads = [threading.Thread(target=_claim_until_killed, args=(server, claimed)) for _ in range(4)]
     for thread in threads:
         thread.start()
-    until(lambda: len(claimed) >= 15)
+    until(lambda: len(claimed) >= KILLED_AFTER)
     server.kill9()
     for thread in threads:
         thread.join(60)
     server.start()
     with server.client() as box:
         pool = box.pool("crowd")
-        until(lambda: pool.refresh().ready == 10 and pool.record.starting == 0)
+        until(lambda: pool.refresh().ready == WAITING and pool.record.starting == 0)
         there = {vm.id for vm in box.list()}
         assert claimed <= there, "an acknowledged claim was lost"
         assert pool.record.allocated == len(there)

@@ -16,8 +16,8 @@ from servers import Server, until
 
 Check = Callable[[Boxwood], None]
 LARGE = 300_000  # bytes of output: more than a row has
-FEW = {"a fork", "a large file", "the output of a run", "a session", "its own fsync", "a deletion"}
-CUT = amount(FEW, FEW | {"a file", "a run", "a fork of it", "a change"})
+FEW = {"a fork", "a large file", "the output of a run", "its own fsync", "a deletion"}
+CUT = amount(FEW, FEW | {"a file", "a run", "a session", "a fork of it", "a change"})
 
 
 @pytest.fixture

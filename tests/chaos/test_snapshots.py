@@ -16,6 +16,7 @@ from servers import Server, until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 ROUNDS = amount(1, 4)
+FILES = amount(150, 400)
 
 
 @pytest.fixture
@@ -47,9 +48,9 @@ def layers(server: Server) -> set[str]:
     return {path.name for path in (server.data / "layers").iterdir()}
 
 
-def filled(vm: VM, files: int = 400) -> None:
+def filled(vm: VM, files: int = FILES) -> None:
     vm.run(
-        f"mkdir -p /work; cd /work; for n in $(seq {files}); do echo $n > f$n; done; head -c 8M /dev/urandom > big",
+        f"mkdir -p /work; cd /work; for n in $(seq {files}); do echo $n > f$n; done; head -c 3M /dev/urandom > big",
         check=True,
     )
 
@@ -73,10 +74,13 @@ def test_killed_while_a_commit_is_made(server: Server) -> None:
         cut_off(server, lambda box: box.vm(child.id).commit(), lambda known=known: layers(server) - known)
         with server.client() as box:
             seen = box.vm(parent.id).run("cat /root/p; ls /work | wc -l").stdout
-            assert seen in ("parent\n401\n", "parent\n0\n"), seen
+            assert seen in (f"parent\n{FILES + 1}\n", "parent\n0\n"), seen
     with server.client() as box:
         box.vm(child.id).commit()
-        assert box.vm(parent.id).run("cat /root/p /work/f400; ls /work | wc -l").stdout == "parent\n400\n401\n"
+        assert (
+            box.vm(parent.id).run(f"cat /root/p /work/f{FILES}; ls /work | wc -l").stdout
+            == f"parent\n{FILES}\n{FILES + 1}\n"
+        )
         nothing_left(server, box, [box.vm(parent.id), box.vm(child.id)])
 
 
@@ -112,11 +116,11 @@ def test_killed_while_a_vm_is_imported_or_exported(server: Server) -> None:
         with server.client() as box:
             made = [one for one in box.list() if one.id != vm.id]
             for one in made:  # it was quicker
-                assert one.run("ls /work | wc -l").stdout == "401\n"
+                assert one.run("ls /work | wc -l").stdout == f"{FILES + 1}\n"
                 one.delete()
             until(lambda: layers(server) == known)
         cut_off(server, lambda box: box.vm(vm.id).export(io.BytesIO()), lambda: True)
     with server.client() as box:
         back = box.import_vm(io.BytesIO(file.getvalue()))
-        assert back.run("cat /work/f400; ls /work | wc -l").stdout == "400\n401\n"
+        assert back.run(f"cat /work/f{FILES}; ls /work | wc -l").stdout == f"{FILES}\n{FILES + 1}\n"
         nothing_left(server, box, [back, box.vm(vm.id)])

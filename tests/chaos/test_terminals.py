@@ -14,7 +14,7 @@ from boxwood import ConnectionFailed, NotFound, RateLimited
 from chaos.test_kill_boxes import _box_of as box_of
 from servers import Server, until
 
-MANY = amount(4, 10)
+MANY = amount(3, 10)
 
 
 def test_the_server_dies_while_ten_are_looked_at(make_server: Callable[..., Server]) -> None:

@@ -14,10 +14,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from amounts import amount
 from boxwood import BoxwoodError, ConnectionFailed
 from servers import Server, until
 
 MIB = 1 << 20
+SENT = amount(6, 30) * MIB  # of a body of 500
 Make = Callable[..., Server]
 
 
@@ -45,7 +47,7 @@ def test_in_the_middle_of_uploads(make_server: Make, everything: bool) -> None:
         _, told = server.request("POST", f"/v1/vms/{vm.id}/sync", {"op": "write", "writes": [wish]})
         url = told["results"][0]["presigned_url"].removeprefix(server.url)
         uploads = [
-            begin(server, f"/v1/vms/{vm.id}/files/content?path=/w/f", 30 * MIB), begin(server, url, 30 * MIB),
+            begin(server, f"/v1/vms/{vm.id}/files/content?path=/w/f", SENT), begin(server, url, SENT),
         ]  # fmt: skip
         until(server.unnamed_files)
         until(lambda: any(file.stat().st_size for file in (server.data / "uploads").iterdir()))
@@ -105,7 +107,7 @@ def test_in_the_middle_of_commits(make_server: Make) -> None:
     """Uploads whose bytes are all there take their place in the VM when everything dies: each file is there whole or not
     at all, nothing else is, and a commit that is sent again ends it."""
     server = make_server()
-    size, names = 96 * MIB, ("one", "two", "three")
+    size, names = amount(24, 96) * MIB, ("one", "two", "three")
     content = os.urandom(MIB) * (size // MIB)
     told: list[str] = []
     with server.client() as box:
@@ -136,7 +138,7 @@ def test_in_the_middle_of_commits(make_server: Make) -> None:
     committing = [threading.Thread(target=commit, args=(entry,)) for entry in entries]
     for one in committing:
         one.start()
-    until(server.unnamed_files)
+    until(lambda: server.unnamed_files() or not any(one.is_alive() for one in committing))
     server.kill9_all()
     for one in committing:
         one.join()
@@ -176,7 +178,7 @@ def test_a_server_without_descriptors_in_the_middle_of_uploads(make_server: Make
         writers = [threading.Thread(target=write, args=(number,)) for number in range(12)]
         for writer in writers:
             writer.start()
-        until(lambda: len(failed) > 2)
+        until(lambda: len(failed) > 2 or not any(writer.is_alive() for writer in writers))
         resource.prlimit(server.pid, resource.RLIMIT_NOFILE, limits)
         for writer in writers:
             writer.join()

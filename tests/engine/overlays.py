@@ -9,6 +9,7 @@ import os
 import pickle
 import secrets
 import stat
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from boxwood.engine import kernel as k
 from boxwood.engine.layers import jail
 from boxwood.engine.overlay import prepare_top
+from engine.layerjobs import Job
 
 Tree = dict[str, tuple[Any, ...]]
 
@@ -50,10 +52,34 @@ def in_child(work: Callable[[], Any]) -> Any:
     return result
 
 
-class Layers:
-    """A directory of layers."""
+def in_thread(work: Callable[[], Any]) -> Any:
+    """What `work` returns in a thread with mounts, a working directory and a umask of its own; what it raises is raised
+    here. To fork this process would take far longer."""
+    said: list[Any] = []
 
-    def __init__(self, root: Path) -> None:
+    def thread() -> None:
+        try:
+            k.unshare(k.NEWNS)
+            k.mount(None, "/", None, k.MS_REC | k.MS_PRIVATE)
+            said.extend((work(), None))
+        except BaseException as error:
+            said[:] = [None, error]
+
+    running = threading.Thread(target=thread)
+    running.start()
+    running.join()
+    result, failure = said
+    if failure is not None:
+        raise failure
+    return result
+
+
+class Layers:
+    """A directory of layers. `forked`: jobs are done in children of this very process, with what a test has put into
+    it."""
+
+    def __init__(self, root: Path, *, forked: bool = False) -> None:
+        self._forked = forked
         self.root, self.images, self.mount_point = root / "layers", root / "images", root / "mnt"
         for directory in (self.root, self.images, self.mount_point):
             directory.mkdir()
@@ -70,12 +96,15 @@ class Layers:
     def shown(self, layers: Sequence[str], top: str | None, work: Callable[[Path], Any]) -> Any:
         """What `work` returns of the mounted overlay of `layers` (topmost first) under `top`."""
 
-        def child() -> Any:
+        def there() -> Any:
             self.mount(layers, top)
-            os.umask(0o022)
-            return work(self.mount_point)
+            try:
+                os.umask(0o022)
+                return work(self.mount_point)
+            finally:
+                k.umount(str(self.mount_point))  # at once: what ends with a thread ends in its own time
 
-        return in_child(child)
+        return in_thread(there)
 
     def mount(self, layers: Sequence[str], top: str | None) -> None:
         """In this mount namespace, with the options of a box's root."""
@@ -105,18 +134,28 @@ class Layers:
     def job(self, stream: int | None = None, **job: Any) -> dict[str, Any]:
         """The answer of a job, done as a child of the zygote does it. `stream`: its other pipe."""
         reading, writing = os.pipe()
-        fds = [os.open(directory, os.O_RDONLY | os.O_DIRECTORY) for directory in (self.root, self.images)]
-        pid = os.fork()
-        if pid == 0:
-            gc.disable()  # as in the zygote, see `in_child`
-            jail.jailed(job, *fds, writing, stream_fd=stream)
-        for fd in (*fds, writing):
+        fds = [*self._places(), writing]
+        given = fds if stream is None else [*fds, stream]
+        end = _forked(job, given) if self._forked else Job(job, given).end
+        for fd in fds:
             os.close(fd)
         with open(reading) as f:
             said = f.read()
-        _, status = os.waitpid(pid, 0)
-        assert status == 0
+        assert end() == 0
         return dict(json.loads(said))
+
+    def begun(self, **job: Any) -> Job:
+        """A job that somebody is to disturb: what it answers nobody hears."""
+        with open(os.devnull, "w") as nowhere:
+            places = self._places()
+            try:
+                return Job(job, [*places, nowhere.fileno()])
+            finally:
+                for fd in places:
+                    os.close(fd)
+
+    def _places(self) -> list[int]:
+        return [os.open(directory, os.O_RDONLY | os.O_DIRECTORY) for directory in (self.root, self.images)]
 
     def names(self) -> set[str]:
         return {entry.name for entry in self.root.iterdir()} - {"nothing"}
@@ -129,6 +168,14 @@ class Layers:
         second = self.job(kind="copy", source=source, target=target, phase=2, since=first["since"])
         assert second.get("ok"), second
         return target
+
+
+def _forked(job: dict[str, Any], fds: Sequence[int]) -> Callable[[], int]:
+    pid = os.fork()
+    if pid == 0:
+        gc.disable()  # as in the zygote, see `in_child`
+        jail.jailed(job, *fds[:3], stream_fd=fds[3] if len(fds) > 3 else None)
+    return lambda: os.waitpid(pid, 0)[1]
 
 
 def tree(top: Path | str, *, times: bool = True) -> Tree:

@@ -73,6 +73,10 @@ def lives(pid: int) -> bool:
         return False
 
 
+def sleeps(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "S"
+
+
 async def eventually(come: object) -> None:
     async with asyncio.timeout(30):
         while not come():  # type: ignore[operator]
@@ -161,7 +165,13 @@ except TimeoutError: print('nobody')
     assert (await asked).splitlines() == ["b'you said hello'", "b'you said again'", "nobody"]
 
 
-async def test_pasta_comes_again(own_vm: Runner, data: Path) -> None:
+async def test_the_porter_rests(vm: Runner, net: HostEngine) -> None:
+    """Whoever has nothing to do takes no time: at one of these moments at least he would be seen at it."""
+    porter = porter_of(net._data)
+    await eventually(lambda: all(sleeps(porter) for _ in range(100)))
+
+
+async def test_pasta_comes_again_and_ends_with_its_zygote(own_vm: Runner, data: Path) -> None:
     before = pasta_of(porter_of(data))
     os.kill(before, signal.SIGKILL)
     await eventually(lambda: pasta_of(porter_of(data)) not in (0, before))
@@ -173,6 +183,11 @@ async def test_pasta_comes_again(own_vm: Runner, data: Path) -> None:
         while not await works():
             await asyncio.sleep(0.05)
     assert set(await tried(own_vm, [("tcp", "4", "10.99.0.1", 80)])) <= REFUSED
+    zygote = json.loads((data / "zygote.json").read_text())["pid"]
+    porter, router = porter_of(data), router_of(data)
+    pasta = pasta_of(porter)
+    os.kill(zygote, signal.SIGKILL)
+    await eventually(lambda: not any(map(lives, (porter, pasta, router))))
 
 
 async def test_without_its_porter_there_is_no_network(
@@ -183,21 +198,13 @@ async def test_without_its_porter_there_is_no_network(
     pasta, router = pasta_of(porter), router_of(data)
     os.kill(porter, signal.SIGKILL)
     await eventually(lambda: not lives(pasta) and not lives(router))
-    assert not (await tried(own_vm, [("tcp", "4", PUBLIC, 80)]))[0].endswith("hello")
+    assert not (await tried(own_vm, [("udp", "4", PUBLIC, 4433)]))[0].endswith("hello")
     other = Wired(own, golden)
     await other.boot()
-    assert not (await tried(other, [("tcp", "4", PUBLIC, 80)]))[0].endswith("hello")
+    assert not (await tried(other, [("udp", "4", PUBLIC, 4433)]))[0].endswith("hello")
     found = {one.name: one async for one in own.features()}["network of VMs"]
     assert not found.active and "porter" in found.why, found
     assert visits(world) == []
-
-
-async def test_with_its_zygote_all_of_it_ends(own_vm: Runner, data: Path) -> None:
-    zygote = json.loads((data / "zygote.json").read_text())["pid"]
-    porter, router = porter_of(data), router_of(data)
-    pasta = pasta_of(porter)
-    os.kill(zygote, signal.SIGKILL)
-    await eventually(lambda: not any(map(lives, (porter, pasta, router))))
 
 
 async def test_nothing_is_left(world: Internet, data: Path, images: Path, golden: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from amounts import amount
 from boxfixtures import Runner
 from boxwood.core.ids import new_id
 from boxwood.engine.api import BoxGone, BoxSpec, EngineError, GuestError, Limits, SessionSpec, Stack
@@ -41,14 +42,15 @@ async def test_loopback_is_up_and_nothing_else_is_there(runner: Runner) -> None:
 
 
 async def test_everyday_programs_work(runner: Runner) -> None:
+    """Others, and what they need of the image: test_images.py."""
     commands = (
-        "python3 -c 'import ssl, sqlite3, ctypes, threading; print(6*7)' && git init -q /tmp/g && perl -e 'print 1' && "
+        "python3 -c 'import threading; threading.Thread(target=print, args=(42,)).start()' && "
         "tar cf - /etc/passwd 2>/dev/null | tar tf - && su user -s /bin/sh -c 'id -u; touch /home/user/x' && "
-        "printf 'int main(){return 0;}' > /tmp/a.c && gcc -o /tmp/a /tmp/a.c && /tmp/a && mkfifo /tmp/f && ls /dev/pts"
+        "mkfifo /tmp/f && ls /dev/pts"
     )
     result = await runner.run(commands)
     assert result.code == 0, bytes(result.err)
-    assert result.text.startswith("42\n1") and "etc/passwd\n1000\n" in result.text
+    assert result.text.startswith("42\n") and "etc/passwd\n1000\n" in result.text
 
 
 async def test_files_go_in_and_out(runner: Runner) -> None:
@@ -73,37 +75,29 @@ async def test_a_link_is_written_through(runner: Runner) -> None:
     assert (await runner.run("readlink /tmp/link; cat /tmp/target")).text == "/tmp/target\nnew"
 
 
-@pytest.mark.parametrize(
-    ("path", "number"),
-    [
-        ("/nowhere/file", errno.ENOENT),
-        ("/tmp", errno.EISDIR),
-        ("/etc/passwd/x", errno.ENOTDIR),
-        ("/proc/meminfo", errno.EACCES),
-        ("/proc/self/environ", errno.EACCES),
-        ("/sys/devices/system/cpu/online", errno.EACCES),
-        ("/dev/zero", errno.EINVAL),
-        ("/tmp/fifo", errno.EINVAL),
-        ("/run/file", errno.EACCES),
-        ("/dev/shm/file", errno.EACCES),
-        ("/tmp/to-proc", errno.EACCES),
-        ("relative", errno.EINVAL),
-        ("/nul\0byte", errno.EINVAL),
-        ("/" + "x" * 300, errno.ENAMETOOLONG),
-    ],
-)
-async def test_what_is_no_file_is_refused(runner: Runner, path: str, number: int) -> None:
+NO_FILES = [
+    ("/nowhere/file", errno.ENOENT), ("/tmp", errno.EISDIR), ("/etc/passwd/x", errno.ENOTDIR),
+    ("/proc/meminfo", errno.EACCES), ("/proc/self/environ", errno.EACCES),
+    ("/sys/devices/system/cpu/online", errno.EACCES), ("/dev/zero", errno.EINVAL), ("/tmp/fifo", errno.EINVAL),
+    ("/run/file", errno.EACCES), ("/dev/shm/file", errno.EACCES), ("/tmp/to-proc", errno.EACCES),
+    ("relative", errno.EINVAL), ("/nul\0byte", errno.EINVAL), ("/" + "x" * 300, errno.ENAMETOOLONG),
+]  # fmt: skip
+
+
+async def test_what_is_no_file_is_refused(runner: Runner) -> None:
     await runner.run("mkfifo /tmp/fifo; echo x > /run/file; echo x > /dev/shm/file; ln -s /proc/version /tmp/to-proc")
-    with pytest.raises(GuestError) as refused:
-        os.close((await runner.box.read_file(path)).fd)
-    assert refused.value.errno == number
-    assert (await runner.run("echo on")).text == "on\n"
+    for path, number in NO_FILES:
+        with pytest.raises(GuestError) as refused:
+            os.close((await runner.box.read_file(path)).fd)
+        assert refused.value.errno == number, path
+        assert (await runner.run("echo on")).text == "on\n", path
 
 
-@pytest.mark.parametrize("path", ["/proc/x", "/dev/shm/x", "/run/x", "/sys/x", "/tmp", "/tmp/", "/dev/null"])
-async def test_what_cannot_be_written_is_refused(runner: Runner, path: str) -> None:
-    with pytest.raises(GuestError):
-        await runner.box.write_file(path, b"x")
+async def test_what_cannot_be_written_is_refused(runner: Runner) -> None:
+    for path in ("/proc/x", "/dev/shm/x", "/run/x", "/sys/x", "/tmp", "/tmp/", "/dev/null"):
+        with pytest.raises(GuestError):
+            await runner.box.write_file(path, b"x")
+            pytest.fail(path)
 
 
 async def test_a_manifest(runner: Runner) -> None:
@@ -124,9 +118,10 @@ async def test_limits_hold(engine: HostEngine, golden: str) -> None:
     await runner.boot(limits=Limits(vcpu=1, memory_mib=128, pids=64))
     hog = await runner.run("python3 -c 'x = bytearray(400 << 20)'")
     assert hog.code == 137
-    bomb = "import os\nn = 0\ntry:\n    while n < 500:\n        n += 1\n        os.fork() or os._exit(os.pause() if 0 else __import__('time').sleep(30) or 0)\nexcept OSError: print(n)"
+    wait = "os.close(w) or os.read(r, 1) and os._exit(0) or os._exit(0)"  # for whoever has made it to end
+    bomb = f"import os\nn, (r, w) = 0, os.pipe()\ntry:\n    while n < 500:\n        n += 1\n        os.fork() or {wait}\nexcept OSError: print(n)"
     await runner.box.write_file("/tmp/bomb.py", bomb.encode())
-    forked = await runner.run("python3 /tmp/bomb.py", timeout=5)
+    forked = await runner.run("python3 /tmp/bomb.py", timeout=60)
     assert 30 < int(forked.text) < 64
     assert (await runner.run("echo alive")).text == "alive\n"
 
@@ -172,7 +167,7 @@ async def test_what_the_root_directory_looks_like_is_inherited(engine: HostEngin
     await source.box.kill()
     assert not await engine.is_empty(source.stack.top) and not (await engine.contents(source.stack.top)).empty
     below = (source.stack.top,)
-    for other in (limits, Limits()):
+    for other in dict.fromkeys((limits, Limits())):
         child = Runner(engine, golden)
         await child.boot(layers=below, limits=other)
         assert (await child.run(look)).text == "1711 7:8\nb'x'\n"
@@ -215,7 +210,7 @@ async def test_many_boxes_at_once(engine: HostEngine, golden: str) -> None:
         assert (await runner.run(f"echo {number} > /root/n; cat /root/n")).text == f"{number}\n"
         await runner.box.kill()
 
-    await asyncio.gather(*(one(n) for n in range(24)))
+    await asyncio.gather(*(one(n) for n in range(amount(10, 24))))
 
 
 async def test_a_copied_top_is_the_same_and_the_source_goes_on(runner: Runner) -> None:

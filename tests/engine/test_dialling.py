@@ -14,6 +14,7 @@ from boxwood.core.ids import new_id
 from boxwood.engine.api import BoxGone, GuestError, RunSpec
 from boxwood.engine.host import HostEngine
 
+pytestmark = pytest.mark.lent_engine
 SERVER = """python3 -uc '
 import socket
 s = socket.create_server(("{address}", {port}), family=socket.{family}, backlog=64)

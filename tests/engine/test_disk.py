@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from amounts import amount
 from boxfixtures import Result, Runner
 from boxwood.core.ids import new_id
 from boxwood.engine.api import BoxSpec, EngineError, Limits, RunSpec, SessionSpec, Stack
@@ -315,7 +316,7 @@ async def test_who_still_reads_is_in_nobodys_way(engine: HostEngine, small: Runn
 async def test_what_was_written_is_there_for_who_comes_next(engine: HostEngine, small: Runner) -> None:
     """Time and again: park, boot, seal; with data that nobody has written out."""
     layers: tuple[str, ...] = ()
-    for number in range(6):
+    for number in range(amount(3, 6)):
         await small.run(f"head -c 1M /dev/urandom > /root/{number}; sha256sum /root/{number} >> /root/sums")
         top = small.stack.top
         await small.box.kill()

@@ -39,7 +39,7 @@ def test_boxes_have_equal_shares(shared_disk: Path, make_server: Callable[..., S
     if "no weights" in checks[DISK_SHARES].why:
         pytest.skip("the cgroups of this host have no weights")
     assert checks[DISK_SHARES].active, checks[DISK_SHARES]
-    server = make_server(data=shared_disk / "data", io_weight=40, disk_spare_mib=0)
+    server = make_server(data=shared_disk / "data", io_weight=40, disk_spare_mib=0, ready_boxes=0)
     with server.client() as client:
         client.fork("ubuntu").run("true", check=True)
         health = client.health()

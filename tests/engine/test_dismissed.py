@@ -58,6 +58,7 @@ async def test_nothing_runs_any_more_and_it_ends_by_itself(runner: Runner, data:
     assert [row["box"] for row in await runner.engine._living()] == [other.box.box_id]
 
 
+@pytest.mark.lent_engine
 async def test_a_crowd(engine: HostEngine, golden: str) -> None:
     """More than are kept: all of them end, in whatever order, and what lives is not harmed."""
     runners = [Runner(engine, golden) for _ in range(MOST + 4)]
@@ -84,6 +85,7 @@ async def test_it_is_no_box_of_the_next_server(engine: HostEngine, runner: Runne
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.lent_engine
 async def test_twice_and_after_its_end(runner: Runner) -> None:
     await asyncio.gather(runner.box.dismiss(), runner.box.dismiss(), runner.box.kill())
     async with asyncio.timeout(30):
@@ -91,6 +93,7 @@ async def test_twice_and_after_its_end(runner: Runner) -> None:
     await runner.box.dismiss()
 
 
+@pytest.mark.lent_engine
 async def test_one_with_a_disk_of_its_own_is_gone_at_once(engine: HostEngine, golden: str) -> None:
     """Its file goes, and its room is there again."""
     runner = Runner(engine, golden)

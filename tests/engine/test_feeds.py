@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from amounts import amount
 from boxfixtures import Result, Runner
 from boxwood.core.ids import new_id
 from boxwood.engine.api import BoxGone, GuestError, RunSpec
@@ -72,12 +73,11 @@ async def test_many_at_once_and_no_more(runner: Runner) -> None:
     assert await give(runner, "/w/more", b"now") == 3
 
 
-@pytest.mark.parametrize(
-    "path", ["/proc/x", "/dev/shm/x", "/run/x", "/sys/x", "/tmp", "/tmp/", "/dev/null", "x", "/n\0"]
-)
-async def test_what_cannot_be_written_is_refused(runner: Runner, path: str) -> None:
-    with pytest.raises(GuestError):
-        await runner.box.receive_file(path)
+async def test_what_cannot_be_written_is_refused(runner: Runner) -> None:
+    for path in ("/proc/x", "/dev/shm/x", "/run/x", "/sys/x", "/tmp", "/tmp/", "/dev/null", "x", "/n\0"):
+        with pytest.raises(GuestError):
+            await runner.box.receive_file(path)
+            pytest.fail(path)
 
 
 async def test_a_box_that_dies(runner: Runner) -> None:
@@ -131,7 +131,7 @@ async def test_archives_that_are_refused(runner: Runner) -> None:
     with pytest.raises(GuestError, match="links are not followed"):
         await unpack(runner, "/w", archive(**{"out/evil": b"x"}))
     with pytest.raises(GuestError, match="more than is taken"):
-        await unpack(runner, "/w", gzip.compress(archive(bomb=bytes(50 * MIB))), packed=True, limit=MIB)
+        await unpack(runner, "/w", gzip.compress(archive(bomb=bytes(8 * MIB))), packed=True, limit=MIB)
     for path in ("/proc", "/dev/shm", "/run/x", "/etc/passwd"):
         with pytest.raises(GuestError):
             await unpack(runner, path, archive(a=b"x"))
@@ -166,7 +166,7 @@ async def test_links_that_change_while_files_come(runner: Runner, tmp_path: Path
         while b"swapping" not in swapping.out:
             await asyncio.sleep(0.01)
     ended = 0
-    for _ in range(60):
+    for _ in range(amount(25, 60)):
         for work in (give(runner, "/w/flip/f", b"x" * MIB, b"y"), unpack(runner, "/w", archive(**{"flip/g": b"x"}))):
             try:
                 await work

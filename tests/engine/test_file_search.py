@@ -81,24 +81,24 @@ async def test_it_finds_what_our_own_walk_finds(runner: Runner, program: None) -
             await files.search(b"/w/pipe", TextQuery("x", engine=engine), limit=1, seconds=30)
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        'while :; do echo \'{"type":"match"\'; done',
-        "cat /dev/zero",
-        'yes \'{"type":"match","data":{"path":{"text":"x"},"lines":{"text":"y"},"line_number":-1,"submatches":[{"start":0}]}}\'',
-        "trap '' TERM; while :; do :; done",
-        "(sleep 1000 &); exec sleep 1000",
-    ],
-)
-async def test_one_that_means_harm(runner: Runner, script: str) -> None:
+HARM = [
+    'while :; do echo \'{"type":"match"\'; done',
+    "cat /dev/zero",
+    'yes \'{"type":"match","data":{"path":{"text":"x"},"lines":{"text":"y"},"line_number":-1,"submatches":[{"start":0}]}}\'',
+    "trap '' TERM; while :; do :; done",
+    "(sleep 1000 &); exec sleep 1000",
+]
+
+
+async def test_those_that_mean_harm(runner: Runner) -> None:
     """It is a program of the VM: it can say what it likes, for as long as was asked for."""
-    await runner.box.write_file("/usr/local/bin/rg", f"#!/bin/sh\n{script}\n".encode(), 0o755)
     await runner.run("mkdir /w; echo x > /w/a")
-    begun = time.monotonic()
-    found = await runner.box.files.search(b"/w", TextQuery("x"), limit=10, seconds=1)
-    assert found.truncated == "seconds" and time.monotonic() - begun < 60
-    assert (await runner.run("echo on")).text == "on\n"
+    for script in HARM:
+        await runner.box.write_file("/usr/local/bin/rg", f"#!/bin/sh\n{script}\n".encode(), 0o755)
+        begun = time.monotonic()
+        found = await runner.box.files.search(b"/w", TextQuery("x"), limit=10, seconds=0.3)
+        assert found.truncated == "seconds" and time.monotonic() - begun < 60, script
+        assert (await runner.run("echo on")).text == "on\n", script
 
 
 async def test_one_that_names_what_is_elsewhere(runner: Runner) -> None:

@@ -18,6 +18,7 @@ from amounts import amount
 from engine.overlays import Layers, difference, in_child, new_id, tree
 
 pytestmark = pytest.mark.root
+DEEP = amount(1030, 1500)  # more than descriptors, and than calls within calls
 CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
 ACL = bytes.fromhex("0200000001000700ffffffff02000600e903000004000500ffffffff10000700ffffffff20000500ffffffff")
 
@@ -199,7 +200,8 @@ def test_what_did_not_change_is_not_copied_again(layers: Layers) -> None:
     assert second == {"ok": True, "inodes": 1, "bytes": 1}
 
 
-def test_a_shared_mapping_written_between_the_passes(layers: Layers) -> None:
+def test_a_shared_mapping_written_between_the_passes(tmp_path: Path) -> None:
+    layers = Layers(tmp_path, forked=True)  # so that jobs see the mount that is written through
     top, target = layers.new(), new_id()
 
     def work(at: Path) -> bytes:
@@ -328,7 +330,7 @@ def deep(at: Path, levels: int) -> None:
 
 def test_deeper_than_any_path(layers: Layers) -> None:
     top = layers.new()
-    deep(layers.upper(top), 1500)
+    deep(layers.upper(top), DEEP)
     target = layers.copy(top)
 
     def descend() -> tuple[int, int]:
@@ -339,7 +341,7 @@ def test_deeper_than_any_path(layers: Layers) -> None:
             levels += 1
         return levels, os.stat("bottom").st_nlink
 
-    assert in_child(descend) == (1500, 2)
+    assert in_child(descend) == (DEEP, 2)
     assert layers.job(kind="remove", layers=[top, target]).get("ok")
     assert layers.names() == set()
 

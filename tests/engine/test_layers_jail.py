@@ -122,7 +122,7 @@ def before_linux_6_15(clone: Callable[..., int]) -> Callable[..., int]:
 
 
 def test_layers_in_files_are_reached_on_older_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    layers, layer, target = Layers(tmp_path), new_id(), new_id()
+    layers, layer, target = Layers(tmp_path, forked=True), new_id(), new_id()
     files.make(layers.root, tmp_path / "templates", layer, 16 << 20)
 
     def write() -> None:

@@ -24,7 +24,7 @@ from boxwood.engine.layers.tar import Entry
 from boxwood.engine.tarform import checksum, padding
 from engine.overlays import Layers, difference, new_id, tree
 from engine.test_layers_diff import plain
-from engine.test_layers_merge import CASES, attributes, base, make_raw, raw_layer, written
+from engine.test_layers_merge import SOME, attributes, base, make_raw, raw_layer, written
 
 pytestmark = pytest.mark.root
 TREE = Entry(tar.DIRECTORY, b"tree", 0o755)
@@ -68,7 +68,7 @@ def unpacked(layers: Layers, archive: bytes, *, whole: bool = False, most: int =
     return target if "ok" in answer else answer["error"]
 
 
-@pytest.mark.parametrize("steps", CASES)
+@pytest.mark.parametrize("steps", SOME)
 def test_what_is_packed_shows_the_same(layers: Layers, steps: list[Callable[[Path], object]]) -> None:
     *stack, lowest = written(layers, base, *steps)
     one = unpacked(layers, packed(layers, stack))

@@ -18,7 +18,7 @@ from internet import OTHER_PUBLIC, PUBLIC, Internet
 from netfixtures import Wired, number_of, python, router_of, tried, visits
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.timeout(120)]
-ROUNDS = amount(3, 25)
+ROUNDS, AT_ONCE = amount((2, 8), (25, 20))
 
 
 @pytest.mark.slow
@@ -33,10 +33,10 @@ async def test_many_come_and_go(own: HostEngine, golden: str, data: Path) -> Non
 
     addresses: list[str] = []
     for _ in range(ROUNDS):
-        at_once = await asyncio.gather(*(one() for _ in range(20)))
-        assert len(set(at_once)) == 20 and all(at_once)
+        at_once = await asyncio.gather(*(one() for _ in range(AT_ONCE)))
+        assert len(set(at_once)) == AT_ONCE and all(at_once)
         addresses += at_once
-    assert len(addresses) == 20 * ROUNDS
+    assert len(addresses) == AT_ONCE * ROUNDS
     number = number_of(data)
     assert len(guard.of_router(number)) > 2  # what is ready
     await own.shutdown()
@@ -49,7 +49,7 @@ async def test_nothing_remains_after_a_kill(own: HostEngine, golden: str, data: 
     first = Wired(own, golden)
     await first.boot()
     await tried(first, [("tcp", "4", PUBLIC, 80)])
-    runners = [Wired(own, golden) for _ in range(amount(15, 40))]
+    runners = [Wired(own, golden) for _ in range(amount(9, 40))]
     boots = [asyncio.create_task(runner.boot()) for runner in runners]
     await asyncio.wait(boots[:5])
     made = [boot.result() for boot in boots[:5]]

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from amounts import amount
+
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
 WORDS = """
@@ -72,23 +74,26 @@ print(table.handle() not in (0, handle))
 def test_a_table_that_is_removed_again_and_again() -> None:
     """Also by somebody who has saved the host's rules, and brings an older state of the table back; while policies
     change. In the end what was said last holds, and nothing else is there."""
+    counts = amount((30, 0, 17), (5, 60, 0, 30, 17))
     assert probe(
+        f"COUNTS, REST = {counts}, {amount(0.03, 0)}"
         """
 async def main():
     policing = Policing(table, Pins(lambda: 0.0), lambda which, address: None)
     policing.look()
     restoring = Restoring(table, policing, Exceptions.parse([]), (), lambda: None)
     restoring.open()
-    await policing.police(X, 'vm', of_hosts(40))
+    await policing.police(X, 'vm', of_hosts(20))
     saved = subprocess.run(['nft', 'list', 'ruleset'], capture_output=True, text=True, check=True).stdout
     over = False
     async def disturb():
         while not over:
             await asyncio.to_thread(flush)
             await asyncio.to_thread(nft, 'flush ruleset\\n' + saved)
+            await asyncio.sleep(REST)
     disturbing = asyncio.create_task(disturb())
     done = 0
-    for count in (5, 60, 0, 30, 17):
+    for count in COUNTS:
         for address in (X, Y):
             while True:  # a change that finds no table is refused, and then the one before holds
                 try:
@@ -112,4 +117,4 @@ async def main():
     restoring.close()
 asyncio.run(main())
 """
-    ).split("\n") == ["10 17 17 36", "{}", ""]
+    ).split("\n") == [f"{2 * len(counts)} 17 17 36", "{}", ""]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from amounts import amount
 from boxfixtures import Runner
 from boxwood.core.ids import new_id
 from boxwood.engine.api import BoxSpec, EngineError, Stack
@@ -55,6 +56,7 @@ async def test_who_comes_while_the_host_is_short_of_descriptors_waits(runner: Ru
     assert zygote_pid(data) == pid and (await runner.run("echo alive")).text == "alive\n"
 
 
+@pytest.mark.lent_engine
 async def test_a_request_that_it_does_not_understand_costs_no_box(runner: Runner) -> None:
     """As of a server of a later version: limits that this one cannot set, say."""
     box, vm = runner.box.box_id, runner.box.vm_id
@@ -71,14 +73,16 @@ async def test_a_request_that_it_does_not_understand_costs_no_box(runner: Runner
     assert [row["box"] for row in await runner.engine._living()] == [box]
 
 
+@pytest.mark.lent_engine
 async def test_a_server_that_reads_late_misses_nothing(runner: Runner) -> None:
     """More packets than a socket holds, while the server does something else."""
     engine = runner.engine
-    asks = [asyncio.ensure_future(engine._zygote.ask("list", {"after": "x" * 60_000})) for _ in range(600)]
+    asks = [asyncio.ensure_future(engine._zygote.ask("list", {"after": "x" * 60_000})) for _ in range(amount(300, 600))]
     await asyncio.gather(*asks)
     assert (await runner.run("echo alive")).text == "alive\n"
 
 
+@pytest.mark.lent_engine
 async def test_a_boot_that_nobody_waits_for_leaves_no_box(runner: Runner, golden: str) -> None:
     stack = Stack((golden,), new_id(), frozenset({golden}))
     boot = asyncio.ensure_future(runner.engine.boot(BoxSpec(new_id(), stack, "nobody")))
@@ -91,8 +95,9 @@ async def test_a_boot_that_nobody_waits_for_leaves_no_box(runner: Runner, golden
     assert not runner.box.gone.done()
 
 
+@pytest.mark.lent_engine
 async def test_a_copy_that_is_cut_off_leaves_its_source_running(runner: Runner) -> None:
-    for turns in range(1, 40):
+    for turns in range(1, 40, amount(4, 1)):
         copy = asyncio.ensure_future(runner.engine.copy_top(runner.box, runner.stack.top, new_id()))
         for _ in range(turns):
             await asyncio.sleep(0)
@@ -142,7 +147,7 @@ async def _late(engine: HostEngine) -> None:
 async def test_what_was_prepared_and_is_killed_costs_no_vm(runner: Runner, data: Path) -> None:
     """A boot takes another one, though the zygote may not have heard of their end yet."""
     pid = zygote_pid(data)
-    for _ in range(5):
+    for _ in range(amount(3, 5)):
         living = {row["pid"] for row in await runner.engine._living()}
         for child in set(children(pid)) - living:
             os.kill(child, signal.SIGKILL)

@@ -155,7 +155,12 @@ class Porter:
         reading = os.open(self._ready, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)  # it opens where somebody reads
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(reading, _resolve, ready)
+
+        def on_ready() -> None:
+            loop.remove_reader(reading)  # what it has written stays there to be read
+            _resolve(ready)
+
+        loop.add_reader(reading, on_ready)
         try:
             process = await asyncio.create_subprocess_exec(
                 *command(self._network, self._ready), stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
