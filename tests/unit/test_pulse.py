@@ -101,7 +101,8 @@ async def test_who_is_suspended_is_asked_nothing(hostile: Hostile) -> None:
     hostile.say({"re": number, "delivered": True})
     await falling
     assert await asked
-    hostile.box.stands_still()
+    hostile.box.about_to_stand_still()
+    await until_asked(hostile, "sleeps")
     with pytest.raises(Asleep):
         await hostile.box.settle()
     with pytest.raises(TimeoutError):

@@ -159,8 +159,11 @@ class HostBox:
         self._alive()
         self._asleep = True
 
-    def stands_still(self) -> None:
+    def about_to_stand_still(self) -> None:
+        """Should this server end before it wakes it, it knows why so much time has passed."""
         self._stood_since = time.monotonic()
+        if self._link is not None and self._counts_sleep:
+            self._link.say({"op": "sleeps", "from": self._stood_since})
 
     def about_to_wake(self) -> None:
         """It finds this said when it goes on: the time of its runs has stood still as well."""

@@ -196,9 +196,9 @@ class HostLayers:
         if problem := self.suspend_problem():
             raise NotHere(problem)
         await box.fall_asleep()
+        box.about_to_stand_still()
         try:
             await self._zygote.ask("freeze", {"box": box.box_id})
-            box.stands_still()
         except BaseException:
             with suppress(EngineError):
                 await self.wake(box)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from boxwood.engine.agent import loop as module
 from boxwood.engine.agent.loop import IN, Loop
+from boxwood.engine.agent.main import Agent
+from boxwood.engine.frames import Outgoing
 
 
 @pytest.fixture
@@ -47,3 +51,26 @@ def test_what_was_to_come_comes_so_much_later(loop: Loop, monkeypatch: pytest.Mo
         assert said[before:] == [expected] * (expected is not None)
     for fd in (*reader_writer, *other):
         os.close(fd)
+
+
+def test_a_server_that_ends_wakes_what_it_has_suspended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And it cannot say so: it has said before that it would."""
+    now, said = [1000.0], []
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    hook, _hook = socket.socketpair()
+    ours, theirs = socket.socketpair()
+    agent = Agent(os.fsencode(tmp_path), hook)
+    loop = agent._loop
+    agent._take_link(ours)
+    loop.at(1060.0, lambda: said.append("timeout"))
+    server = Outgoing(theirs)
+    server.put({"op": "sleeps", "from": 1030.0})
+    server.flush()
+    loop.step(0)
+    theirs.close()
+    for now[0], expected in ((4630.0, []), (4659.0, []), (4660.0, ["timeout"])):
+        loop.step(0)
+        assert said == expected
+    loop.close()
+    hook.close()
+    _hook.close()

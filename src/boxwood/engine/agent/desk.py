@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -42,6 +43,7 @@ class Desk:
         self._runs: dict[str, Run] = {}
         self._oneshots: dict[str, OneShot] = {}
         self._settling: list[Reply] = []
+        self._asleep_since: float | None = None
         self._places = 0
         self.at_work: Callable[[], int] = lambda: 0  # helpers that the server is served by
         self._berth: Berth | None = None
@@ -56,6 +58,7 @@ class Desk:
             "run.ack": self._ack,
             "run.forget": self._forget,
             "settle": self._settle,
+            "sleeps": self._sleeps,
             "slept": self._slept,
         }
         self._ptys = Ptys(self._common, send, self._session)
@@ -94,6 +97,12 @@ class Desk:
             "ev": "hello", "runs": runs, "sessions": list(self._sessions), "programs": True, "stdin": True,
             "python": True, "files": True, "sleeps": True, "ptys": self._ptys.header(),
         }  # fmt: skip
+
+    def unlink(self) -> None:
+        """The server is gone: what it had suspended goes on, and nobody says so."""
+        since, self._asleep_since = self._asleep_since, None
+        if since is not None:
+            self._loop.slept(since, time.monotonic())
 
     def relink(self) -> None:
         """There is a new link: greet, and say what the last one may not have carried."""
@@ -317,8 +326,13 @@ class Desk:
 
     # --- rest
 
+    def _sleeps(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
+        """All of the box is about to be suspended, from then on (seconds of time.monotonic)."""
+        self._asleep_since = float(header["from"])
+
     def _slept(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
-        """All of the box was suspended, from then to then (seconds of time.monotonic)."""
+        """… and was, from then to then."""
+        self._asleep_since = None
         self._loop.slept(float(header["from"]), float(header["to"]))
 
     def _settle(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:

@@ -182,6 +182,7 @@ class Agent:
 
     def _on_link_closed(self) -> None:
         self.link = None
+        self.desk.unlink()
         self._receiving.relink()
         self._handles.relink()
 
