@@ -39,7 +39,7 @@ class Expiry:
         self._next_due = next_due
         self._do = do
         self._done = done
-        self._going: set[str] = set()  # it is being done to them now
+        self._going: set[str] = set()  # it is being done to them now, or could not be and is tried again later
         self._changed = asyncio.Event()
 
     def start(self) -> None:
@@ -64,11 +64,20 @@ class Expiry:
                     await self._changed.wait()
 
     async def _its_time(self, ident: str) -> None:
+        pause = 0.0
         try:
             await self._do(ident)
         except NotFound:
             pass
         except CoreError as error:
             log.error("the time of %s %s has come, and it could not be %s: %s", self._noun, ident, self._done, error)
+            pause = MOST_SECONDS  # not as often as others get another time
         finally:
-            self._going.discard(ident)
+            if pause:
+                asyncio.get_running_loop().call_later(pause, self._again, ident)
+            else:
+                self._going.discard(ident)
+
+    def _again(self, ident: str) -> None:
+        self._going.discard(ident)
+        self._changed.set()

@@ -394,6 +394,7 @@ async def test_what_will_not_stand_still_goes_on_and_is_tried_again(world, time)
     await until(lambda: not world.machine.fail["suspend"])
     await until(lambda: not world.core._boxes.slot(vm.vm_id).lock.locked())
     assert (await world.core.runs.get(world.caller, vm.vm_id, run.run_id)).state == "running"
+    world.core.vms.suspensions._again(vm.vm_id)  # as in a minute
     await suspended(world, vm, time, 0)
 
 
