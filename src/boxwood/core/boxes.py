@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -21,8 +21,9 @@ from boxwood.core.ceilings import Ceilings
 from boxwood.core.config import Config
 from boxwood.core.disks import Disks
 from boxwood.core.errors import CapacityUnavailable, Internal, NotFound, Unavailable
+from boxwood.core.ids import new_id
 from boxwood.core.making import Making, hostname
-from boxwood.core.slot import Slot
+from boxwood.core.slot import Passage, Slot
 from boxwood.core.slumber import Slumber
 from boxwood.core.tasks import Tasks
 from boxwood.engine.api import (
@@ -60,7 +61,7 @@ class Boxes:
         self._engine = engine
         self._disks = disks
         self.making = Making(database, engine, config, disks, ceilings)
-        self.slumber = Slumber(database, engine)
+        self.slumber = Slumber(database, engine, self.touch)
         self._admission = admission
         self._booting = 0
         self._config = config
@@ -135,6 +136,17 @@ class Boxes:
             return
         async with slot.lock, self.slumber.thawed(slot):
             yield
+
+    @contextmanager
+    def passage(self, slot: Slot) -> Iterator[None]:
+        """Begun while its box is used: a stream into it or out of it (`slot.Passage`), until its end."""
+        key = new_id()
+        slot.runs[key] = Passage()
+        try:
+            yield
+        finally:
+            slot.runs.pop(key, None)
+            self.touch(slot)
 
     @asynccontextmanager
     async def using(self, vm_id: str) -> AsyncIterator[tuple[Slot, Box]]:

@@ -2,14 +2,14 @@
 
 As in `files` the box does it, and no path of a VM is ever opened here. Paths are bytes, so that every name that a VM
 has can be said. What may take long, or as long as somebody listens, does not hold the VM: it can be forked meanwhile,
-as it can while something runs in it, and is not parked.
+as it can while something runs in it, and is not parked. It is not suspended either, but under who watches for changes.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import TypeVar
 
 from boxwood.core import words
@@ -112,7 +112,11 @@ class FileWork:
         """A tar archive of a directory, bit by bit. Whoever has it closes it; what goes wrong in the middle is raised
         there."""
         place = words.raw_path(path)
-        return _told(await self._at_length(caller, vm, lambda files: files.pack(place), again=True))
+        async with AsyncExitStack() as kept:
+            packed = _told(await self._at_length(caller, vm, lambda files: files.pack(place), again=True, kept=kept))
+            pieces = _kept(packed, kept.pop_all())
+        await anext(pieces)  # from here on its end is heard of, whether or not anybody asks for more
+        return pieces
 
     async def watch(
         self, caller: Caller, vm: str, path: bytes, *, recursive: bool, most: int
@@ -121,7 +125,7 @@ class FileWork:
         place, bound = words.raw_path(path), words.limit(most, MOST_WATCHED)
         return _told(
             await self._at_length(
-                caller, vm, lambda files: files.watch(place, recursive=recursive, most=bound), again=True
+                caller, vm, lambda files: files.watch(place, recursive=recursive, most=bound), again=True, passing=False
             )
         )
 
@@ -131,13 +135,16 @@ class FileWork:
         """Unpack a tar archive into a directory, as it comes. What was unpacked before something went wrong stays.
         PayloadTooLarge, Conflict (no space, something in the way)."""
         place = words.raw_path(path)
-        unpacking = await self._at_length(caller, vm, lambda files: files.unpack(place, owners=owners), again=False)
-        try:
-            return await self._fed(unpacking, pieces)
-        except EngineError as error:
-            raise refusal(error) from error
-        finally:
-            unpacking.close()
+        async with AsyncExitStack() as kept:
+            unpacking = await self._at_length(
+                caller, vm, lambda files: files.unpack(place, owners=owners), again=False, kept=kept
+            )
+            try:
+                return await self._fed(unpacking, pieces)
+            except EngineError as error:
+                raise refusal(error) from error
+            finally:
+                unpacking.close()
 
     async def _fed(self, unpacking: Unpacking, pieces: AsyncGenerator[bytes, None]) -> Unpacked:
         size, most = 0, self._config.file_bytes
@@ -161,19 +168,34 @@ class FileWork:
 
         return await self._asked(lambda: self._boxes.asked(row.id, permitted), again)
 
-    async def _at_length(self, caller: Caller, vm: str, ask: Callable[[BoxFiles], Awaitable[T]], *, again: bool) -> T:
-        """Without holding it."""
+    async def _at_length(
+        self,
+        caller: Caller,
+        vm: str,
+        ask: Callable[[BoxFiles], Awaitable[T]],
+        *,
+        again: bool,
+        passing: bool = True,
+        kept: AsyncExitStack | None = None,
+    ) -> T:
+        """Without holding it. `passing`: it is not suspended meanwhile, and until `kept` is closed."""
         row = self._access.usable(caller, vm)
 
         async def once() -> T:
-            async with self._boxes.using(row.id) as (_, box):
-                self._access.still_usable(row.id)
-                living: Box = box
-            try:
-                return await ask(living.files)
-            except BoxGone:
-                await self._boxes.lost(living)
-                raise
+            async with AsyncExitStack() as meanwhile:
+                async with self._boxes.using(row.id) as (slot, box):
+                    self._access.still_usable(row.id)
+                    living: Box = box
+                    if passing:
+                        meanwhile.enter_context(self._boxes.passage(slot))
+                try:
+                    found = await ask(living.files)
+                except BoxGone:
+                    await self._boxes.lost(living)
+                    raise
+                if kept is not None:
+                    kept.push_async_exit(meanwhile.pop_all())
+                return found
 
         return await self._asked(once, again)
 
@@ -187,6 +209,14 @@ class FileWork:
                 return await once()
         except EngineError as error:
             raise refusal(error) from error
+
+
+async def _kept(pieces: AsyncGenerator[bytes, None], kept: AsyncExitStack) -> AsyncGenerator[bytes, None]:
+    """Nothing at first, and then these; `kept` is closed with it."""
+    async with kept, aclosing(pieces):
+        yield b""
+        async for piece in pieces:
+            yield piece
 
 
 async def _told(bits: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:

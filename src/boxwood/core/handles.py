@@ -124,6 +124,7 @@ class Handles:
                         await theirs.flush()
                 finally:
                     await theirs.close()
+                handle.slot.runs.pop(handle.id, None)  # before it is asked whether anything runs in the VM
         finally:
             handle.slot.runs.pop(handle.id, None)
             self._count_down(handle.slot.vm_id)
@@ -148,10 +149,16 @@ class Handles:
 
     @asynccontextmanager
     async def _box(self, handle: Handle, *, closing: bool) -> AsyncIterator[Box | None]:
-        """To close a file wakes no VM that is suspended."""
-        if closing:
+        """To close a file wakes no VM that is suspended, and needs no VM that is not used by others."""
+        if closing and handle.slot.suspended:
             async with self._boxes.answering(handle.slot):
                 yield handle.slot.box
+        elif closing:
+            handle.slot.ops += 1  # it is not suspended before the file is closed
+            try:
+                yield handle.slot.box
+            finally:
+                self._boxes.leave(handle.slot)
         else:
             async with self._boxes.using(handle.slot.vm_id) as (_, box):
                 yield box

@@ -32,6 +32,13 @@ class Resident:
         """It was woken, or not suspended after all."""
 
 
+class Passage(Resident):
+    """A stream into a box or out of it: if the box is lost, the next byte says so. Whoever has the other end would have
+    to wait for nobody knows how long, so the box is not suspended before it has ended."""
+
+    must_go_on = True
+
+
 class Slot:
     """One VM's place among the living. Hears of its sessions' states (`api.SessionSink`)."""
 

@@ -1,8 +1,9 @@
 """VMs that are suspended: their processes stand still, in memory, until somebody uses the VM again.
 
 The box's agent stands still with the rest, so it is asked nothing meanwhile. Whoever has to ask it though nobody wakes
-the VM (a fork, a change of its limits) lets all go on for that long (`thawed`). A suspended box whose server ends goes
-on; the next server suspends it again before it does anything else.
+the VM (a fork, a change of its limits) lets all go on for that long (`thawed`); if nothing runs in it then, it is as
+other idle VMs are. A suspended box whose server ends goes on; the next server suspends it again before it does anything
+else.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 from boxwood.core import clock
-from boxwood.core.errors import ResourceBusy
+from boxwood.core.errors import ResourceBusy, Unsupported
 from boxwood.core.refusals import of_engine
 from boxwood.core.slot import Slot
-from boxwood.engine.api import BoxGone, Engine, EngineError
+from boxwood.engine.api import Box, BoxGone, Engine, EngineError
 from boxwood.store import vms as vm_rows
 from boxwood.store.database import Database
 
@@ -25,28 +26,36 @@ log = logging.getLogger(__name__)
 
 
 class Slumber:
-    """`woken_hook`: in the transaction in which it is on record that a VM runs again, with that time."""
+    """`woken_hook`: in the transaction in which it is on record that a VM runs again, with that time. `idle`: told of
+    VMs that are suspended no more, and that nothing runs in."""
 
-    def __init__(self, database: Database, engine: Engine) -> None:
+    def __init__(self, database: Database, engine: Engine, idle: Callable[[Slot], None]) -> None:
         self._database = database
         self._engine = engine
+        self._idle = idle
         self.woken_hook: Callable[[sqlite3.Connection, str, int], None] = lambda connection, vm_id, at: None
         self.clocks_hook: Callable[[], None] = lambda: None  # VMs may have other times now
 
     async def suspend(self, slot: Slot) -> bool:
         """With the slot held alone. Connections to the VM are closed, whoever looks at its terminals is sent away; then
         its processes stand still. False: nothing runs in it, so it is left alone. ResourceBusy (files are on their way
-        into it), Internal, Unsupported."""
+        into it or out of it), Internal, Unsupported."""
         box = slot.box
         if box is None or slot.suspended:
             return slot.suspended
+        if problem := self._engine.suspend_problem():  # the rule is from another host, or from better times
+            raise Unsupported(f"this server cannot suspend VMs: {problem}")
         residents = list(slot.runs.values())
         if any(one.must_go_on for one in residents):
-            raise ResourceBusy("vm", "files are on their way into the VM", retry_after=1)
+            raise ResourceBusy("vm", "files are on their way into the VM, or out of it", retry_after=1)
         for one in residents:
             await one.make_way()
         try:
-            if (await box.settle()).idle:
+            activity = await box.settle()
+            while slot.ops:  # a file is being closed, which waits for no lock
+                await slot.drain()
+                activity = await box.settle()
+            if activity.idle:
                 self._goes_on(slot)
                 return False
             slot.suspended = True
@@ -90,6 +99,12 @@ class Slumber:
         for one in slot.runs.values():
             one.go_on()
 
+    async def _is_idle(self, slot: Slot, box: Box) -> bool:
+        if not slot.runs:
+            with suppress(EngineError):
+                return (await box.settle()).idle
+        return False
+
     @asynccontextmanager
     async def thawed(self, slot: Slot) -> AsyncIterator[None]:
         """With the slot's lock held: the box of a suspended VM answers meanwhile, and its processes go on; to everybody
@@ -105,7 +120,11 @@ class Slumber:
         try:
             yield
         finally:
-            if slot.box is box and slot.suspended:
+            if slot.box is box and slot.suspended and await self._is_idle(slot, box):
+                self._database.post(partial(vm_rows.suspend, vm_id=slot.vm_id, suspended=False), small=True)
+                self._goes_on(slot)
+                self._idle(slot)
+            elif slot.box is box and slot.suspended:
                 try:
                     await self._engine.suspend(box)
                 except EngineError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Protocol, TypeVar
 
 from boxwood.core import words
@@ -18,10 +18,8 @@ from boxwood.core.boxes import Boxes
 from boxwood.core.config import Config
 from boxwood.core.errors import BadRequest, CoreError, PayloadTooLarge
 from boxwood.core.files import Files
-from boxwood.core.ids import new_id
 from boxwood.core.model import Caller, Written
 from boxwood.core.refusals import of_engine
-from boxwood.core.slot import Resident, Slot
 from boxwood.core.tasks import Tasks
 from boxwood.engine.api import Box, BoxGone, EngineError, OpenFile
 from boxwood.engine.feeds import ArchiveFeed, Feed, Unpacked
@@ -47,13 +45,6 @@ class Divert(Protocol):
     async def __call__(self, pipe: int, most: int, seconds: float) -> int:
         """How many bytes that were. BrokenPipeError: nobody reads it any more; OverflowError: more than `most`;
         TimeoutError: nothing moved for so many seconds."""
-
-
-class _Passage(Resident):
-    """A stream into a box, as its slot sees it: if the box is lost, the next byte says so. Whoever sends it would have
-    to wait for nobody knows how long, so the box is not suspended before it has ended."""
-
-    must_go_on = True
 
 
 class Transfers:
@@ -131,23 +122,16 @@ class Transfers:
     @asynccontextmanager
     async def _feed(self, vm_id: str, begin: Callable[[Box], Awaitable[F]]) -> AsyncGenerator[tuple[Box, F], None]:
         """Into the VM's box, which is in use meanwhile."""
-        key = new_id()
-        feed: F | None = None
-        slot: Slot | None = None
-        try:
-            async with self._boxes.using(vm_id) as (slot, box):
-                self._access.still_usable(vm_id)
-                slot.runs[key] = _Passage()
-                feed = await begin(box)
-            yield box, feed
-        except EngineError as error:
-            raise of_engine(error) from error
-        finally:
-            if feed is not None:
-                feed.abandon()
-            if slot is not None:
-                slot.runs.pop(key, None)
-                self._boxes.touch(slot)
+        with ExitStack() as passing:
+            try:
+                async with self._boxes.using(vm_id) as (slot, box):
+                    self._access.still_usable(vm_id)
+                    passing.enter_context(self._boxes.passage(slot))
+                    feed = await begin(box)
+                    passing.callback(feed.abandon)
+                yield box, feed
+            except EngineError as error:
+                raise of_engine(error) from error
 
     async def _held(self, vm_id: str, box: Box, place: Callable[[], Awaitable[T]]) -> T:
         """The end of a stream, with nobody else changing the VM's layers."""

@@ -179,8 +179,8 @@ def next_suspension(connection: sqlite3.Connection, now: int) -> int | None:
     return _next(connection, "suspend_at", now)
 
 
-def suspend(connection: sqlite3.Connection, vm_id: str) -> None:
-    connection.execute("UPDATE vms SET suspended = 1 WHERE id = ?", (vm_id,))
+def suspend(connection: sqlite3.Connection, vm_id: str, suspended: bool = True) -> None:
+    connection.execute("UPDATE vms SET suspended = ? WHERE id = ?", (suspended, vm_id))
 
 
 def wake(connection: sqlite3.Connection, vm_id: str, at: int) -> None:
