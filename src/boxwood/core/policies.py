@@ -321,7 +321,7 @@ class Policies:
         await asyncio.gather(*(self._say_again(slot) for slot in slots))
 
     async def _say_again(self, slot: Slot) -> None:
-        box, found = slot.box, self.of(slot.vm_id)
+        box, found = slot.box, self.of(slot.vm_id).of_traffic
         if box is None:
             return
         try:

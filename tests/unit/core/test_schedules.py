@@ -202,6 +202,15 @@ async def test_the_network_is_not_told(world, time):
     assert world.machine.called("police")[-1] == (vm.vm_id, {})
 
 
+async def test_a_network_that_is_not_there_is_no_reason_to_end_a_box_for(world, time):
+    vm = await world.fork(policies={"rules": {"end": DELETE}})
+    await world.out(vm, "daemon")
+    await world.core.close()
+    world.machine.fail["police"] = [EngineError("the router does not answer")]
+    await world.start()
+    assert not world.machine.fail["police"] and vm.vm_id in world.machine.boxes
+
+
 # Suspension
 
 
