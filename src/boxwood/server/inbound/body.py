@@ -61,12 +61,12 @@ class Body:
         self._receive = receive
         self._read = None if visit.has_body else b""
 
-    async def whole(self, rule: str, *, judged: bool) -> bytes:
-        """`rule`: for which it is read; `judged`: by what is in it. Encoded, PayloadTooLarge, Unavailable, TooSlow,
+    async def whole(self, rule: str) -> bytes:
+        """`rule`: for which it is read. Encoded, PayloadTooLarge, Unavailable, TooSlow,
         ConnectionResetError."""
         if self._read is None:
-            if judged and not _DECODED_BY_NOBODY.issuperset(self._coded):
-                raise Encoded(f"the rule {rule} of this VM judges bodies: send this one without a coding")
+            if not _DECODED_BY_NOBODY.issuperset(self._coded):
+                raise Encoded(f"the rule {rule} of this VM needs to see bodies: send this one without a coding")
             try:
                 async with asyncio.timeout(SECONDS):
                     self._read = await self._all(rule)
