@@ -8,13 +8,14 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
 from boxwood.engine.policies import actions, reading, rules
+from boxwood.engine.policies.actions import Action
 from boxwood.engine.policies.match import Direction
 from boxwood.engine.policies.reading import Malformed, members
 from boxwood.engine.policies.rules import Rule
@@ -84,6 +85,14 @@ class Policies:
     def secrets(self) -> frozenset[str]:
         """The names of all that its rules use."""
         return frozenset().union(*(rule.secrets for rule in self.rules.values()))
+
+    def without_secrets(self) -> Policies:
+        """The rules that name some refuse what they apply to, as if there were no such secrets."""
+        shut = Action(deny=True)
+        return Policies(
+            replace(rule, action=shut, auth="") if isinstance(rule, Rule) and rule.secrets else rule
+            for rule in self.rules.values()
+        )
 
     @cached_property
     def sought(self) -> tuple[frozenset[str], frozenset[str]]:
