@@ -71,14 +71,13 @@ class Passing:
         except BadMessage as error:
             raise BadRequest(f"the rule {rule.ident} of this VM: {error}") from None
 
-    async def _searched(self, guest: Guest, data: bytes) -> Sought:
-        """What rules look for has been looked for: a long body beside the event loop, and one at a time."""
-        found = Sought(data)
+    async def _searched(self, guest: Guest, body: Sought) -> Sought:
+        """What rules look for has been looked for: in a long one beside the event loop, and in one at a time."""
         _, texts = self._ports.policies_of(guest.row.id).sought
-        if len(data) * len(texts) > _AT_ONCE:
+        if len(body) * len(texts) > _AT_ONCE:
             async with self._searching:
-                await asyncio.to_thread(found.look_for, texts)
-        return found
+                await asyncio.to_thread(body.look_for, texts)
+        return body
 
 
 def _rewritten(visit: Visit, seen: Headers, rewrite: Rewrite, meaning: Meaning, body: Body, held: Held) -> Passed:
