@@ -197,7 +197,7 @@ class _Steps:
         k.unshare(k.NEWNS)
         k.mount(None, "/", None, k.MS_REC | k.MS_PRIVATE)
         by_path = not by_descriptor()
-        k.mount("stage", stage, "tmpfs")
+        k.mount("stage", str(stage), "tmpfs")
         os.chdir(stage)
         os.mkdir("root")
         if by_path:
