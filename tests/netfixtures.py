@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -67,6 +68,25 @@ async def own(
         yield engine
 
 
+@pytest.fixture(scope="module")
+async def battered(
+    world: Internet, tmp_path_factory: pytest.TempPathFactory, images: Path, accounts: list[tuple[str, Usage]]
+) -> AsyncIterator[HostEngine]:
+    """One for the tests of a file that ill-treat it and leave it whole: to start one with a network takes a second."""
+    async with started(networked(world, tmp_path_factory.mktemp("battered") / "data", images, accounts)) as engine:
+        yield engine
+
+
+@contextlib.asynccontextmanager
+async def one_of_many(battered: HostEngine) -> AsyncIterator[HostEngine]:
+    """For one test: it has a router, and no boxes of others."""
+    async with asyncio.timeout(30):
+        while not has_router(battered._data):
+            await asyncio.sleep(0.01)
+    yield battered
+    await asyncio.gather(*(box.kill() for box in list(battered._boxes.values())))
+
+
 @pytest.fixture
 async def own_vm(own: HostEngine, golden: str) -> Runner:
     runner = Wired(own, golden)
@@ -110,6 +130,10 @@ def _isrouter_of(entry: Path, data: Path) -> bool:
         words = (entry / "cmdline").read_bytes().decode().split("\0")
         return "boxwood.engine.network.router" in words and str(data) in words
     return False
+
+
+def has_router(data: Path) -> bool:
+    return any(_isrouter_of(entry, data) for entry in Path("/proc").iterdir() if entry.name.isdigit())
 
 
 def number_of(data: Path) -> int:

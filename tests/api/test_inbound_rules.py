@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from boxwood.core.shares import Shares
 from boxwood.engine.api import EngineError
 from boxwood.engine.policies import parse
 from boxwood.engine.proxy.questions import Question
@@ -137,6 +138,33 @@ async def test_vms_share_what_bodies_may_take(server, guest, monkeypatch):
             assert (await other.get("/", "POST", content=b"x")).status_code == 200
         shares.give(guest.vm, body.OF_VM)
         assert (await guest.get("/", "POST", content=b"x")).status_code == 200
+
+
+async def test_a_body_is_kept_until_the_guest_has_it(server, guest, monkeypatch):
+    """And not as long as its answer takes: a few that never end would keep all others out."""
+    opened(server, match={"ports": [8080], "body_contains": ["x"]})
+    given: asyncio.Queue[int] = asyncio.Queue()
+    give = Shares.give
+
+    def noted(self: Shares, vm_id: str, amount: int) -> None:
+        give(self, vm_id, amount)
+        given.put_nowait(amount)
+
+    monkeypatch.setattr(Shares, "give", noted)
+
+    async def streams(reader, writer):
+        await request_head(reader)
+        await reader.readexactly(body.MOST)
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nbegun")
+        await reader.read()
+
+    async with listening(server, guest.vm, streams):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(guest.head(f"content-length: {body.MOST}", method="POST") + b"x" * body.MOST)
+        await reader.readuntil(b"begun")
+        async with asyncio.timeout(10):
+            assert await given.get() == body.MOST
+        writer.close()
 
 
 async def test_no_body_is_read_of_whom_no_rule_would_let_in(server, guest, monkeypatch):

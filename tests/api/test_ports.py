@@ -13,6 +13,7 @@ from boxwood.core.model import Caller
 from boxwood.store import keys as key_rows
 from guestports import Guest, listening, opened, request_head
 from serving import Running, ground, running  # noqa: F401
+from together import together
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ async def test_bodies_both_ways(server, guest):
         assert parts.content == b"0" * 100_000 + b"1" * 100_000 + b"2" * 100_000
 
 
-@pytest.mark.parametrize(
+@together(
     ("method", "said", "expected"),
     [
         ("HEAD", b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n", (200, b"")),
@@ -264,7 +265,7 @@ async def test_an_open_port(server, guest):
         assert (await other.get()).status_code == 403
 
 
-@pytest.mark.parametrize(
+@together(
     ("rule", "status"),
     [
         ({"action": "deny"}, 403),
@@ -350,9 +351,7 @@ async def test_errors_say_what_is_missing(server, guest):
     assert (await guest.get()).status_code == 400
 
 
-@pytest.mark.parametrize(
-    "said", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n", b"HTTP/1.1 101 x\r\n\r\n"]
-)
+@together("said", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n", b"HTTP/1.1 101 x\r\n\r\n"])
 async def test_an_answer_that_makes_no_sense(server, guest, said):
     async def answer(reader, writer):
         await request_head(reader)

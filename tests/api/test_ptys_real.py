@@ -241,6 +241,7 @@ class Outside:
 
 
 def _control() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell has those that it starts in the background ignore it
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 

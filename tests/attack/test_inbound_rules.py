@@ -4,6 +4,7 @@ hosts than their author meant, and the server's memory."""
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from functools import partial
 from ipaddress import IPv4Address
@@ -11,9 +12,12 @@ from typing import Any
 
 import pytest
 
+from boxwood.core import gates as core_gates
+from boxwood.engine.policies import Sought
 from boxwood.engine.proxy import gates
 from boxwood.engine.proxy.authority import make
 from boxwood.engine.proxy.upstream import Trust
+from boxwood.server.inbound.body import Held
 from guestports import Guest, listening, opened
 from proxyworld import Table
 from serving import Running, running
@@ -232,3 +236,123 @@ async def test_a_vm_has_so_many_questions_open(server, guest):
     while shares._taken[guest.vm] > 127:
         await asyncio.sleep(0.001)
     assert (await guest.get(key=False)).status_code == 502
+
+
+async def written(server: Running, vm: str, action: Any, secrets: dict[str, str], **match: Any) -> tuple[int, str]:
+    """What is said to a rule for port 8080 when it is written."""
+    server.machine.sees_requests = server.machine.engine.sees_requests = True
+    rule = {"type": "inbound", "priority": 1, "match": {"ports": [8080], **match}, "action": action}
+    changed = await server.http.patch(f"/v1/vms/{vm}", json={"policies": {"rules": {"door": rule}, "secrets": secrets}})
+    return changed.status_code, changed.text
+
+
+async def test_a_secret_in_the_path_of_a_gate_is_one_like_others(server, guest):
+    """Told by TLS alone; and known to be one."""
+    path, secrets = "/may?key=${secret:KEY}", {"KEY": "a/secret"}
+    code, text = await written(server, guest.vm, {"gate": {**GATE, "path": path, "host": "http://gate.test"}}, secrets)
+    assert code == 400 and "must be asked by https" in text
+    assert (await written(server, guest.vm, {"gate": {**GATE, "path": path}}, secrets))[0] == 200
+    async with listening(server, guest.vm, Seen()):
+        assert (await guest.get()).status_code == 200
+    (asked,) = server.machine.called("ask_gate")
+    assert asked.path == "/may?key=a%2Fsecret"
+    opened(server, action={"gate": {**GATE, "host": "http://gate.test", "path": path}})  # kept from earlier days
+    assert (await guest.get()).status_code == 400 and len(server.machine.called("ask_gate")) == 1
+
+
+async def test_no_gate_is_told_a_body_that_the_guest_reads_in_another_way(server, guest):
+    opened(server, auth="open", action={"gate": {**GATE, "body": "$body"}})
+    coded = await guest.get("/", "POST", content=b"x", headers={"content-encoding": "gzip"}, key=False)
+    assert coded.status_code == 415 and not server.machine.called("ask_gate")
+
+
+async def test_what_the_server_and_its_rules_say_is_said_by_nobody_else(server, guest):
+    """Nor in the spelling that many programs take for the same."""
+    opened(server, action={"rewrite": {"headers": {"x-user": "known"}, "remove_headers": ["x-admin"]}})
+    seen = Seen()
+    async with listening(server, guest.vm, seen):
+        lines = (
+            "X_User: a",
+            "X_Admin: a",
+            "X_Forwarded_For: 8.8.8.8",
+            "Content_Length: 7",
+            "Mine_Own: b",
+            "connection: close",
+        )
+        assert status(await server.raw(guest.head(*lines))) == 200
+    head = seen.connections[0].lower()
+    assert b"mine_own: b" in head and b"x-user: known" in head
+    for line in (b"x_user", b"x_admin", b"x_forwarded_for", b"content_length"):
+        assert line not in head
+
+
+async def test_work_that_rules_make_of_each_request_is_bounded(server, guest):
+    """Where they are written: one request could keep everybody waiting for seconds."""
+    texts = [f"text {place}" for place in range(65)]
+    code, said = await written(server, guest.vm, "allow", {}, body_contains=texts)
+    assert code == 400 and "look for 65 texts" in said
+    assert (await written(server, guest.vm, "allow", {}, body_contains=texts[:64]))[0] == 200
+    for action in ({"rewrite": {"body": "$path" * 513}}, {"gate": {**GATE, "body": ["$path" * 257] * 2}}):
+        code, said = await written(server, guest.vm, action, {})
+        assert code == 400 and "tokens" in said
+
+
+async def test_long_bodies_are_looked_through_beside_the_event_loop(server, guest, monkeypatch):
+    threads = []
+    look_for = Sought.look_for
+
+    def noted(self: Sought, texts: Any) -> None:
+        threads.append(threading.current_thread())
+        look_for(self, texts)
+        walked = self.__dict__["_found"]
+        assert walked == {b"x": True, b"y": False}
+
+    monkeypatch.setattr(Sought, "look_for", noted)
+    opened(server, match={"ports": [8080], "body_contains": ["x", "y"]})
+    async with listening(server, guest.vm, Seen()):
+        assert (await guest.get("/", "POST", content=b"x" * 1000)).status_code == 200
+        assert not threads
+        assert (await guest.get("/", "POST", content=b"x" * (1 << 20))).status_code == 200
+    assert len(threads) == 1 and threads[0] is not threading.main_thread()
+
+
+async def test_questions_take_so_much_memory(server, guest, monkeypatch):
+    """However few they are: a gate that never answers keeps them here, and in the proxy of everybody."""
+    go, asked = asyncio.Event(), asyncio.Semaphore(0)
+
+    async def slow(question: Any) -> str:
+        asked.release()
+        await go.wait()
+        return ""
+
+    server.machine.ask_gate = slow
+    monkeypatch.setattr(server.machine.core.gates, "_bytes", core_gates.Shares(of_vm=3 << 20, least=1, of_all=1 << 30))
+    opened(server, action={"gate": {**GATE, "body": ["${header:x}" * 40]}})
+    long = {"headers": {"x": "x" * 50_000}}
+    async with listening(server, guest.vm, Seen()):
+        first = asyncio.create_task(guest.get(**long))
+        await asked.acquire()
+        assert (await guest.get(**long)).status_code == 503
+        go.set()
+        assert (await first).status_code == 200
+        assert (await guest.get(**long)).status_code == 200
+    assert server.machine.core.gates._bytes._taken == {} == server.machine.core.gates._shares._taken
+
+
+async def test_a_websocket_takes_nothing_of_what_bodies_may(server, guest, monkeypatch):
+    """As long as it is open, and its rule makes a body for each that is not one."""
+    opened(server, action={"rewrite": {"body": "x" * 60_000, "headers": {"x-was": "$path"}}})
+    taken: list[int] = []
+    monkeypatch.setattr(Held, "take", lambda self, size: taken.append(size))
+
+    async def switch(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 101 Yes\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nhello")
+        await reader.read()
+
+    async with listening(server, guest.vm, switch):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(guest.head("connection: Upgrade", "upgrade: websocket", "sec-websocket-key: abc"))
+        await reader.readuntil(b"hello")
+        assert not taken
+        writer.close()

@@ -115,7 +115,7 @@ def test_one_box_does_not_see_another(rootless_server: Server, vm: str) -> None:
     try:
         victim = "echo mine > /tmp/mine; echo mine > /dev/shm/mine; exec -a victim sleep 600"
         assert rootless_server.request("POST", f"/v1/vms/{vm}/runs", {"command": victim, "background": True})[0] == 202
-        there = {"command": "cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep -cx victim", "session_idx": 1}
+        there = {"command": "cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep -cx '[v]ictim'", "session_idx": 1}
         path = f"/v1/vms/{vm}/runs"
         until(lambda: rootless_server.request("POST", path, there)[1]["stdout"] == "1\n")
         namespaces = (

@@ -14,9 +14,8 @@ from servers import Server, until
 Make = Callable[..., Server]
 
 
-def test_variables_outlive_the_server(make_server: Make) -> None:
+def test_variables_outlive_the_server(server: Server) -> None:
     """Killed between runs, and in the middle of one that is followed: nothing is lost, nothing comes twice."""
-    server = make_server()
     with server.client() as box:
         vm = box.fork("ubuntu")
         ctx = vm.python()

@@ -16,8 +16,7 @@ COUNTING = (
 )
 
 
-def test_it_is_begun_again_where_it_was(make_server: Make) -> None:
-    server = make_server()
+def test_it_is_begun_again_where_it_was(server: Server) -> None:
     with server.client() as box:
         vm, other = box.fork("ubuntu", "durable", durable=True), box.fork("ubuntu", "other")
         for one in (vm, other):
@@ -51,9 +50,8 @@ def test_it_is_begun_again_where_it_was(make_server: Make) -> None:
         assert (kept.stdout, kept.exit_code, kept.retry_count) == ("done\n", 4, 0)
 
 
-def test_a_stream_comes_back_to_the_new_try(make_server: Make) -> None:
+def test_a_stream_comes_back_to_the_new_try(server: Server) -> None:
     """… and has the output from its beginning once more, after a word that it begins anew."""
-    server = make_server()
     command = "seq 30000; until [ -e /root/stop ]; do sleep 0.02; done; echo over >&2"
     told: list[RunStarted | RunOutput | RunExited] = []
     with server.client() as box:
@@ -74,8 +72,7 @@ def test_a_stream_comes_back_to_the_new_try(make_server: Make) -> None:
     assert isinstance(told[-1], RunExited) and told[-1].exit_code == 0
 
 
-def test_down_and_up_is_an_interruption_too(make_server: Make) -> None:
-    server = make_server()
+def test_down_and_up_is_an_interruption_too(server: Server) -> None:
     with server.client() as box:
         vm = box.fork("ubuntu", "durable", durable=True)
         run = vm.run(COUNTING, background=True)
@@ -89,9 +86,8 @@ def test_down_and_up_is_an_interruption_too(make_server: Make) -> None:
         assert (run.state, run.retry_count, run.stdout) == ("completed", 1, "/root\n\n2\nover\n")
 
 
-def test_many_at_once_and_each_once(make_server: Make) -> None:
+def test_many_at_once_and_each_once(server: Server) -> None:
     """Of several sessions in several VMs, killed twice in a row before they could begin."""
-    server = make_server()
     runs: list[tuple[str, str]] = []
     with server.client() as box:
         for number in range(amount(2, 4)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 from collections.abc import Callable
 
@@ -30,9 +31,8 @@ def test_the_zygote_dies(make_server: Make) -> None:
         assert server.zygote_pid != zygote
 
 
-def test_a_box_dies(make_server: Make) -> None:
+def test_a_box_dies(server: Server) -> None:
     """The first process of a box is killed: all of the box is gone, and the VM's next use has a new one."""
-    server = make_server()
     with server.client() as box:
         vm, other = _vm_with_a_past(box.fork("ubuntu")), box.fork("ubuntu")
         undisturbed = other.run("read x < /dev/null; sleep 0.5; echo undisturbed", background=True)
@@ -45,9 +45,8 @@ def test_a_box_dies(make_server: Make) -> None:
         assert undisturbed.wait(60).stdout == "undisturbed\n"
 
 
-def test_a_stopped_agent_is_replaced(make_server: Make) -> None:
+def test_a_stopped_agent_is_replaced(server: Server) -> None:
     """SIGSTOP: an agent that says nothing any more must not hold up its VM for ever, nor others at all."""
-    server = make_server()
     with server.client() as box:
         vm, other = _vm_with_a_past(box.fork("ubuntu")), box.fork("ubuntu")
         os.kill(_box_of(server, vm), signal.SIGSTOP)
@@ -95,9 +94,8 @@ def test_everything_dies_during_forks(make_server: Make) -> None:
         assert vm.run("ls /root").stdout.split() == sorted([*map(str, range(DEPTH)), "log"])
 
 
-def test_down_and_up_again(make_server: Make) -> None:
+def test_down_and_up_again(server: Server) -> None:
     """`down` in good order keeps all that kill -9 keeps, and the shells too."""
-    server = make_server()
     with server.client() as box:
         vm = box.fork("ubuntu")
         vm.run("export WORD=kept; cd /srv; plain=also; f() { echo f; }")
@@ -122,13 +120,14 @@ def _has_its_past(vm: VM) -> None:
 
 def _box_of(server: Server, vm: VM) -> int:
     """The host's pid of the VM's first process: the one whose namespace holds a process that the VM started."""
-    vm.run("sleep 86399 > /dev/null 2>&1 & disown; echo", background=True, session=2)
+    mark = f"{86_400 + secrets.randbelow(10**9)}"  # another one's box may be on its way out
+    vm.run(f"sleep {mark} > /dev/null 2>&1 & disown; echo", background=True, session=2)
     found: list[int] = []
 
     def look() -> bool:
         for pid in server.box_pids():
             for child in _below(pid):
-                if b"86399" in _command(child):
+                if mark.encode() in _command(child):
                     found.append(pid)
         return bool(found)
 

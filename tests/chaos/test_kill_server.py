@@ -17,8 +17,7 @@ LARGE = amount(8, 24) << 20
 Make = Callable[..., Server]
 
 
-def test_a_run_goes_on_and_its_output_is_complete(make_server: Make) -> None:
-    server = make_server()
+def test_a_run_goes_on_and_its_output_is_complete(server: Server) -> None:
     with server.client() as box:
         vm = box.fork("ubuntu")
         run = vm.run(f"for i in $(seq {LINES}); do echo line $i; sleep 0.005; done; exit 7", background=True)
@@ -31,9 +30,8 @@ def test_a_run_goes_on_and_its_output_is_complete(make_server: Make) -> None:
         assert (run.exit_code, run.state) == (7, "completed")
 
 
-def test_output_that_nobody_took_meanwhile_is_complete(make_server: Make) -> None:
+def test_output_that_nobody_took_meanwhile_is_complete(server: Server) -> None:
     """More than the box keeps: it stops the writer, and goes on when there is a server again."""
-    server = make_server()
     with server.client() as box:
         vm = box.fork("ubuntu")
         vm.run("mkfifo /root/go")
@@ -69,8 +67,7 @@ def test_a_run_that_has_said_more_than_is_kept_goes_on(make_server: Make) -> Non
         assert _numbers(600_000).startswith(run.stdout_bytes) and len(run.stdout_bytes) == 256 << 10
 
 
-def test_a_run_that_ended_meanwhile_is_recorded(make_server: Make) -> None:
-    server = make_server()
+def test_a_run_that_ended_meanwhile_is_recorded(server: Server) -> None:
     with server.client() as box:
         vm = box.fork("ubuntu")
         vm.run("mkfifo /root/go")
@@ -86,8 +83,7 @@ def test_a_run_that_ended_meanwhile_is_recorded(make_server: Make) -> None:
         assert (run.stdout, run.exit_code) == ("gone on\n", 9)
 
 
-def test_finished_runs_and_sessions_are_as_they_were(make_server: Make) -> None:
-    server = make_server()
+def test_finished_runs_and_sessions_are_as_they_were(server: Server) -> None:
     with server.client() as box:
         vm = box.fork("ubuntu", name="kept", description="told")
         vm.run("export WORD=kept; cd /srv; plain=also")
@@ -130,8 +126,7 @@ def test_every_acknowledged_fork_and_file_is_there(make_server: Make, delay: flo
     until(lambda: len(server.boxes()) <= PREPARED)
 
 
-def test_an_upload_is_whole_or_not_there(make_server: Make) -> None:
-    server = make_server()
+def test_an_upload_is_whole_or_not_there(server: Server) -> None:
     data = secrets.token_bytes(LARGE)
     with server.client() as box:
         vm = box.fork("ubuntu")
@@ -149,8 +144,7 @@ def test_an_upload_is_whole_or_not_there(make_server: Make) -> None:
         assert vm.read_file("/root/large") == data
 
 
-def test_many_restarts_in_a_row(make_server: Make) -> None:
-    server = make_server()
+def test_many_restarts_in_a_row(server: Server) -> None:
     with server.client() as box:
         vm = box.fork("ubuntu")
         run = vm.run("n=0; while [ ! -e /root/stop ]; do n=$((n+1)); echo $n; sleep 0.01; done", background=True)

@@ -29,7 +29,7 @@ MIB = 1 << 20
 # Sessions
 
 
-@pytest.mark.parametrize(("vms", "sessions", "rounds"), [(6, 4, 2), pytest.param(200, 5, 5, marks=pytest.mark.full)])
+@pytest.mark.parametrize(("vms", "sessions", "rounds"), [(4, 3, 2), pytest.param(200, 5, 5, marks=pytest.mark.full)])
 @pytest.mark.timeout(300)
 def test_every_session_gets_its_own_output(make_server: Make, vms: int, sessions: int, rounds: int) -> None:
     """All of them in turns: stdout, stderr and exit code are those of the run, and variables those of the session."""

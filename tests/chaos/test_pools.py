@@ -10,7 +10,7 @@ from amounts import amount
 from boxwood import AsyncBoxwood, BoxwoodError, Pool
 from servers import PREPARED, Server, until
 
-CLAIMS, POOL = amount((30, 8), (200, 50))
+CLAIMS, POOL = amount((20, 6), (200, 50))
 KILLED_AFTER, WAITING = amount((8, 5), (15, 10))
 Make = Callable[..., Server]
 

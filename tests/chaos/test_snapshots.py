@@ -6,7 +6,6 @@ import io
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
@@ -17,13 +16,6 @@ from servers import Server, until
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 ROUNDS = amount(1, 4)
 FILES = amount(150, 400)
-
-
-@pytest.fixture
-def server(tmp_path: Path):
-    started = Server(tmp_path / "data", network="none", ready_boxes=0).start()  # whose tops come and go
-    yield started
-    started.down()
 
 
 def cut_off(server: Server, work: Callable[[Boxwood], object], when: Callable[[], object]) -> None:

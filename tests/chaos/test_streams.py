@@ -43,8 +43,7 @@ class Listener:
         return self.events[-1]
 
 
-def test_streams_go_on_over_the_death_of_the_server(make_server: Make) -> None:
-    server = make_server()
+def test_streams_go_on_over_the_death_of_the_server(server: Server) -> None:
     box = server.client()
     vm = box.fork("ubuntu")
     vm.run("mkfifo /root/go")
@@ -70,8 +69,7 @@ def test_streams_go_on_over_the_death_of_the_server(make_server: Make) -> None:
     box.close()
 
 
-def test_a_server_that_ends_in_good_order_is_followed_to_the_next(make_server: Make) -> None:
-    server = make_server()
+def test_a_server_that_ends_in_good_order_is_followed_to_the_next(server: Server) -> None:
     with server.client() as box:
         vm = box.fork("ubuntu")
         listener = Listener(vm.run_stream("echo a; until [ -e /root/gone ]; do sleep 0.02; done; echo b"))
@@ -82,9 +80,8 @@ def test_a_server_that_ends_in_good_order_is_followed_to_the_next(make_server: M
         assert listener.heard() == b"a\nb\n"
 
 
-def test_everything_dies(make_server: Make) -> None:
+def test_everything_dies(server: Server) -> None:
     """Server, zygote and boxes at once: the next server says how it ended, with what had been put out."""
-    server = make_server()
     with server.client() as box:
         vm = box.fork("ubuntu")
         listener = Listener(vm.run_stream(f"head -c {2 * INLINE_BYTES} /dev/zero; sleep 1000"))
@@ -96,9 +93,8 @@ def test_everything_dies(make_server: Make) -> None:
         assert listener.heard() == bytes(2 * INLINE_BYTES)
 
 
-def test_input_goes_on_over_the_death_of_the_server(make_server: Make) -> None:
+def test_input_goes_on_over_the_death_of_the_server(server: Server) -> None:
     """The pipe is the box's: what was given is there once, whatever the server has answered."""
-    server = make_server()
     with server.client() as box:
         vm = box.fork("ubuntu")
         run = vm.run("cat", background=True, stdin_open=True)

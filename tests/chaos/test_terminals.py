@@ -17,9 +17,8 @@ from servers import Server, until
 MANY = amount(3, 10)
 
 
-def test_the_server_dies_while_ten_are_looked_at(make_server: Callable[..., Server]) -> None:
+def test_the_server_dies_while_ten_are_looked_at(server: Server) -> None:
     """Nobody's shell notices; what it says meanwhile is shown to whoever comes back, and what was not to persist ends."""
-    server = make_server()
     with ExitStack() as stack:
         box = stack.enter_context(server.client())
         vm = box.fork("ubuntu")
@@ -50,8 +49,7 @@ def test_the_server_dies_while_ten_are_looked_at(make_server: Callable[..., Serv
                 assert (term.end, term.exit_code) == ("exit", 5)
 
 
-def test_the_server_dies_again_and_again(make_server: Callable[..., Server]) -> None:
-    server = make_server()
+def test_the_server_dies_again_and_again(server: Server) -> None:
     with server.client() as box:
         vm = box.fork("ubuntu")
         session = vm.session()
@@ -88,8 +86,7 @@ def test_a_box_dies(make_server: Callable[..., Server]) -> None:
             assert b"kept\r\n" in b"".join(term)
 
 
-def test_those_of_an_earlier_server_count(make_server: Callable[..., Server]) -> None:
-    server = make_server()
+def test_those_of_an_earlier_server_count(server: Server) -> None:
     with server.client() as box:
         vm = box.fork("ubuntu")
         for _ in range(16):

@@ -35,9 +35,8 @@ def begin(server: Server, target: str, sent: int, method: str = "PUT") -> socket
 
 
 @pytest.mark.parametrize("everything", [pytest.param(False, marks=pytest.mark.full), True])
-def test_in_the_middle_of_uploads(make_server: Make, everything: bool) -> None:
+def test_in_the_middle_of_uploads(server: Server, everything: bool) -> None:
     """Of one into the box, of one by URL, and of chunks: the last are kept, since they were acknowledged."""
-    server = make_server()
     with server.client() as box:
         vm = box.fork("ubuntu")
         vm.write_file("/w/f", b"before")
@@ -65,9 +64,8 @@ def test_in_the_middle_of_uploads(make_server: Make, everything: bool) -> None:
         assert vm.read_file("/w/chunks") == b"01234567"
 
 
-def test_what_was_acknowledged_is_there_and_whole(make_server: Make) -> None:
+def test_what_was_acknowledged_is_there_and_whole(server: Server) -> None:
     """Files are replaced, small and large ones, as fast as can be, until the server dies in the middle of it."""
-    server = make_server()
     acknowledged: dict[str, int] = {}
     with server.client() as box:
         vm = box.fork("ubuntu")
@@ -86,7 +84,7 @@ def test_what_was_acknowledged_is_there_and_whole(make_server: Make) -> None:
     writers = [threading.Thread(target=write, args=item) for item in (("small", 1000), ("large", 3 * MIB))]
     for writer in writers:
         writer.start()
-    until(lambda: acknowledged.get("small", 0) > 20 and acknowledged.get("large", 0) > 3)
+    until(lambda: acknowledged.get("small", 0) > 8 and acknowledged.get("large", 0) > 1)
     server.kill9()
     server.start()  # at the same place: a writer that tries again finds it
     for name, size in (("small", 1000), ("large", 3 * MIB)):
@@ -103,10 +101,9 @@ def test_what_was_acknowledged_is_there_and_whole(make_server: Make) -> None:
             assert (box.vm(vm.id).read_file(f"/w/{name}")[0] - acknowledged[name]) % 256 in (0, 1)
 
 
-def test_in_the_middle_of_commits(make_server: Make) -> None:
+def test_in_the_middle_of_commits(server: Server) -> None:
     """Uploads whose bytes are all there take their place in the VM when everything dies: each file is there whole or not
     at all, nothing else is, and a commit that is sent again ends it."""
-    server = make_server()
     size, names = amount(24, 96) * MIB, ("one", "two", "three")
     content = os.urandom(MIB) * (size // MIB)
     told: list[str] = []

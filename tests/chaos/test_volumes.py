@@ -13,8 +13,7 @@ from servers import Server, until
 Make = Callable[..., Server]
 
 
-def test_mounts_live_on_without_a_server_and_with_the_next(make_server: Make) -> None:
-    server = make_server()
+def test_mounts_live_on_without_a_server_and_with_the_next(server: Server) -> None:
     with server.client() as box:
         vm = box.fork("ubuntu")
         box.filesystems.create("v")
@@ -31,8 +30,7 @@ def test_mounts_live_on_without_a_server_and_with_the_next(make_server: Make) ->
         assert vm.run("ls -A /v", session=2).stdout == ""
 
 
-def test_what_is_in_a_filesystem_outlives_everything(make_server: Make) -> None:
-    server = make_server()
+def test_what_is_in_a_filesystem_outlives_everything(server: Server) -> None:
     with server.client() as box:
         vm, limit = (
             box.fork("ubuntu"),
@@ -55,9 +53,8 @@ def test_what_is_in_a_filesystem_outlives_everything(make_server: Make) -> None:
     until(lambda: not guard.loops(server.data))
 
 
-def test_killed_in_the_midst_of_mounting(make_server: Make) -> None:
+def test_killed_in_the_midst_of_mounting(server: Server) -> None:
     """Mounts come and go all the time; after each death rows and boxes are brought in line."""
-    server = make_server()
     with server.client() as box:
         vm = box.fork("ubuntu")
         for number in range(3):

@@ -84,7 +84,7 @@ async def test_who_does_not_read_is_told_of_the_overflow(runner: Runner) -> None
     await runner.run("mkdir -p /w/d")
     watch = await runner.box.files.watch(b"/w", recursive=True, most=1000)
     await until(watch, "watching")
-    flood = f"import os\nfor i in range({amount(10_000, 60_000)}):\n f='/w/d/%d'%(i%2000)\n os.close(os.open(f,os.O_CREAT|os.O_WRONLY)); os.unlink(f)\nos.mkdir('/w/new')"
+    flood = f"import os\nfor i in range({amount(8_000, 60_000)}):\n f='/w/d/%d'%(i%2000)\n os.close(os.open(f,os.O_CREAT|os.O_WRONLY)); os.unlink(f)\nos.mkdir('/w/new')"
     await runner.run(f'python3 -c "{flood}"')
     await until(watch, "overflow")
     await runner.run("touch /w/new/seen")

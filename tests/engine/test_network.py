@@ -22,7 +22,7 @@ from boxwood.engine.host import HostEngine
 from boxwood.engine.network.table import MOST_CONNECTIONS
 from boxwood.engine.network.wire import GATEWAY
 from internet import EXCEPTED, OTHER_PUBLIC, PRIVATE, PUBLIC, Internet, spoofed
-from netfixtures import REFUSED, Wired, networked, number_of, python, router_of, tried, visits
+from netfixtures import REFUSED, Wired, networked, number_of, one_of_many, python, router_of, tried, visits
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.timeout(120)]
 
@@ -47,6 +47,17 @@ def net(shared: HostEngine, world: Internet) -> HostEngine:
 async def vm(net: HostEngine, golden: str) -> AsyncIterator[Runner]:
     async with booted(Wired(net, golden)) as runner:
         yield runner
+
+
+@pytest.fixture
+async def own(battered: HostEngine) -> AsyncIterator[HostEngine]:
+    async with one_of_many(battered) as engine:
+        yield engine
+
+
+@pytest.fixture
+def data(own: HostEngine) -> Path:
+    return own._data
 
 
 # --- what is reached

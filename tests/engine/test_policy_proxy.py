@@ -10,13 +10,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from boxfixtures import Runner
+from boxwood.core.config import Config
 from boxwood.core.trust import OWN, VARIABLES, trust
 from boxwood.engine.api import GuestError
 from boxwood.engine.host import HostEngine
@@ -24,8 +24,11 @@ from boxwood.engine.network.keeper import user_of
 from boxwood.engine.policies import parse
 from boxwood.engine.proxy.authority import make
 from boxwood.engine.proxy.questions import Question
+from boxwood.server import main
+from guestports import Guest
 from internet import EXCEPTED, Internet
 from netfixtures import Wired, number_of
+from serving import Running, running
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.timeout(120)]
 SECRET = "s3cret-value-of-the-engine-test"
@@ -56,6 +59,20 @@ open("/tmp/asked", "w").close()
 while not os.path.exists("/tmp/changed"):
     time.sleep(0.01)
 print(ask())
+"""
+LISTENS = """
+import http.server
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"])).decode()
+        self.say(" ".join((self.path, body, self.headers["host"], self.headers["x-passed"])))
+    def do_GET(self):
+        self.say("here")
+    def say(self, text):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(text.encode())
+http.server.HTTPServer(("127.0.0.1", 8080), Handler).serve_forever()
 """
 PLACE = Path(__file__).parent.parent / "webserver.py"
 
@@ -273,28 +290,60 @@ async def test_programs_in_the_box_trust_it(vm: Runner, web: Web) -> None:
     assert all(found[:1] == ["/ok"] for found in reached.values()), reached
 
 
-async def test_a_gate_of_what_comes_in_without_any_box(world: Internet, web: Web, tmp_path: Path, images: Path) -> None:
-    """On a server whose boxes have no network: router and proxy come when a gate needs them. It is asked over verified
-    TLS, and not at what the operator has opened for boxes, nor at what is private."""
-    engine = HostEngine(
-        tmp_path / "data", images, network=False, network_allow=[f"{EXCEPTED}:8080"], resolv_conf=world.resolv_conf,
-        proxy_roots=web.roots,
-    )  # fmt: skip
-    await engine.start()
+async def test_a_gate_of_what_comes_in(
+    world: Internet, web: Web, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server whose boxes have no network: router and proxy come when a gate needs them. It is asked over verified TLS,
+    with a secret that the VM does not get, and not at what the operator has opened for boxes, nor at what is private."""
+    engines = []
+
+    def make(*places: Any, **settings: Any) -> HostEngine:
+        engines.append(HostEngine(*places, **settings, resolv_conf=world.resolv_conf, proxy_roots=web.roots))
+        return engines[0]
+
+    monkeypatch.setattr(main, "HostEngine", make)
+    config = Config(
+        tmp_path / "data", images, port=0, network="none", network_allow=(f"{EXCEPTED}:8080",), ready_boxes=0
+    )
     web.seen()
-    try:
-        asked = Question(
-            "https://public.test:8443", "POST", "/may?x=1", ((b"x-who", b"stranger"),), b"[1]", (200,),
-            deny_on_timeout=True, timeout_ms=20_000,
-        )  # fmt: skip
-        assert await engine.ask_gate(asked) == ""
+    async with running((config, None)) as server:
+        vm = await server.fork()
+        await server.http.post(f"/v1/vms/{vm}/runs", json={"command": f"python3 -c '{LISTENS}'", "background": True})
+        port = Guest(server, vm)
+        while (await port.get()).status_code == 502:  # until it listens
+            pass
+        assert await gated(server, vm, "https://public.test:8443") == (
+            200,
+            f"/in b {vm.lower()}-8080.localhost:{server.port} yes",
+        )
         (seen,) = web.seen()
-        assert "/may?x=1" in str(seen) and "stranger" in str(seen)
-        assert await engine.ask_gate(replace(asked, allow_on_status=(204,))) == "its gate said 200"
+        assert (seen["method"], seen["target"]) == ("POST", f"/may?key={SECRET}&at=/in")
+        assert seen["headers"]["x-who"] == "127.0.0.1" and seen["tls"]
+        status, said = await gated(server, vm, "https://public.test:8443", allow_on_status=[204])
+        assert status == 403 and "its gate said 200" in said and SECRET not in said
         web.seen()
         for name in ("metadata", "chain", "excepted"):
-            said = await engine.ask_gate(replace(asked, url=f"http://{name}.test:8080", deny_on_timeout=False))
-            assert said in ("its gate has no address on the internet", "its gate could not be asked"), name
+            asked = Question(
+                f"http://{name}.test:8080", "GET", "/", (), b"", (200,), deny_on_timeout=False, timeout_ms=20_000
+            )
+            refusal = await engines[0].ask_gate(asked)
+            assert refusal in ("its gate has no address on the internet", "its gate could not be asked"), name
         assert web.seen() == []
-    finally:
-        await engine.shutdown()
+        assert (await server.http.post("/boxwood/down")).status_code == 200
+        await server.task
+
+
+async def gated(server: Running, vm: str, host: str, **more: Any) -> tuple[int, str]:
+    """What a stranger gets at a port that a gate guards."""
+    gate = {
+        "host": host, "allow_on_status": [200], "method": "POST", "body": "$body", "path": "/may?key=${secret:KEY}&at=$path",
+        "headers": {"x-who": "${header:x-forwarded-for}"}, **more,
+    }  # fmt: skip
+    rule = {
+        "type": "inbound", "priority": 1, "match": {"ports": [8080], "body_contains": ["b"]}, "auth": "open",
+        "action": {"gate": gate, "rewrite": {"headers": {"x-passed": "yes"}}},
+    }  # fmt: skip
+    policies = {"rules": {"door": rule}, "secrets": {"KEY": SECRET}}
+    assert (await server.http.patch(f"/v1/vms/{vm}", json={"policies": policies})).status_code == 200
+    answer = await Guest(server, vm).get("/in", "POST", content=b"b", key=False)
+    return answer.status_code, answer.text

@@ -16,6 +16,7 @@ from boxwood.engine.host import HostEngine
 from boxwood.engine.hostbox import HostBox
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.timeout(120)]
+BOOTED: list[Runner] = []  # by the test
 
 
 @pytest.fixture
@@ -23,6 +24,20 @@ async def busy(data: Path, images: Path) -> AsyncIterator[HostEngine]:
     """An engine that makes two boxes ahead."""
     async with started(HostEngine(data, images, 2, network=False)) as engine:
         yield engine
+
+
+@pytest.fixture(scope="module")
+async def busy_for_all(tmp_path_factory: pytest.TempPathFactory, images: Path) -> AsyncIterator[HostEngine]:
+    async with started(HostEngine(tmp_path_factory.mktemp("busy") / "data", images, 2, network=False)) as engine:
+        yield engine
+
+
+@pytest.fixture
+async def shared_busy(busy_for_all: HostEngine) -> AsyncIterator[HostEngine]:
+    """One for the tests that hurt no box that is ready: VMs of theirs end with each."""
+    yield busy_for_all
+    await asyncio.gather(*(runner.box.kill() for runner in BOOTED if runner.engine is busy_for_all))
+    BOOTED.clear()
 
 
 def waiting(engine: HostEngine) -> set[HostBox]:
@@ -43,6 +58,7 @@ async def booted(engine: HostEngine, golden: str, name: str, limits: Limits = Li
     assert runner.box.vm_id == vm, "whoever puts a policy in force says whose it is"
     runner.box.listen(runner)
     await runner.box.open_session(SessionSpec(runner.session))
+    BOOTED.append(runner)
     return runner
 
 
@@ -60,28 +76,28 @@ async def test_a_ready_box_becomes_the_vm_s(busy: HostEngine, golden: str, data:
     assert (row["vm"], row["top"]) == (runner.box.vm_id, runner.stack.top)
 
 
-async def test_limits_are_the_vm_s_own(busy: HostEngine, golden: str) -> None:
-    await booted(busy, golden, "box", Limits(memory_mib=64, pids=20))
-    await fill(busy)
-    runner = await booted(busy, golden, "box", Limits(pids=0))
+async def test_limits_are_the_vm_s_own(shared_busy: HostEngine, golden: str) -> None:
+    await booted(shared_busy, golden, "box", Limits(memory_mib=64, pids=20))
+    await fill(shared_busy)
+    runner = await booted(shared_busy, golden, "box", Limits(pids=0))
     assert (await runner.run("python3 -c 'x = bytearray(200 << 20)'; echo $?")).text == "0\n"
     assert (await runner.run("for i in $(seq 40); do sleep 1 & done 2>&1; wait")).text == ""
 
 
-async def test_what_is_there_already_gets_a_box_of_its_own(busy: HostEngine, golden: str) -> None:
-    runner = await booted(busy, golden, "box")
+async def test_what_is_there_already_gets_a_box_of_its_own(shared_busy: HostEngine, golden: str) -> None:
+    runner = await booted(shared_busy, golden, "box")
     await runner.run("echo kept > /root/file")
-    made = await fill(busy)
+    made = await fill(shared_busy)
     await runner.box.kill()
     await runner.boot(top=runner.stack.top)
     assert runner.box not in made
     assert (await runner.run("cat /root/file")).text == "kept\n"
 
 
-async def test_many_at_once(busy: HostEngine, golden: str) -> None:
-    await booted(busy, golden, "box")
-    await fill(busy)
-    runners = await asyncio.gather(*(booted(busy, golden, f"box{n}") for n in range(6)))
+async def test_many_at_once(shared_busy: HostEngine, golden: str) -> None:
+    await booted(shared_busy, golden, "box")
+    await fill(shared_busy)
+    runners = await asyncio.gather(*(booted(shared_busy, golden, f"box{n}") for n in range(6)))
     said = await asyncio.gather(*(runner.run("hostname; echo $HOSTNAME") for runner in runners))
     assert [one.text for one in said] == [f"box{n}\nbox{n}\n" for n in range(6)]
 

@@ -16,12 +16,13 @@ from boxwood.core.tasks import Tasks
 from boxwood.engine.api import Engine, EngineError
 from boxwood.engine.policies import Rule
 from boxwood.engine.proxy.message import BadMessage
-from boxwood.engine.proxy.questions import Question, question
+from boxwood.engine.proxy.questions import MOST_BODY, MOST_HEAD, Question, question
 from boxwood.engine.proxy.rewriting import Meaning, NoSecret
 from boxwood.store.vms import VMRow
 
 log = logging.getLogger(__name__)
 OF_VM, LEAST, OF_ALL = 128, 4, 1024  # questions at once
+BYTES_OF_VM, BYTES_OF_ALL = 16 << 20, 128 << 20  # of them: they wait here and in the proxy as long as gates please
 
 
 class Gates:
@@ -34,6 +35,7 @@ class Gates:
         self._secrets_of = secrets_of
         self._tasks = tasks
         self._shares = Shares(of_vm=OF_VM, least=LEAST, of_all=OF_ALL)
+        self._bytes = Shares(of_vm=BYTES_OF_VM, least=MOST_HEAD + MOST_BODY, of_all=BYTES_OF_ALL)
 
     async def check(self, row: VMRow, rule: Rule, meaning: Meaning) -> None:
         """Forbidden: it does not let this in; BadRequest: what was sent cannot be put into the question; Unavailable:
@@ -47,11 +49,18 @@ class Gates:
             raise Forbidden(f"the rule {rule.ident} of this VM has a gate whose secret has no value") from None
         except BadMessage as error:
             raise BadRequest(f"the rule {rule.ident} of this VM: {error}") from None
-        if not self._shares.take(row.id, 1):
-            raise Unavailable(f"the rule {rule.ident} of this VM: too many of its gates are asked at once: try again")
+        self._take(row, rule, asked)
         # Whoever goes away does not make room for another question: this one is asked to its end.
         if refusal := await self._tasks.finish(self._ask(row, rule, asked)):
             raise Forbidden(f"the rule {rule.ident} of this VM refuses this: {refusal}")
+
+    def _take(self, row: VMRow, rule: Rule, asked: Question) -> None:
+        """Unavailable."""
+        if self._shares.take(row.id, 1):
+            if self._bytes.take(row.id, asked.size):
+                return
+            self._shares.give(row.id, 1)
+        raise Unavailable(f"the rule {rule.ident} of this VM: too many of its gates are asked at once: try again")
 
     async def _ask(self, row: VMRow, rule: Rule, asked: Question) -> str:
         try:
@@ -61,3 +70,4 @@ class Gates:
             raise Unavailable(f"the rule {rule.ident} of this VM has a gate that cannot be asked now") from None
         finally:
             self._shares.give(row.id, 1)
+            self._bytes.give(row.id, asked.size)

@@ -20,7 +20,7 @@ from boxwood.core import clock, lifetimes, schedules
 from boxwood.core.access import Access
 from boxwood.core.boxes import Boxes
 from boxwood.core.errors import Internal, NotFound, Unavailable, Unsupported
-from boxwood.core.model import Caller
+from boxwood.core.model import PUBLIC_ORG, Caller
 from boxwood.core.refusals import of_malformed
 from boxwood.core.secrets import Secret, Secrets
 from boxwood.core.slot import Slot
@@ -209,11 +209,16 @@ class Policies:
                 raise of_malformed(error) from None
 
     def inherit(self, connection: sqlite3.Connection, source: VMRow, made: VMRow) -> bool:
-        """A fork has its source's rules, whose clocks begin with it; secrets alone within one organisation. True: its
-        row has changed."""
+        """A fork has its source's rules, whose clocks begin with it; secrets alone within one organisation. Rules that
+        somebody else has written name no secrets of the organisation's: they would send them to hosts of his choice.
+        The operator's may. True: its row has changed."""
         timed = rows.copy(connection, source.id, made.id) and not made.hidden and self.begin(connection, made)
         if source.org_id == made.org_id:
             self._secrets.copy(connection, source.id, made.id)
+        elif source.org_id != PUBLIC_ORG:
+            found = _read(rows.find(connection, made.id) or "{}")
+            if found.secrets:
+                rows.put(connection, made.id, found.without_secrets().text())
         return timed
 
     # --- clocks

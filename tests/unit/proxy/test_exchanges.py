@@ -76,6 +76,12 @@ async def test_what_a_rule_refuses(
     assert len(there.seen) == (code == 200)
 
 
+async def test_a_body_that_a_rule_names_is_what_its_server_reads(there: World) -> None:
+    there.put({"api": {"action": {"rewrite": {"headers": {"x-was": "$body"}}}, "match": {"hosts": ["api.test"]}}})
+    assert (await there.curl("-H", "Content-Encoding: gzip", "-d", "x"))[0] == 415 and not there.seen
+    assert (await there.curl("-d", "x"))[0] == 200
+
+
 async def test_a_body_that_is_too_long_to_be_judged(there: World) -> None:
     there.put({"no": {"action": "deny", "match": {"body_contains": ["x"]}}})
     code, _ = await there.curl("--data-binary", "@-", "-H", "Expect:", "-H", "Transfer-Encoding: chunked", path="/")

@@ -313,9 +313,12 @@ def _devices() -> set[int]:
     devices = {os.stat("/").st_dev}
     if is_read_only():
         try:
-            devices.add(os.lstat(_IN_MEMORY).st_dev)
+            found = os.lstat(_IN_MEMORY)
         except OSError:
-            pass
+            return devices
+        # What else a VM has made of its /tmp has a device of its own where image and data lie on two file systems.
+        if stat.S_ISDIR(found.st_mode):
+            devices.add(found.st_dev)
     return devices
 
 

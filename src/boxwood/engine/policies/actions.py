@@ -48,8 +48,12 @@ class Rewrite:
 
     @property
     def secrets(self) -> frozenset[str]:
-        texts = [value for _, value in self.headers] + [self.path or "", self.body or ""]
-        return frozenset().union(*map(templates.secrets_in, texts))
+        return frozenset().union(*map(templates.secrets_in, self.texts))
+
+    @property
+    def texts(self) -> list[str]:
+        """All that tokens can stand in."""
+        return [value for _, value in self.headers] + [self.path or "", self.body or ""]
 
     @property
     def named(self) -> frozenset[str]:
@@ -80,8 +84,17 @@ class Gate:
 
     @property
     def secrets(self) -> frozenset[str]:
-        texts = [value for _, value in self.headers] + list(_leaves(self.body))
-        return frozenset().union(*map(templates.secrets_in, texts))
+        return frozenset().union(*map(templates.secrets_in, self.texts))
+
+    @property
+    def texts(self) -> list[str]:
+        """All that tokens can stand in."""
+        return [self.path, *(value for _, value in self.headers), *_leaves(self.body)]
+
+    @property
+    def tells_secrets(self) -> bool:
+        """To whoever listens on the way? Nobody may write that, and nobody is asked like that."""
+        return bool(self.secrets) and not self.url.startswith("https:")
 
     def to_json(self) -> dict[str, Any]:
         usual: dict[str, Any] = {
@@ -110,6 +123,12 @@ class Action:
     @property
     def secrets(self) -> frozenset[str]:
         return frozenset().union(*(part.secrets for part in (self.rewrite, self.gate) if part is not None))
+
+    @property
+    def tokens(self) -> list[templates.Token]:
+        """All that stand in its texts."""
+        texts = [text for part in (self.rewrite, self.gate) if part is not None for text in part.texts]
+        return [part for text in texts for part in templates.parts(text) if isinstance(part, templates.Token)]
 
     def to_json(self) -> Any:
         if self.is_plain:
@@ -182,7 +201,7 @@ def _gate(at: str, value: Any, direction: Direction) -> Gate:
         raise Malformed(f"{at}.path", "must begin with a slash, without spaces and '#'")
     body = said.get("body")
     _check_body(f"{at}.body", body, inbound=inbound)
-    gate = Gate(
+    return Gate(
         url=url,
         allow_on_status=tuple(sorted(reading.items(f"{at}.allow_on_status", said["allow_on_status"], _status))),
         path=templates.check(f"{at}.path", path, inbound=inbound),
@@ -192,9 +211,6 @@ def _gate(at: str, value: Any, direction: Direction) -> Gate:
         deny_on_timeout=reading.flag(f"{at}.deny_on_timeout", said.get("deny_on_timeout", True)),
         timeout_ms=reading.number(f"{at}.timeout_ms", said.get("timeout_ms", _GATE_MS), 1, _MOST_GATE_MS),
     )
-    if gate.secrets and not url.startswith("https:"):
-        raise Malformed(f"{at}.host", "a gate that is given a secret must be asked by https")
-    return gate
 
 
 def _origin(at: str, value: Any) -> str:

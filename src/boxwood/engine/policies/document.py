@@ -8,13 +8,14 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
 from boxwood.engine.policies import actions, reading, rules
+from boxwood.engine.policies.actions import Action
 from boxwood.engine.policies.match import Direction
 from boxwood.engine.policies.reading import Malformed, members
 from boxwood.engine.policies.rules import Rule
@@ -25,6 +26,8 @@ from boxwood.engine.policies.timed import TimedRule
 MOST_RULES = 256
 MOST_SECRETS = 64  # of one VM, and that its rules name: its proxy is told all of them at once
 MOST_BYTES = 256 << 10  # of the rules as JSON
+MOST_SOUGHT = 64  # texts that rules of one direction look for in bodies: each is a walk through the whole of one
+MOST_TOKENS = 512  # of one rule, for each of which something is put together at each request
 SECRET_BYTES = 16 << 10
 HIDDEN = "***"  # what a secret's value is shown as
 _STEP = 100  # between the priorities of an ordered form's entries, so that others can come between
@@ -83,6 +86,19 @@ class Policies:
         """The names of all that its rules use."""
         return frozenset().union(*(rule.secrets for rule in self.rules.values()))
 
+    def without_secrets(self) -> Policies:
+        """The rules that name some refuse what they apply to, as if there were no such secrets."""
+        shut = Action(deny=True)
+        return Policies(
+            replace(rule, action=shut, auth="") if isinstance(rule, Rule) and rule.secrets else rule
+            for rule in self.rules.values()
+        )
+
+    @cached_property
+    def sought(self) -> tuple[frozenset[str], frozenset[str]]:
+        """What its rules look for in bodies, of what goes out and of what comes in."""
+        return _sought(self.outbound), _sought(self.inbound)
+
     @property
     def mitm_domains(self) -> list[str]:
         """Whose TLS is ended on the way: hosts as rules name them, `*` for all."""
@@ -135,7 +151,12 @@ class Update:
                 kept.pop(name, None)
             else:
                 kept[name] = rule
-        return checked(at, kept.values())
+        after = checked(at, kept.values())
+        for earlier, now in zip(before.sought, after.sought, strict=True):
+            if len(now) > max(MOST_SOUGHT, len(earlier)):  # it may have had more before anybody minded
+                said = f"look for {len(now)} texts in bodies (body_contains); at most {MOST_SOUGHT}"
+                raise Malformed(at, f"all rules of a direction together {said}")
+        return after
 
     def apply_secrets(self, before: Iterable[str], at: str = "policies") -> frozenset[str]:
         """The names of the secrets that there are then. Malformed."""
@@ -248,7 +269,15 @@ def _entries(at: str, value: Any, now: datetime | None) -> dict[str, AnyRule | N
 
 def _check_written(at: str, rule: AnyRule | None) -> None:
     """What is kept may say it, from before anybody minded: then it is passed over. Malformed."""
-    if not isinstance(rule, Rule) or rule.direction == "outbound" or rule.action.rewrite is None:
+    if not isinstance(rule, Rule):
+        return
+    if rule.action.gate is not None and rule.action.gate.tells_secrets:
+        raise Malformed(f"{at}.action.gate.host", "a gate that is given a secret must be asked by https")
+    if (count := len(rule.action.tokens)) > MOST_TOKENS:
+        raise Malformed(
+            f"{at}.action", f"has {count} tokens ($path, ${{header:NAME}} and so on); at most {MOST_TOKENS}"
+        )
+    if rule.direction == "outbound" or rule.action.rewrite is None:
         return
     for name in sorted(rule.action.rewrite.named & actions.SERVERS):
         raise Malformed(f"{at}.action.rewrite", f"{name} is what the server itself says of who has come, or keeps back")
@@ -268,3 +297,7 @@ def _secrets(at: str, value: Any) -> dict[str, str | None]:
 
 def _by_name(rule: AnyRule) -> str:
     return rule.ident
+
+
+def _sought(listed: Iterable[Rule]) -> frozenset[str]:
+    return frozenset(text for rule in listed for text in rule.match.body_contains)

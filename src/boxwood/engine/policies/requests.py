@@ -6,7 +6,7 @@ applies if one of the values is listed, a rule that lets through only if all are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -35,6 +35,24 @@ class Request:
     query: Pairs = ()
     headers: Pairs = ()
     body: bytes | None = None
+
+
+class Sought(bytes):
+    """A body that remembers what was looked for in it: rules are asked more than once."""
+
+    _found: dict[bytes, bool]
+
+    def look_for(self, texts: Iterable[str]) -> None:
+        """What takes long of being judged: up to milliseconds for a mebibyte and a text. Any thread may do it."""
+        for text in texts:
+            self.__contains__(text.encode())
+
+    def __contains__(self, text: object) -> bool:
+        assert isinstance(text, bytes)
+        found: dict[bytes, bool] = self.__dict__.setdefault("_found", {})
+        if text not in found:
+            found[text] = bytes.__contains__(self, text)
+        return found[text]
 
 
 class Answer(StrEnum):

@@ -183,11 +183,7 @@ class Exchange:
         )
         verdict = request_verdict(self._line.standing.policies, self._request)
         if verdict.answer is Answer.READ_BODY:
-            rule = verdict.rule.ident if verdict.rule is not None else ""
-            coded = set(values(head.headers, b"content-encoding"))
-            if not coded <= _DECODED_BY_NOBODY:
-                raise Refused(415, "forbidden", f"rule {rule} judges bodies: send this one without a coding", rule)
-            await self._whole_body(rule)
+            await self._seen_body(head, verdict.rule.ident if verdict.rule is not None else "")
             request = self._request
             self._request = Request(
                 request.method, request.host, request.address, request.port, request.path, request.query,
@@ -195,6 +191,12 @@ class Exchange:
             )  # fmt: skip
             verdict = request_verdict(self._line.standing.policies, self._request)
         return verdict
+
+    async def _seen_body(self, head: Head, rule: str) -> bytes:
+        """As it is read at its end: no gate is told, and no rule judges, what stands for something else."""
+        if not set(values(head.headers, b"content-encoding")) <= _DECODED_BY_NOBODY:
+            raise Refused(415, "forbidden", f"rule {rule} needs to see bodies: send this one without a coding", rule)
+        return await self._whole_body(rule)
 
     async def _whole_body(self, rule: str) -> bytes:
         if self._body is None:
@@ -253,7 +255,7 @@ class Exchange:
 
     async def _meaning(self, head: Head) -> Meaning:
         assert self._rule is not None
-        body = await self._whole_body(self._rule_name) if needs_body(self._rule.action) else b""
+        body = await self._seen_body(head, self._rule_name) if needs_body(self._rule.action) else b""
         host, path = self._host or str(self._line.origin.address), head.target.partition("?")[0]
         return Meaning(host, path, head.method, self._line.origin.vm, body, self._secret)
 

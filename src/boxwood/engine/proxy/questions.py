@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,11 @@ class Question:
     def __repr__(self) -> str:
         return f"Question({self.url!r})"
 
+    @property
+    def size(self) -> int:
+        """Bytes, of all that may be long."""
+        return _size(self.path, self.headers) + len(self.body)
+
     def to_json(self) -> dict[str, Any]:
         headers = [[name.decode("ascii"), value.decode("latin-1")] for name, value in self.headers]
         said = {name: getattr(self, name) for name in _MEMBERS}
@@ -52,6 +57,8 @@ class Question:
 
 def question(gate: Gate, meaning: Meaning) -> Question:
     """NoSecret; BadMessage: what a request has brought cannot be asked about like this."""
+    if gate.tells_secrets:
+        raise BadMessage("its gate would be given a secret without TLS")
     headers: Headers = [(name.encode(), value(meaning.text(text))) for name, text in gate.headers]
     body = b""
     if gate.body is not None:
@@ -69,8 +76,12 @@ def _check(path: str, headers: Headers, body: bytes) -> None:
     """BadMessage: said here, and not when it is sent, where it would look like a gate that cannot be reached."""
     if not all("!" <= character <= "~" for character in path):
         raise BadMessage("what a rule makes of its gate's path is not as HTTP has it")
-    if len(path) + sum(len(name) + len(text) + 4 for name, text in headers) > MOST_HEAD or len(body) > MOST_BODY:
+    if _size(path, headers) > MOST_HEAD or len(body) > MOST_BODY:
         raise BadMessage("what a rule's gate is to be asked is too long")
+
+
+def _size(path: str, headers: Iterable[tuple[bytes, bytes]]) -> int:
+    return len(path) + sum(len(name) + len(text) + 4 for name, text in headers)
 
 
 def authority(url: str) -> tuple[str, int, bool, str]:

@@ -192,11 +192,13 @@ class _Steps:
         range_, top = self.range(), new_ulid()
         layers = os.open(self.layers, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         prepare_top(layers, top)
+        stage = self.layers / f"stage-{top}"  # no directory of the host's: data and images may lie below any
+        stage.mkdir()
         k.unshare(k.NEWNS)
         k.mount(None, "/", None, k.MS_REC | k.MS_PRIVATE)
         by_path = not by_descriptor()
-        k.mount("stage", "/mnt", "tmpfs")
-        os.chdir("/mnt")
+        k.mount("stage", str(stage), "tmpfs")
+        os.chdir(stage)
         os.mkdir("root")
         if by_path:
             attach_views(range_, Places(str(self.layers), str(self.images)))

@@ -12,6 +12,7 @@ from starlette.types import Receive
 
 from boxwood.core.errors import BadRequest, PayloadTooLarge, Unavailable, Unsupported
 from boxwood.core.shares import Shares
+from boxwood.engine.policies import Sought
 from boxwood.server.inbound.door import Visit
 
 MOST = 1 << 20  # bytes; as of one that goes out
@@ -29,7 +30,7 @@ class TooSlow(BadRequest):
 
 
 class Held:
-    """What one request has in memory, until `close`."""
+    """What one request has in memory, until `close`. Twice is once."""
 
     def __init__(self, shares: Shares, vm_id: str) -> None:
         self._shares = shares
@@ -59,14 +60,14 @@ class Body:
         self._coded = [value.strip().lower() for name, value in visit.raw if name == b"content-encoding"]
         self._held = held
         self._receive = receive
-        self._read = None if visit.has_body else b""
+        self._read = None if visit.has_body else Sought()
 
-    async def whole(self, rule: str, *, judged: bool) -> bytes:
-        """`rule`: for which it is read; `judged`: by what is in it. Encoded, PayloadTooLarge, Unavailable, TooSlow,
+    async def whole(self, rule: str) -> Sought:
+        """`rule`: for which it is read. Encoded, PayloadTooLarge, Unavailable, TooSlow,
         ConnectionResetError."""
         if self._read is None:
-            if judged and not _DECODED_BY_NOBODY.issuperset(self._coded):
-                raise Encoded(f"the rule {rule} of this VM judges bodies: send this one without a coding")
+            if not _DECODED_BY_NOBODY.issuperset(self._coded):
+                raise Encoded(f"the rule {rule} of this VM needs to see bodies: send this one without a coding")
             try:
                 async with asyncio.timeout(SECONDS):
                     self._read = await self._all(rule)
@@ -75,7 +76,7 @@ class Body:
                 raise TooSlow(text) from None
         return self._read
 
-    async def _all(self, rule: str) -> bytes:
+    async def _all(self, rule: str) -> Sought:
         too_long = PayloadTooLarge(f"the rule {rule} of this VM needs the whole body: at most {MOST} bytes", MOST)
         if self.length is not None and (len(self.length) > 19 or int(self.length) > MOST):
             raise too_long
@@ -90,7 +91,7 @@ class Body:
                 raise too_long
             self._held.take(len(data))
             found += data
-        return bytes(found)
+        return Sought(found)
 
     @property
     def read(self) -> bytes | None:

@@ -158,7 +158,7 @@ class Door:
         entry = self._ports.may_enter(guest.row, guest.request, guest.caller, guest.entry.state)
         if entry.needs_body or _action(entry.rule) != _action(guest.rule):
             raise Forbidden("the rules of this VM have changed while this request waited: send it again")
-        connection.request = replace(guest.request, body=guest.request.body and None)
+        connection.request = guest.request = replace(guest.request, body=guest.request.body and None)
 
     def _by_key(self, visit: Visit) -> tuple[Caller | None, frozenset[bytes]]:
         """Headers that an application of the guest's may use as well are the guest's unless they hold a key of ours.

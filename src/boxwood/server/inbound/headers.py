@@ -30,9 +30,18 @@ def inwards(headers: Iterable[tuple[bytes, bytes]], drop: Collection[bytes]) -> 
     those that hold a key of ours."""
     given = list(headers)
     left_out = _SAID_ANEW | {b"cookie"} | frozenset(drop) | (connection_tokens(given) - {b"host"})
-    passed = [(name, value) for name, value in given if name not in left_out and _FORBIDDEN.isdisjoint(value)]
+    passed = [
+        (name, value)
+        for name, value in given
+        if left_out.isdisjoint((name, alike(name))) and _FORBIDDEN.isdisjoint(value)
+    ]
     cookies = b"; ".join(filter(None, (foreign(value) for name, value in given if name == b"cookie")))
     return [*passed, *([(b"cookie", cookies)] if cookies else [])]
+
+
+def alike(name: bytes) -> bytes:
+    """What a name is for programs that take `_` and `-` for the same, as CGI does and much that came after it."""
+    return name.replace(b"_", b"-")
 
 
 def addressed(headers: Headers, host: bytes) -> Headers:

@@ -6,20 +6,22 @@ says to guests itself, of who has come and of how long a message is, no rule say
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass
 
 from boxwood.core.core import Core
 from boxwood.core.errors import BadRequest
 from boxwood.core.shares import Shares
-from boxwood.engine.policies import Rewrite
+from boxwood.engine.policies import Rewrite, Sought
 from boxwood.engine.proxy.message import BadMessage, Head
 from boxwood.engine.proxy.rewriting import Meaning, needs_body, rewritten
 from boxwood.server.inbound.body import MOST, OF_ALL, OF_VM, Body, Held
 from boxwood.server.inbound.door import Door, Guest, Visit
-from boxwood.server.inbound.headers import Headers, addressed, inwards, sender
+from boxwood.server.inbound.headers import Headers, addressed, alike, inwards, sender
 
 CHUNKED: Headers = [(b"transfer-encoding", b"chunked")]
+_AT_ONCE = 1 << 20  # bytes to look through, for one text after the other, without giving way: milliseconds at the worst
 _LOSSLESS = "surrogateescape"
 _TARGET = re.compile(r'/[!"$-~]*')  # without '#': some servers read no further, others take it for a letter
 _PORT = re.compile(r":[0-9]*$")
@@ -39,7 +41,9 @@ class Passing:
     def __init__(self, core: Core, door: Door) -> None:
         self._gates = core.gates
         self._door = door
+        self._ports = core.ports
         self._shares = Shares(of_vm=OF_VM, least=MOST, of_all=OF_ALL)
+        self._searching = asyncio.Lock()
 
     def holding(self, guest: Guest) -> Held:
         return Held(self._shares, guest.row.id)
@@ -48,7 +52,7 @@ class Passing:
         """CoreError: why it is not passed on."""
         if guest.entry is not None and guest.entry.needs_body:
             assert guest.rule is not None
-            self._door.admit_with(guest, await body.whole(guest.rule.ident, judged=True))
+            self._door.admit_with(guest, await self._searched(guest, await body.whole(guest.rule.ident)))
         host = visit.host.encode("latin-1")
         seen = inwards(visit.raw, guest.drop)
         said = sender(host, visit.client, visit.scheme)
@@ -56,7 +60,7 @@ class Passing:
         if rule is None or rule.action.is_plain:
             return Passed(visit.target, [*addressed(seen, host), *said], *_framed(body))
         if needs_body(rule.action):
-            await body.whole(rule.ident, judged=False)
+            await body.whole(rule.ident)
         meaning = _meaning(visit, guest, [*addressed(seen, host), *said], body.read or b"")
         if rule.action.gate is not None:
             await self._gates.check(guest.row, rule, meaning)
@@ -67,11 +71,21 @@ class Passing:
         except BadMessage as error:
             raise BadRequest(f"the rule {rule.ident} of this VM: {error}") from None
 
+    async def _searched(self, guest: Guest, body: Sought) -> Sought:
+        """What rules look for has been looked for: in a long one beside the event loop, and in one at a time."""
+        _, texts = self._ports.policies_of(guest.row.id).sought
+        if len(body) * len(texts) > _AT_ONCE:
+            async with self._searching:
+                await asyncio.to_thread(body.look_for, texts)
+        return body
+
 
 def _rewritten(visit: Visit, seen: Headers, rewrite: Rewrite, meaning: Meaning, body: Body, held: Held) -> Passed:
     """BadMessage, Unavailable."""
     before = visit.target.decode(errors=_LOSSLESS)
-    head, made = rewritten(Head(visit.method, "", before, seen), rewrite, meaning)
+    named = {alike(name.encode("ascii")) for name in rewrite.named}  # nobody else says them, in any spelling
+    others = [(name, value) for name, value in seen if alike(name) not in named]
+    head, made = rewritten(Head(visit.method, "", before, others), rewrite, meaning)
     if rewrite.path is not None and not _TARGET.fullmatch(head.target):
         raise BadMessage("what it makes of the path is not as HTTP has it")
     host = visit.host.encode("latin-1")

@@ -71,7 +71,7 @@ class Inbound:
             try:
                 writer.write(request_head(visit.method, passed.target, passed.headers, [*passed.framing, _CLOSE]))
                 relaying = _relay_answer(Answer(reader, visit.method), answering, guest)
-                await self._until_one_ends(connection, guest, relaying, _upload(receive, writer, passed))
+                await self._until_one_ends(connection, guest, relaying, _upload(receive, writer, passed, held))
             finally:
                 writer.transport.abort()
                 connection.leave()
@@ -223,14 +223,17 @@ class _Answering:
         await self.piece(bytes(response.body), more=False)
 
 
-async def _upload(receive: Receive, writer: asyncio.StreamWriter, passed: Passed) -> None:
-    """The body as it comes, or the one that is there instead; ends when the client has gone."""
+async def _upload(receive: Receive, writer: asyncio.StreamWriter, passed: Passed, held: Held) -> None:
+    """The body as it comes, or the one that is there instead, which is not kept while the guest answers; ends when the
+    client has gone."""
     chunked = passed.framing == CHUNKED
     open_ = passed.body is None
     if passed.body:
         with suppress(OSError):
             writer.write(passed.body)
             await writer.drain()
+    passed.body = None
+    held.close()
     while (message := await receive())["type"] == "http.request":
         data, more = message.get("body", b""), message.get("more_body", False)
         if not open_:
