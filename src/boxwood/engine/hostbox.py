@@ -6,12 +6,10 @@ import asyncio
 import contextlib
 import errno
 import os
-import shlex
 import socket
 import stat
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from boxwood.engine import hostmanifest
@@ -24,7 +22,6 @@ from boxwood.engine.api import (
     Limits,
     Manifest,
     OpenFile,
-    RunEnd,
     RunSink,
     RunSpec,
     SessionSink,
@@ -36,6 +33,7 @@ from boxwood.engine.hostfeeds import HostArchiveFeed, HostFileFeed
 from boxwood.engine.hostfiles import HostFiles
 from boxwood.engine.hosthandles import HostHandles
 from boxwood.engine.hostptys import HostPtys
+from boxwood.engine.hostruns import HostRuns, quoted_argv
 from boxwood.engine.kernel import OVERLAYFS_MAGIC, TMPFS_MAGIC, filesystem_type
 from boxwood.engine.link import Answer, Link, integer, text
 from boxwood.engine.policies import Policies
@@ -49,25 +47,7 @@ INLINE_BYTES = 1 << 20  # of a file written: more goes over as a descriptor
 STATE_BYTES = 8 << 20
 EARLY_BYTES = 64 << 20  # of states that come before anybody listens
 _ENTRY_BYTES = 256  # that a short text and its name take in memory
-OUTPUT_BYTES = 1 << 20
 BACKLOG_BYTES = 16 << 20  # of what is typed on terminals, as long as the agent says that it has been read
-_REASONS = frozenset({"exit", "timeout", "killed", "prompt", "broken", "died"})
-
-
-@dataclass(slots=True)
-class _Attached:
-    """A run whose output somebody takes: where its streams have come to. `resumed`: it may begin further on, if an
-    earlier server has dropped more than it kept."""
-
-    sink: RunSink
-    offsets: list[int] = field(default_factory=lambda: [0, 0])
-    ended: bool = False
-    resumed: bool = False
-
-    def goes_on(self, stream: int, at: int) -> bool:
-        """Is this where more of a stream may begin?"""
-        expected = self.offsets[stream - 1]
-        return at == expected or (self.resumed and at > expected)
 
 
 class HostBox:
@@ -97,7 +77,8 @@ class HostBox:
         self.read_only = False
         self.mounts: set[str] = set()
         self.gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.known_runs: dict[str, RunEnd | None] = {}
+        self._runs = HostRuns()
+        self.known_runs = self._runs.known
         self._takes_input = False
         self._has_contexts = False
         self.ptys = HostPtys(self._ask, self._say, self._await_it, self._checking)
@@ -117,7 +98,6 @@ class HostBox:
         self._listener: SessionSink | None = None
         self._early_states: list[tuple[str, str, dict[str, str], bytes]] = []
         self._early_bytes = 0
-        self._runs: dict[str, _Attached] = {}
         self._opening: dict[str, asyncio.Future[Answer]] = {}  # sessions that no run has been started in yet
 
     # --- how it comes and goes
@@ -143,7 +123,7 @@ class HostBox:
 
     def _is_awaited(self) -> bool:
         """Somebody waits for what the agent says on its own."""
-        return not self._asleep and (self.ptys.looked_at or any(not run.ended for run in self._runs.values()))
+        return not self._asleep and (self.ptys.looked_at or self._runs.going)
 
     def _await_it(self) -> None:
         if self._pulse is not None:
@@ -280,7 +260,7 @@ class HostBox:
                 errno.ENOSYS,
                 "the VM's box was made by an older version, which can do neither stdin_open nor end_symbol",
             )
-        self._runs[spec.run_id] = _Attached(sink, [0, 0, 0] if spec.reports else [0, 0])
+        self._runs.attach(spec.run_id, sink, 3 if spec.reports else 2)
         quoted = spec.argv is not None and not self._starts_programs
         fields = {
             "rid": spec.run_id,
@@ -298,11 +278,11 @@ class HostBox:
         }
         command = spec.command
         if spec.argv is not None:
-            command = _quoted(spec.argv) if quoted else b"".join(argument + b"\0" for argument in spec.argv)
+            command = quoted_argv(spec.argv) if quoted else b"".join(argument + b"\0" for argument in spec.argv)
         try:
             await self._ask("run.start", fields, (spec.stdin or b"") + command)
         except GuestError as error:
-            self._runs.pop(spec.run_id, None)
+            self._runs.detach(spec.run_id)
             opening = self._opening.get(spec.session_id)
             raise (opening.exception() if opening is not None and opening.done() else None) or error from None
         finally:
@@ -313,7 +293,7 @@ class HostBox:
         self, run_id: str, sink: RunSink, out_offset: int, err_offset: int, report_offset: int | None = None
     ) -> None:
         reported = [] if report_offset is None else [report_offset]
-        self._runs[run_id] = _Attached(sink, [out_offset, err_offset, *reported], resumed=True)
+        self._runs.resume(run_id, sink, [out_offset, err_offset, *reported])
         await self._ask("run.resume", {"rid": run_id, "out": out_offset, "err": err_offset, "rep": report_offset or 0})
         self._await_it()
 
@@ -323,8 +303,7 @@ class HostBox:
             self._link.say({**fields, "rep": report_offset} if report_offset else fields)
 
     def forget(self, run_id: str) -> None:
-        self._runs.pop(run_id, None)
-        self.known_runs.pop(run_id, None)
+        self._runs.forget(run_id)
         if self._link is not None:
             self._link.say({"op": "run.forget", "rid": run_id}, hurry=False)
 
@@ -399,9 +378,9 @@ class HostBox:
             case "hello":
                 self._on_hello(header)
             case "out":
-                self._on_output(header, payload)
+                self._runs.on_output(header, payload)
             case "end":
-                self._on_end(header)
+                self._runs.on_end(header)
             case "state":
                 self._on_state(header, payload)
             case "pty.out" | "pty.taken" | "pty.end" as kind:
@@ -412,14 +391,7 @@ class HostBox:
     def _on_hello(self, header: dict[str, Any]) -> None:
         if self._greeted.done():
             raise FrameError("a second greeting")
-        runs = header.get("runs", [])
-        if not isinstance(runs, list) or len(runs) > 10_000:
-            raise FrameError("runs must be a list")
-        for run in runs:
-            if not isinstance(run, dict):
-                raise FrameError("a run that is no object")
-            end = run.get("end")
-            self.known_runs[text(run, "rid", 26)] = None if end is None else _run_end(end)
+        self._runs.on_hello(header.get("runs", []))
         self._starts_programs = header.get("programs") is True
         self._takes_input = header.get("stdin") is True
         self._has_contexts = header.get("python") is True
@@ -427,36 +399,6 @@ class HostBox:
         self.files.known = header.get("files") is True
         self.ptys.on_hello(header.get("ptys", []))
         self._greeted.set_result(None)
-
-    def _on_output(self, header: dict[str, Any], payload: bytes) -> None:
-        run = self._runs.get(text(header, "rid", 26))
-        if run is None:
-            return  # forgotten meanwhile
-        stream, at = integer(header, "stream"), integer(header, "at")
-        if (
-            not 1 <= stream <= len(run.offsets)
-            or not run.goes_on(stream, at)
-            or run.ended
-            or len(payload) > OUTPUT_BYTES
-        ):
-            raise FrameError(f"output of stream {stream} at {at}, expected at {run.offsets}")
-        run.offsets[stream - 1] = at + len(payload)
-        run.sink.output(stream, at, payload)
-
-    def _on_end(self, header: dict[str, Any]) -> None:
-        run_id = text(header, "rid", 26)
-        end = _run_end(header)
-        run = self._runs.get(run_id)
-        if run_id in self.known_runs:
-            self.known_runs[run_id] = end
-        if run is None or run.ended:
-            return
-        ends = [end.out_bytes, end.err_bytes, end.report_bytes]
-        known = len(run.offsets)
-        if not all(map(run.goes_on, range(1, known + 1), ends)) or any(ends[known:]):
-            raise FrameError(f"the run ended at {ends}, its output at {run.offsets}")
-        run.ended = True
-        run.sink.finished(end)
 
     def _on_state(self, header: dict[str, Any], payload: bytes) -> None:
         session_id, cwd, env = text(header, "sid", 26), text(header, "cwd"), header.get("env", {})
@@ -470,27 +412,6 @@ class HostBox:
             self._early_states.append((session_id, cwd, env, payload))
         else:
             self._listener.state(session_id, cwd, env, payload)
-
-
-def _quoted(argv: Sequence[bytes]) -> bytes:
-    """For a shell, which becomes the program."""
-    return b"exec " + os.fsencode(shlex.join(map(os.fsdecode, argv)))
-
-
-def _run_end(fields: object) -> RunEnd:
-    if not isinstance(fields, dict):
-        raise FrameError("an end that is no object")
-    code, reason = fields.get("code"), fields.get("reason")
-    if code is not None and (type(code) is not int or not 0 <= code <= 255):
-        raise FrameError(f"an exit code of {str(code)[:20]}")
-    if not isinstance(reason, str) or reason not in _REASONS:
-        raise FrameError(f"a reason of {str(reason)[:20]}")
-    sizes = integer(fields, "out"), integer(fields, "err")
-    reports = integer(fields, "rep") if "rep" in fields else 0
-    return RunEnd(
-        code, reason, *sizes, not_started=fields.get("started") is False, report_bytes=reports,
-        lost=fields.get("lost") is True,
-    )  # fmt: skip
 
 
 def _checked_file(fd: int, *, may_be_in_memory: bool = False, has_volumes: bool = False) -> OpenFile:
