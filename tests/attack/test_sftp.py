@@ -153,6 +153,30 @@ async def test_a_client_that_takes_no_answers_is_given_no_more(server, key, vm, 
     await until(lambda: not server.machine.core.handles._open)
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["channel", "connection"])
+async def test_a_copy_without_end_ends_with_its_client(server, key, vm, whole, monkeypatch):
+    """`copy-data` of a file behind itself: there is always more of it to be copied."""
+    copied: list[int] = []
+
+    async def read(handle: Any, at: int, size: int) -> bytes:
+        await asyncio.sleep(0)  # as of a box
+        return bytes(size)
+
+    async def write(handle: Any, at: int, data: bytes) -> None:
+        copied.append(at)
+
+    monkeypatch.setattr(server.machine.core.handles, "read", read)
+    monkeypatch.setattr(server.machine.core.handles, "write", write)
+    file = text(b"\0\0\0\0")
+    copy = packet(200, struct.pack(">I", 2), text(b"copy-data"), file, bytes(16), file, struct.pack(">Q", 1))
+    async with connect(server, vm, key) as there:
+        _, writer = await raw(there)
+        writer.write(INIT + opening(1, b"/file", 0b11011) + copy)
+        await until(lambda: len(copied) > 10)
+        (there.abort if whole else writer.close)()
+        await until(lambda: not server.machine.core.handles._open)
+
+
 @pytest.mark.parametrize(
     "sent",
     [

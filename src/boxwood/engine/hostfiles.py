@@ -30,6 +30,7 @@ from boxwood.engine.frames import FrameError
 from boxwood.engine.link import Answer, Checking, integer, text
 from boxwood.engine.pipework import Pipework
 
+DISK_SECONDS = 600.0  # that a disk may take, or a file to be copied from a lower layer
 LIST_SECONDS = 60.0
 TREE_SECONDS = 1800.0  # of deleting or carrying over one
 SILENCE_SECONDS = 120.0  # without a byte of an archive, either way
@@ -72,12 +73,12 @@ class HostFiles:
         ) is True
 
     async def chmod(self, path: bytes, mode: int) -> None:
-        await self._do("file.chmod", {"path": told(path), "mode": mode})
+        await self._do("file.chmod", {"path": told(path), "mode": mode}, timeout=DISK_SECONDS)
 
     async def move(self, path: bytes, to: bytes, *, replace: bool) -> None:
         fields = {"path": told(path), "to": told(to), "replace": replace}
         try:
-            await self._do("file.move", fields)
+            await self._do("file.move", fields, timeout=DISK_SECONDS)
         except GuestError as error:
             if error.errno != errno.EXDEV:
                 raise
@@ -92,9 +93,9 @@ class HostFiles:
         with self._checking("answer to remove"):
             return integer(done.end, "removed")
 
-    async def _do(self, op: str, fields: dict[str, Any]) -> dict[str, Any]:
+    async def _do(self, op: str, fields: dict[str, Any], **more: float) -> dict[str, Any]:
         self._require()
-        header, *_ = await self._ask(op, fields)
+        header, *_ = await self._ask(op, fields, **more)
         return header
 
     def _require(self) -> None:

@@ -14,11 +14,9 @@ from boxwood.engine.api import BoxGone, GuestError
 from boxwood.engine.fileapi import FileStatus
 from boxwood.engine.frames import FrameError
 from boxwood.engine.handleapi import PIECE, Attributes, Opening, Space
-from boxwood.engine.hostfiles import Ask, name, status, told
+from boxwood.engine.hostfiles import DISK_SECONDS, Ask, name, status, told
 from boxwood.engine.link import Answer, Checking, integer
 from boxwood.engine.ulid import new_ulid
-
-DISK_SECONDS = 600.0  # that a disk may take, or a file to be copied from a lower layer
 
 
 class HostHandles:

@@ -157,8 +157,18 @@ async def test_what_a_websocket_says_of_a_secret_is_starred(there: World, size: 
         frame(0x83, b"first-value"),
         frame(0x09, b"first-value"),
         frame(0x89, b"first-value" * 20),
+        bytes((0x82, 127)) + b"\x80" + bytes(7) + b"first-value",
     ],
-    ids=["extension", "masked", "nothing to go on", "another within", "unknown", "control in pieces", "long control"],
+    ids=[
+        "extension",
+        "masked",
+        "nothing to go on",
+        "another within",
+        "unknown",
+        "control in pieces",
+        "long control",
+        "longer than any",
+    ],
 )
 async def test_what_is_no_frame_ends_a_websocket_with_a_secret(there: World, said: bytes) -> None:
     assert (await told(there, [said]))[1] in (b"", frame(0x01, b"x"))

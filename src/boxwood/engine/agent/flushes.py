@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, NoReturn
 
-from boxwood.engine.agent.files import Writing
+from boxwood.engine.agent.files import Refusal, Writing
 from boxwood.engine.agent.loop import Loop
 from boxwood.engine.agent.requests import Reply
 from boxwood.engine.descriptors import close_all_but
@@ -94,7 +94,7 @@ def _do_in_child(work: _Work) -> NoReturn:
         close_all_but(*work.descriptors)
         work.do()
         number = 0
-    except OSError as error:
+    except (OSError, Refusal) as error:
         number = min(error.errno or errno.EIO, 255)
     finally:
         os._exit(number)

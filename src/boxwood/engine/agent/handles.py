@@ -12,14 +12,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from boxwood.engine.agent import copyups
 from boxwood.engine.agent.attributes import change_open, check_regular, wanted
 from boxwood.engine.agent.files import Refusal, check_on_disk, flush_names
 from boxwood.engine.agent.flushes import Flushes
-from boxwood.engine.agent.place import Place, absolute, explained, look, place, shown, status_of
+from boxwood.engine.agent.place import Place, absolute, because, explained, look, place, shown, status_of
 from boxwood.engine.agent.requests import Reply, ident
 from boxwood.engine.handleapi import FURTHEST, HANDLES, PIECE
 
-_AT_ONCE = 64 << 20  # bytes: so much may be copied from a lower layer while all else waits
 _OPEN = os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -31,10 +31,24 @@ class _Handle:
         self.path = path
         self.directory = directory
 
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        return tuple(fd for fd in (self.fd, self.directory) if fd >= 0)
+
+    def duplicate(self) -> _Handle:
+        """OSError."""
+        made = _Handle(os.dup(self.fd), self.path, -1)
+        try:
+            if self.directory >= 0:
+                made.directory = os.dup(self.directory)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
     def close(self) -> None:
-        for fd in (self.fd, self.directory):
-            if fd >= 0:
-                os.close(fd)
+        for fd in self.descriptors:
+            os.close(fd)
 
 
 class Handles:
@@ -90,7 +104,7 @@ class Handles:
             except Refusal as refusal:
                 reply.error(refusal.errno, refusal.text)
             except OSError as error:
-                reply.error(error.errno or errno.EIO, f"{os.strerror(error.errno or errno.EIO)}: {shown(path)}")
+                reply.error(error.errno or errno.EIO, because(error, path).text)
 
         self._flushes.run((), partial(_copy_up, path, header), told)
 
@@ -122,25 +136,28 @@ class Handles:
         reply(status_of(os.fstat(self._found(header).fd)))
 
     def _on_change(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
+        """In a child if it is large: one that was opened to be read may have to be copied for that."""
         handle, want = self._found(header), wanted(header)
+        if os.fstat(handle.fd).st_size > copyups.AT_ONCE:
+            self._in_child(handle, reply, lambda fd, *_: change_open(fd, want))
+            return
         with explained(handle.path):
             change_open(handle.fd, want)
         reply()
 
     def _on_flush(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
-        """In a child: a disk takes its time. It is closed meanwhile, should somebody want that."""
-        handle = self._found(header)
-        fds = [os.dup(fd) for fd in (handle.fd, handle.directory) if fd >= 0]
+        """In a child: a disk takes its time."""
+        self._in_child(self._found(header), reply, _flush)
+
+    def _in_child(self, handle: _Handle, reply: Reply, do: Callable[..., None]) -> None:
+        """With its descriptor, and its directory's if it has one. It is closed meanwhile, should somebody want that."""
+        held = handle.duplicate()
 
         def told(number: int) -> None:
-            for fd in fds:
-                os.close(fd)
-            if number:
-                reply.error(number, f"{os.strerror(number)}: {shown(handle.path)}")
-            else:
-                reply()
+            held.close()
+            copyups.answer(reply, held.path, number)
 
-        self._flushes.run(tuple(fds), partial(_flush, *fds), told)
+        self._flushes.run(held.descriptors, partial(do, *held.descriptors), told)
 
     def _on_close(self, header: dict[str, Any], payload: bytes, reply: Reply) -> None:
         self._coming.discard(ident(header, "id"))
@@ -150,13 +167,13 @@ class Handles:
 
 
 def _is_long_in_coming(header: dict[str, Any], path: bytes) -> bool:
-    if header.get("write") is not True or header.get("truncate") is True:
+    if header.get("write") is not True or header.get("truncate") is True or _is_exclusive(header):
         return False
-    try:
-        with place(path, follow=True) as found:
-            return look(found, path).st_size > _AT_ONCE
-    except (Refusal, OSError):
-        return False  # whatever it is, it is told when it is opened
+    return copyups.is_large(path, follow=True)
+
+
+def _is_exclusive(header: dict[str, Any]) -> bool:
+    return header.get("create") is True and header.get("exclusive") is True
 
 
 def _copy_up(path: bytes, header: dict[str, Any]) -> None:
@@ -165,7 +182,7 @@ def _copy_up(path: bytes, header: dict[str, Any]) -> None:
 
 def _opened(path: bytes, header: dict[str, Any]) -> _Handle:
     """Refusal, OSError. Nothing but a regular file of the disk is opened, and none waited for."""
-    exclusive = header.get("create") is True and header.get("exclusive") is True
+    exclusive = _is_exclusive(header)
     with explained(path), place(path, follow=not exclusive) as found:
         return _opened_at(found, path, header, exclusive)
 

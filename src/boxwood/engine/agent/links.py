@@ -56,7 +56,10 @@ def _of_missing(path: bytes) -> bytes:
     with place(path, follow=True) as found:
         if found.name == ITSELF:
             raise FileNotFoundError(errno.ENOENT, "")
-        return _where(found.directory).rstrip(b"/") + b"/" + found.name
+        where = _where(found.directory).rstrip(b"/") + b"/" + found.name
+        if len(where) > PATH_BYTES:
+            raise OSError(errno.ENAMETOOLONG, "")
+        return where
 
 
 def _where(fd: int) -> bytes:

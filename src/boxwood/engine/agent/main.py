@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from boxwood.engine.agent import files
+from boxwood.engine.agent import copyups, files
 from boxwood.engine.agent.deeds import DEEDS
 from boxwood.engine.agent.desk import Desk
 from boxwood.engine.agent.flushes import Flushes
@@ -215,7 +215,7 @@ class Agent:
                 self._helpers.start(header, fds)
                 reply()
             elif op in _DEEDS:
-                reply(_DEEDS[op](header))
+                copyups.do(op, _DEEDS[op], header, self._flushes, reply)
             elif op in self._handles.ops:
                 self._handles.ops[op](header, payload, reply)
             elif op == "file.unpack":

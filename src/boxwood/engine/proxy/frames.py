@@ -18,6 +18,7 @@ EXTENSIONS = b"sec-websocket-extensions"
 _FIN, _RESERVED, _MASKED, _CONTROL = 0x80, 0x70, 0x80, 0x08
 _CONTINUATION, _TEXT, _BINARY = 0, 1, 2
 _MOST_CONTROL = 125
+_TOO_LONG = 1 << 63  # bytes
 _FRAMES = 64
 
 
@@ -87,6 +88,8 @@ class Starred:
             raise Broken("a control frame that is too long, or in pieces")
         if size > _MOST_CONTROL:
             size = int.from_bytes(await self._exactly(2 if size == _MOST_CONTROL + 1 else 8), "big")
+            if size >= _TOO_LONG:
+                raise Broken("a frame that is longer than any")
         return first, size
 
     async def _control(self, first: int, size: int) -> bytes:

@@ -10,6 +10,8 @@ import asyncssh
 from boxwood.core.core import Core
 from boxwood.server.ssh import process, sftp
 
+MOST_WAITING = 4096  # pieces of input, among which signals may be
+
 
 class Channel(asyncssh.SSHServerProcess[bytes]):
     """asyncssh has a way of its own for SFTP, in which whatever a client asks is answered, though it reads nothing of
@@ -19,6 +21,12 @@ class Channel(asyncssh.SSHServerProcess[bytes]):
         super().__init__(functools.partial(process.handle, core), None, 0, False)
         self._core = core
         self._serving: asyncio.Task[None] | None = None
+
+    def exception_received(self, exc: Exception) -> None:
+        """Signals and sizes of terminals wait with the input, but in no window: so a few of them alone. They are for
+        programs."""
+        if self.channel.get_subsystem() != sftp.NAME and len(self._recv_buf[None]) < MOST_WAITING:
+            super().exception_received(exc)
 
     def subsystem_requested(self, subsystem: str) -> bool:
         return True  # one that there is not is told what there is

@@ -68,11 +68,7 @@ class _Requests:
 
     async def readexactly(self, count: int) -> bytes:
         await self._writer.drain()
-        while True:
-            try:
-                return await self._reader.readexactly(count)
-            except (asyncssh.SignalReceived, asyncssh.BreakReceived, asyncssh.TerminalSizeChanged):
-                pass  # which are for programs
+        return await self._reader.readexactly(count)
 
 
 class OpenFile:
@@ -135,6 +131,8 @@ class VMFiles(asyncssh.SFTPServer):
             await self._core.handles.close(file.handle)
 
     async def read(self, file_obj: object, offset: int, size: int) -> bytes:
+        if self._process.channel.is_closing():  # `copy-data`, of a file behind itself, has no end of its own
+            raise asyncssh.SFTPConnectionLost("the client has gone")
         with told():
             return await self._core.handles.read(_handle(file_obj), offset, size)
 
