@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
@@ -16,6 +16,14 @@ from servers import Server, until
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 ROUNDS = amount(1, 4)
 FILES = amount(150, 400)
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Without boxes that are ready, whose tops come and go."""
+    made = Server(tmp_path_factory.mktemp("snapshots") / "data", network="none", ready_boxes=0)
+    yield made.start()
+    made.down()
 
 
 def cut_off(server: Server, work: Callable[[Boxwood], object], when: Callable[[], object]) -> None:
