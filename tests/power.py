@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import guard
-from servers import Server
+from servers import Server, unmount
 
 SIZE, ALL = 1 << 30, 4 << 30  # of the disk; of it and its copies, which take what is in them
 NEVER = 3600  # seconds until the kernel commits the journal by itself
@@ -43,7 +43,7 @@ class Disk:
             with _mounted(self._file, self.place):
                 yield self.place
         finally:
-            _run("umount", str(self._memory))
+            unmount(self._memory)
             self._memory.rmdir()
 
     def cut(self, server: Server) -> Path:
@@ -79,7 +79,7 @@ def _mounted(file: Path, place: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        _run("umount", str(place))
+        unmount(place)
         place.rmdir()
         file.unlink()
 

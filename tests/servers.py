@@ -226,6 +226,11 @@ def _parent(pid: int) -> int:
     return int(fields[1]) if fields else 0
 
 
+def unmount(place: Path) -> None:
+    """The kernel lets go of loop devices, and of the namespaces of boxes that have ended, in its own time."""
+    until(lambda: subprocess.run(["umount", str(place)], capture_output=True, check=False).returncode == 0)
+
+
 def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait for what no event tells of."""
     deadline = time.monotonic() + seconds

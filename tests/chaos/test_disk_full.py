@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from boxwood import BoxwoodError, ConnectionFailed
-from servers import Server
+from servers import Server, unmount
 
 SIZE_MIB = 48
 
@@ -25,7 +25,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place.mkdir()
     subprocess.run(["mount", "-o", "loop,nosuid,nodev", str(image), str(place)], check=True, capture_output=True)
     yield place
-    subprocess.run(["umount", str(place)], check=True, capture_output=True)
+    unmount(place)
 
 
 def test_disk_full(small_disk: Path, make_server: Callable[..., Server]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from boxwood import BoxwoodError
-from servers import Server, free_port
+from servers import Server, free_port, unmount
 
 
 def test_a_server_without_descriptors_lives_on(make_server: Callable[..., Server]) -> None:
@@ -50,7 +50,7 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
     (place / "data").mkdir(mode=0o700)
     subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
     yield place
-    subprocess.run(["umount", str(place)], check=True)
+    unmount(place)
 
 
 def test_a_disk_that_cannot_be_written_is_named_at_the_start(read_only: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from boxwood.engine import doctor
 from boxwood.engine.trials.common import DISK_SHARES
-from servers import Server
+from servers import Server, unmount
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def shared_disk(tmp_path: Path) -> Iterator[Path]:
         scheduler.write_text("bfq")
         yield place
     finally:
-        subprocess.run(["umount", str(place)], check=True, capture_output=True)
+        unmount(place)
 
 
 def test_boxes_have_equal_shares(shared_disk: Path, make_server: Callable[..., Server]) -> None:

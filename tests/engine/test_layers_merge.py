@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from amounts import amount
 from engine.overlays import Layers, difference, new_id, tree
+from servers import unmount
 
 pytestmark = pytest.mark.root
 FILES = amount(700, 1500)  # so long a merge takes, and so much room
@@ -190,7 +191,7 @@ def small_layers(tmp_path: Path) -> Iterator[Layers]:
     place.mkdir()
     subprocess.run(["mount", "-o", "loop,nosuid,nodev", str(picture), str(place)], check=True, capture_output=True)
     yield Layers(place)
-    subprocess.run(["umount", str(place)], check=True, capture_output=True)
+    unmount(place)
 
 
 def test_a_disk_that_is_full_meanwhile_harms_nothing(small_layers: Layers) -> None:
