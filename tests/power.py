@@ -43,7 +43,8 @@ class Disk:
             with _mounted(self._file, self.place):
                 yield self.place
         finally:
-            _run("umount", str(self._memory))
+            # Whoever has started a zygote meanwhile, for another test, has the disk among its mounts as well for a while.
+            _run("umount", "--lazy", str(self._memory))
             self._memory.rmdir()
 
     def cut(self, server: Server) -> Path:
