@@ -161,8 +161,8 @@ def loops(below: Path) -> list[str]:
     found = []
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
-            if backing.read_text().startswith(f"{below}/"):
-                found.append(backing.parent.parent.name)
+            if (file := backing.read_text().strip()).startswith(f"{below}/"):
+                found.append(f"{backing.parent.parent.name}, of {file}")
         except OSError:
             continue  # detached meanwhile
     return found
