@@ -56,8 +56,9 @@ async def test_a_place_that_changes_while_it_is_looked_for(runner: Runner) -> No
     a place of the VM's disk, and gone when it is taken away."""
     volume = await made(runner.engine)
     flip = (
-        "mkdir -p /a/b /real/b; cd /; while :; do mv /a /keep && ln -s /proc /a; rm /a && mv /keep /a; "
-        "mv /a/b /kept && ln -s /proc/sys /a/b; rm -f /a/b && mv /kept /a/b; done"
+        # Each round begins anew: who looks for the place makes directories where there are none, which stand in the way.
+        "cd /; while :; do rm -rf /keep /kept; mkdir -p /a/b; mv -T /a /keep && ln -s /proc /a; rm -rf /a; mv -T /keep /a; "
+        "mv -T /a/b /kept && ln -s /proc/sys /a/b; rm -rf /a/b; mv -T /kept /a/b; done 2> /dev/null"
     )
     flipping = Result()
     spec = RunSpec(new_id(), runner.session, flip.encode(), timeout=100)
