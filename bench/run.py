@@ -67,6 +67,7 @@ def main() -> int:
         for section in SECTIONS:
             if section in wanted:
                 print(f"bench: {section}", file=sys.stderr, flush=True)
+                machine.forget_deleted()
                 MEASURES[section](report, server, scratch, options.quick)
     finally:
         server.down()
