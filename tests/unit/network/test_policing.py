@@ -185,7 +185,7 @@ async def test_rules_that_could_not_be_put_in_force_leave_those_before(policing:
 @pytest.mark.anyio
 async def test_rules_are_for_the_vm_that_has_the_address() -> None:
     """Those that come before it is known whose it is wait for that; those of whoever had it before are for nobody."""
-    ledger = Ledger(dict)
+    ledger = Ledger()
     asking = {vm: asyncio.create_task(ledger.has(X, vm, 20)) for vm in ("before", "now")}
     await asyncio.sleep(0)
     assert not any(task.done() for task in asking.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,10 +20,9 @@ class _Account:
 
 
 class Ledger:
-    """By addresses. `counted`: what the kernel has counted of each."""
+    """By addresses."""
 
-    def __init__(self, counted: Callable[[], dict[str, Count]]) -> None:
-        self._counted = counted
+    def __init__(self) -> None:
         self._accounts: dict[str, _Account] = {}
         self._news = asyncio.Event()
 
@@ -58,9 +57,8 @@ class Ledger:
     def address_of(self, vm: str) -> str:
         return next((address for address, account in self._accounts.items() if account.vm == vm), "")
 
-    def usage(self, addresses: Iterable[str]) -> dict[str, Usage]:
-        """Of the VMs that have these. NftError."""
-        counted = self._counted()
+    def usage(self, addresses: Iterable[str], counted: Mapping[str, Count]) -> dict[str, Usage]:
+        """Of the VMs that have these. `counted`: what the kernel has counted of each."""
         found: dict[str, Usage] = {}
         for address in addresses:
             account = self._accounts.get(address)

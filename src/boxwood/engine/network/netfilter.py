@@ -81,7 +81,7 @@ class Connections:
         return None
 
     def forget(self, addresses: Sequence[str]) -> None:
-        """All that these have opened. OSError."""
+        """All that these have opened. For each the kernel goes through the whole table: milliseconds. OSError."""
         for address in addresses:
             self.end_of(address, lambda connection: True)
 

@@ -33,6 +33,7 @@ from boxwood.engine import landlock, policies
 from boxwood.engine.api import Usage
 from boxwood.engine.network import behind, forwarding, keeper, names, netlink, predecessors, wire
 from boxwood.engine.network.addresses import is_public
+from boxwood.engine.network.departures import Departures
 from boxwood.engine.network.desk import DIRECTORY, Desk
 from boxwood.engine.network.door import Door
 from boxwood.engine.network.envoy import SOCKET
@@ -42,7 +43,7 @@ from boxwood.engine.network.names import Sockets
 from boxwood.engine.network.netfilter import Connection, Connections, Refused
 from boxwood.engine.network.pins import Pins
 from boxwood.engine.network.policing import Policing
-from boxwood.engine.network.predecessors import LAST_WIRES_SECONDS, cut, links_of
+from boxwood.engine.network.predecessors import LAST_WIRES_SECONDS, links_of
 from boxwood.engine.network.resolver import Resolver
 from boxwood.engine.network.restoring import Restoring
 from boxwood.engine.network.table import NftError, Table
@@ -50,7 +51,6 @@ from boxwood.engine.network.upstream import Upstream
 from boxwood.engine.network.ways import Here, Through, Way
 
 _REFRESH_SECONDS = 30.0
-_GATHERING, _AGAIN = 0.01, 0.5  # seconds in which wires that go are dealt with together; until that is tried again
 _TENANT_SECONDS = 5.0  # until the zygote has said whose a box is that the server has rules for
 _PACKET = 1 << 16
 _NAMES_PORT = 53  # whatever server was meant, ours was asked
@@ -67,7 +67,10 @@ class Router:
         guarded: Sequence[str],
         kept: socket.socket,
         through: Through | None = None,
+        *,
+        counts_all: bool,
     ) -> None:
+        """`counts_all`: the table has been there for as long as any box that lives."""
         self._number = number
         self._group = wire.group_of(number)
         self._exceptions = exceptions
@@ -76,24 +79,27 @@ class Router:
         self._way: Way = through or Here()
         self._through = through
         self._table = Table(number, through.own if through else None)
-        self._ledger = Ledger(self._table.counted)
+        self._ledger = Ledger()
         self._connections = Connections()
         self._links = netlink.Netlink(0, netlink.LINK_EVENTS)
         self._asking = netlink.Netlink()
         self._denials = Refused(self._table.log_group)
         pins = Pins(time.monotonic)
         self._policing = Policing(self._table, pins, self._end_of)
-        self._restoring = Restoring(self._table, self._policing, exceptions, guarded, self._end_connections)
+        self._restoring = Restoring(self._table, self._policing, exceptions, guarded, self._on_restored)
         self._resolver = Resolver(exceptions, upstream, self._ledger.denied, pins=pins, policing=self._policing)
         self._desk = Desk(self._usage, self._police)
         self._door = Door(
             kept, before=self._destination, vm_of=self._ledger.vm_of, names=pins.names,
             resolve=self._resolver.addresses, denied=self._ledger.denied,
         )  # fmt: skip
-        self._ended: set[str] = set()  # addresses whose boxes have ended
-        self._settling: asyncio.TimerHandle | None = None
         self._one_at_a_time = asyncio.Lock()  # of what changes the table, or goes by it
-        self._over, self._empty = asyncio.Event(), asyncio.Event()
+        self._over = asyncio.Event()
+        self._departures = Departures(
+            number, self._table, self._ledger, self._connections, self._policing, self._one_at_a_time,
+            begin=self._begin, hear_denials=self._on_denials, tell=self._desk.tell, let_go=self._let_go,
+            counts_all=counts_all,
+        )  # fmt: skip
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- its life
@@ -122,10 +128,9 @@ class Router:
         await asyncio.gather(over, *tasks, return_exceptions=True)
         if over not in done:
             raise RuntimeError("the router's work has stopped") from next(iter(done)).exception()
-        self._settle_soon()
         with contextlib.suppress(TimeoutError):
             # Boxes die with the zygote; until their wires are gone, the rules hold.
-            await asyncio.wait_for(self._empty.wait(), LAST_WIRES_SECONDS)
+            await asyncio.wait_for(self._departures.last(), LAST_WIRES_SECONDS)
         await self._desk.close()
         self._door.close()
         self._restoring.close()
@@ -174,6 +179,10 @@ class Router:
     async def _go_by_others(self) -> None:
         """There are other exceptions: what is open to where nobody may go any more is ended."""
         await self._refresh()
+        self._end_connections()
+
+    def _on_restored(self) -> None:
+        self._departures.counts_all = False  # what went by while there was no table, nobody has counted
         self._end_connections()
 
     def _end_connections(self) -> None:
@@ -229,56 +238,17 @@ class Router:
         except BlockingIOError:
             return
         except netlink.Overrun:
-            self._settle_soon()
+            self._departures.settle_soon()
         else:
             if any(netlink.parse_link(body).group == self._group for body in gone):
-                self._settle_soon()
+                self._departures.settle_soon()
 
-    def _settle_soon(self, seconds: float = _GATHERING) -> None:
-        if self._settling is None:
-            self._settling = asyncio.get_running_loop().call_later(seconds, lambda: self._begin(self._settle()))
-
-    async def _settle(self) -> None:
-        """Close the accounts of boxes that have ended and whose wires are gone, and give their addresses back."""
-        self._settling = None
-        try:
-            async with self._one_at_a_time:
-                await self._settle_now()
-        except OSError as error:  # netlink was overrun, or the host is short of something
-            log.warning("wires that have gone are looked at again: %s", error)
-            self._settle_soon(_AGAIN)
-
-    async def _settle_now(self) -> None:
-        current = cut(self._number) if self._over.is_set() else self._current()
-        if self._over.is_set() and not current:
-            self._empty.set()
-        free = sorted(self._ended - {wire.address_in(link.name) for link in current})
-        if not free:
-            return
-        self._connections.forget(free)
-        self._on_denials()
-        await self._close_accounts(free)
-        await self._policing.forget(free)
-        for address in free:
+    def _let_go(self, addresses: Sequence[str]) -> None:
+        """Nothing is left of who had these."""
+        for address in addresses:
             self._door.gone([address])
             self._resolver.forget(address)
-            self._ended.discard(address)
             self._say({"clean": address})
-
-    async def _close_accounts(self, addresses: list[str]) -> None:
-        """Told and closed at once: who asks in between would count them twice."""
-        try:
-            final = await asyncio.to_thread(self._ledger.usage, addresses)
-        except NftError as error:
-            log.warning("%s", error)
-            final = {}
-        for vm, usage in final.items():
-            self._desk.tell({"ended": vm, "usage": usage})
-        self._ledger.close(addresses)
-        try:
-            await asyncio.to_thread(self._table.forget, addresses)
-        except NftError as error:
-            log.warning("%s", error)
 
     # --- what others say
 
@@ -304,8 +274,7 @@ class Router:
         elif "ended" in said:
             if said["of"]:  # whoever was told of it at the time may have died
                 self._ledger.belongs(said["ended"], said["of"])
-            self._ended.add(said["ended"])
-            self._settle_soon()
+            self._departures.ended(said["ended"])
 
     def _say(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -321,11 +290,12 @@ class Router:
         if not address:
             return Usage()
         self._on_denials()  # what was logged up to now
-        return (await asyncio.to_thread(self._ledger.usage, (address,))).get(vm, Usage())
+        counted = await asyncio.to_thread(self._table.counted)
+        return self._ledger.usage((address,), counted).get(vm, Usage())
 
     async def _police(self, address: str, vm: str, rules: dict[str, Any]) -> None:
         """RuntimeError: they are not in force. What comes too late must not hold for whoever has the address next."""
-        if not await self._ledger.has(address, vm, _TENANT_SECONDS) or address in self._ended:
+        if not await self._ledger.has(address, vm, _TENANT_SECONDS) or address in self._departures:
             raise RuntimeError("the box is gone")
         try:
             await self._policing.police(address, vm, policies.parse(rules))
@@ -377,7 +347,10 @@ async def _run(options: argparse.Namespace, zygote: socket.socket) -> None:
         sockets = names.open_sockets(options.number)
         kept = keeper.start(options.number, keeper.Places(sockets.guests, envoys(), sockets.namespace))
         upstream = Upstream(options.resolv, way=through)
-        router = Router(options.number, exceptions, upstream, zygote, forward.guarded, kept, through)
+        router = Router(
+            options.number, exceptions, upstream, zygote, forward.guarded, kept, through,
+            counts_all=options.fresh,
+        )  # fmt: skip
         drop_privileges()
         alone = await router.serve(sockets, behind.MTU if through else forwarding.mtu_of(links))
         sockets.close()
