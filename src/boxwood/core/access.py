@@ -16,11 +16,11 @@ from boxwood.store import keys as key_rows
 from boxwood.store import sessions as session_rows
 from boxwood.store import vms as vm_rows
 from boxwood.store.database import Database
+from boxwood.store.memo import Memo
 from boxwood.store.sessions import SessionRow
 from boxwood.store.vms import VMRow
 
 _REFERENCE_CHARACTERS = 256
-_ROWS = 1024
 
 
 class Access:
@@ -30,8 +30,7 @@ class Access:
         self._database = database
         self._boxes = boxes
         self._domain = domain
-        self._rows: dict[str, VMRow] = {}
-        self._read_at = -1
+        self._rows = Memo(database, vm_rows.by_id)  # whoever works on the files of a VM makes few commits
 
     def seen(self, caller: Caller, vm: str) -> VMRow:
         """One's own or a public one, by id or name (public names first). NotFound."""
@@ -68,7 +67,7 @@ class Access:
     def still_usable(self, vm_id: str) -> None:
         """A VM that was usable when it was asked for, before a body came, say: now that its box is in use it stays so
         until that ends. NotFound, InvalidState."""
-        row = self._by_id(vm_id)
+        row = self._rows.get(vm_id)
         if row is None:
             raise _no_vm(vm_id)
         _not_stopped(_not_immutable(row))
@@ -102,22 +101,12 @@ class Access:
         near = self._database.near
         if has_id_shape(reference):
             ident = reference.upper()
-            row = self._by_id(ident) if is_id(ident) else None
+            row = self._rows.get(ident) if is_id(ident) else None
             return None if row is None or (row.hidden and row.pool_id is not None) else row  # it waits in a pool
         if len(reference) > _REFERENCE_CHARACTERS or not reference.isascii():
             return None
         rows = (vm_rows.by_name(near, org, reference) for org in orgs)
         return next((row for row in rows if row is not None), None)
-
-    def _by_id(self, ident: str) -> VMRow | None:
-        """Rows are kept until the next commit: whoever works on the files of a VM makes few."""
-        if self._read_at != self._database.version or len(self._rows) >= _ROWS:
-            self._rows.clear()
-            self._read_at = self._database.version
-        row = self._rows.get(ident) or vm_rows.by_id(self._database.near, ident)
-        if row is not None:
-            self._rows[ident] = row
-        return row
 
     # Shapes
 

@@ -95,7 +95,7 @@ class Ends:
         run.close()
         run.recording = True
         row = run.row()
-        stored = self._database.submit(lambda connection: run_rows.put(connection, row), small=row.small)
+        stored = self._database.submit(partial(run_rows.put, row=row), small=row.small, aside=True)
         if run.durable:
             stored = self._tasks.start(self._secured(stored), heard=True)
         stored.add_done_callback(partial(self._recorded, run))

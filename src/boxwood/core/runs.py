@@ -128,7 +128,8 @@ class Runs:
             if claim is not None:
                 claim.record(connection, run.id)
 
-        self._database.post(insert, run.start_lost, small=stored.small)
+        aside = session.started_at is not None
+        self._database.post(insert, run.start_lost, small=stored.small, aside=aside)
         return run
 
     async def _inserted(self, run: LiveRun) -> None:

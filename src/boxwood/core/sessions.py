@@ -19,6 +19,7 @@ from boxwood.core.tasks import Tasks
 from boxwood.engine.api import EngineError
 from boxwood.store import sessions as rows
 from boxwood.store.database import Database
+from boxwood.store.memo import Memo
 from boxwood.store.sessions import SessionRow
 from boxwood.store.vms import VMRow
 
@@ -36,6 +37,10 @@ class Sessions:
         self._lanes = lanes
         self._signer = signer
         self._tasks = tasks
+        self._at: Memo[tuple[str, int], SessionRow] = Memo(database, lambda near, at: rows.by_index(near, *at))
+        self._places: Memo[str, list[SessionRow]] = Memo(
+            database, lambda near, vm_id: rows.of_vm(near, vm_id, rows.BESIDE - 1)
+        )
         self._closing: set[str] = set()
         # Whose deletion has failed: hidden until somebody deletes them again, or the server ends; the next one shows
         # them, and what is left in them, as it was.
@@ -67,7 +72,7 @@ class Sessions:
 
     async def at(self, vm: VMRow, index: int) -> SessionRow:
         """The row of the session with this index, made if there is none. Unavailable, ResourceBusy."""
-        row = rows.by_index(self._database.near, vm.id, index)
+        row = self._at.get((vm.id, index))
         if row is None:
             row = await self._made(vm, index, None, "")
         if row.id in self._half_gone:
@@ -79,7 +84,7 @@ class Sessions:
     async def beside(self, vm: VMRow) -> SessionRow:
         """A place for a run that is to wait for no other one. Whoever uses it does so before he awaits anything."""
         while True:
-            for row in rows.of_vm(self._database.near, vm.id, rows.BESIDE - 1):
+            for row in self._places.get(vm.id) or ():
                 if not self._is_hidden(row.id) and self._lanes.free(row.id):
                     return row
             await self._made(vm, None, None, "", beside=True)

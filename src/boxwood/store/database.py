@@ -58,11 +58,12 @@ class SchemaTooNew(StoreError):
 
 @dataclass(slots=True)
 class _Task(Generic[T]):
-    """`future` None: nobody waits, but `failed` wants to hear if it goes wrong."""
+    """`future` None: nobody waits, but `failed` wants to hear if it goes wrong. `aside`: see `submit`."""
 
     work: Work[T]
     future: asyncio.Future[T] | None
     small: bool = False
+    aside: bool = False
     failed: Failed | None = None
     result: Any = None
     error: BaseException | None = None
@@ -84,7 +85,7 @@ class Database:
         self._opened: list[sqlite3.Connection] = []
         self._closed = False
         self._checkpointing = False
-        self._resolved = 0
+        self._resolved = self._version = 0
         self._handed_over = 0  # batches that the writer has
         self._begins_log = False  # the next commit may wait for the disk: it begins the log anew
         self._log_sync = LogSync(path)
@@ -119,13 +120,14 @@ class Database:
 
     # Writing
 
-    def submit(self, work: Work[T], *, small: bool = False) -> asyncio.Future[T]:
-        """Queue a write; the future is done once it is committed. `small`: it changes a few short rows."""
+    def submit(self, work: Work[T], *, small: bool = False, aside: bool = False) -> asyncio.Future[T]:
+        """Queue a write; the future is done once it is committed. `small`: it changes a few short rows; `aside`: none
+        that anybody keeps while `version` is the same (of VMs, layers and sessions)."""
         future: asyncio.Future[T] = self._loop.create_future()
         if self._closed:
             future.set_exception(self._failure(StoreError("the database is closed")))
         else:
-            self._posted.append(_Task(work, future, small))
+            self._posted.append(_Task(work, future, small, aside))
             self._send()
         return future
 
@@ -133,9 +135,9 @@ class Database:
         """Do `work` in a transaction and wait for its commit; what it raises is raised here, and undone."""
         return await self.submit(work, small=small)
 
-    def post(self, work: Work[Any], failed: Failed | None = None, *, small: bool = False) -> None:
+    def post(self, work: Work[Any], failed: Failed | None = None, *, small: bool = False, aside: bool = False) -> None:
         """A write that nobody waits for. Should it fail, `failed` is called, else the log says so."""
-        task = _Task(work, None, small, failed)
+        task = _Task(work, None, small, aside, failed)
         if self._closed:
             self._fail(task, StoreError("the database is closed"))
             return
@@ -179,7 +181,7 @@ class Database:
 
     async def flush(self) -> None:
         """Wait until everything that was handed in so far is committed."""
-        await self.submit(lambda connection: None, small=True)
+        await self.submit(lambda connection: None, small=True, aside=True)
 
     async def secure(self) -> None:
         """`flush`, and wait until all of that is on the disk: a loss of power takes nothing of it. StoreError."""
@@ -240,11 +242,13 @@ class Database:
 
     @property
     def version(self) -> int:
-        """Another one for each commit, before anybody is told of it: what was read of `near` stays as it is so long."""
-        return self._resolved
+        """Another one for each commit but those aside, before anybody is told of it: what was read of `near` stays as
+        it is so long."""
+        return self._version
 
     def _resolve(self, batch: list[_Task[Any]]) -> None:
         self._resolved += 1
+        self._version += not all(task.aside for task in batch)
         for task in batch:
             if task.error is not None:
                 self._fail(task, task.error)

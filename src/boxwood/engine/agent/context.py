@@ -21,8 +21,7 @@ from boxwood.engine.agent.drains import Drains
 from boxwood.engine.agent.interpreter import Interpreter, find_python
 from boxwood.engine.agent.kept import opened_with
 from boxwood.engine.agent.loop import Timer
-from boxwood.engine.agent.oneshot import in_memory
-from boxwood.engine.agent.procs import stat
+from boxwood.engine.agent.procs import in_memory, stat
 from boxwood.engine.agent.run import Command, Run, Source
 from boxwood.engine.agent.trees import Killing, ProcessTree
 

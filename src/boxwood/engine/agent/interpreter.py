@@ -16,8 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from boxwood.engine.agent.common import Common
 from boxwood.engine.agent.loop import IN
 from boxwood.engine.agent.minder import Verdict
-from boxwood.engine.agent.oneshot import in_memory
-from boxwood.engine.agent.procs import Streams
+from boxwood.engine.agent.procs import Streams, in_memory
 from boxwood.engine.agent.trees import ProcessTree
 
 _BOOT = b"""\

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import NamedTuple, NoReturn
 
 from boxwood.engine.agent.loop import IN, Loop, Timer
-from boxwood.engine.agent.procs import Account, Streams, reset_signals, set_groups
+from boxwood.engine.agent.procs import Account, Streams, in_memory, reset_signals, set_groups
 from boxwood.engine.descriptors import close_all_but
 from boxwood.engine.kernel import set_dumpable, set_subreaper
 
@@ -28,6 +28,7 @@ _MOST_IDLE = 4
 _IDLE_SECONDS = 30.0
 _PATH = b"/bin:/usr/bin"  # of execvp, where the environment has none
 _NOT_FOUND, _NOT_EXECUTED = 127, 126
+_SHORT = 32 << 10  # bytes of an order that needs no file
 
 
 class Verdict(NamedTuple):
@@ -90,17 +91,20 @@ class Minder:
     ) -> None:
         """Start a program in a process group of its own, in the directory open at `place`. OSError: the minder is
         gone."""
-        order = os.memfd_create("order", os.MFD_CLOEXEC)
+        order, fds = _written(argv, env, account), [place, streams.stdin, streams.stdout, streams.stderr]
+        self._program[:4] = bytes(4)
+        if len(order) <= _SHORT:
+            self._send(order, fds)
+            return
+        file = in_memory(order)
         try:
-            with open(order, "wb", buffering=0, closefd=False) as file:
-                view = memoryview(_written(argv, env, account))
-                while view:
-                    view = view[file.write(view) :]
-            self._program[:4] = bytes(4)
-            fds = array.array("i", (order, place, streams.stdin, streams.stdout, streams.stderr))
-            self._sock.sendmsg([b"!"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)], socket.MSG_NOSIGNAL)
+            self._send(b"!", [*fds, file])
         finally:
-            os.close(order)
+            os.close(file)
+
+    def _send(self, order: bytes, fds: Sequence[int]) -> None:
+        rights = array.array("i", fds)
+        self._sock.sendmsg([order], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], socket.MSG_NOSIGNAL)
 
     @property
     def program(self) -> int | None:
@@ -208,25 +212,29 @@ def _mind(sock: socket.socket, program: mmap.mmap) -> NoReturn:
         for number in (0, 1, 2):
             os.dup2(null, number)
         close_all_but(sock.fileno())
-        while fds := _received(sock):
-            verdict = _attend(fds, program)
+        while (received := _received(sock)) is not None:
+            verdict = _attend(*received, program)
             sock.send(b"%d %d %d" % verdict)
             _reap(None)  # who is left; there is no other order before all are dead
     finally:
         os._exit(0)
 
 
-def _received(sock: socket.socket) -> list[int]:
-    """Descriptors: of an order, a directory and three streams; none if no more is to be done."""
-    _, ancillary, *_ = sock.recvmsg(1, socket.CMSG_SPACE(5 * 4), socket.MSG_CMSG_CLOEXEC)
-    return [fd for *_, rights in ancillary for fd in array.array("i", rights)]
+def _received(sock: socket.socket) -> tuple[bytes, list[int]] | None:
+    """An order, and descriptors: of a directory and three streams, and of the order's file, if it lies in one. None: no
+    more is to be done."""
+    order, ancillary, *_ = sock.recvmsg(_SHORT, socket.CMSG_SPACE(5 * 4), socket.MSG_CMSG_CLOEXEC)
+    fds = [fd for *_, rights in ancillary for fd in array.array("i", rights)]
+    return (order, fds) if fds else None
 
 
-def _attend(fds: list[int], program: mmap.mmap) -> Verdict:
+def _attend(order: bytes, fds: list[int], program: mmap.mmap) -> Verdict:
     """Start a program and wait for its end."""
-    order, place, *streams = fds
+    place, streams, file = fds[0], fds[1:4], fds[4:]
     try:
-        argv, env, account = _read(os.pread(order, os.fstat(order).st_size, 0))
+        if file:
+            order = os.pread(file[0], os.fstat(file[0]).st_size, 0)
+        argv, env, account = _read(order)
         os.fchdir(place)
         with _as(account):
             started = _start(argv, env, streams)

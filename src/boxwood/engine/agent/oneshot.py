@@ -18,7 +18,7 @@ from boxwood.engine.agent.common import Common
 from boxwood.engine.agent.dialects import dialect
 from boxwood.engine.agent.loop import IN, Timer
 from boxwood.engine.agent.minder import Minder, Verdict
-from boxwood.engine.agent.procs import Account, Streams, spawn
+from boxwood.engine.agent.procs import Account, Streams, in_memory, spawn
 from boxwood.engine.agent.run import Command, Run, Source
 from boxwood.engine.agent.shell import find_shell
 from boxwood.engine.agent.trees import Killing, ProcessTree, Vigil
@@ -273,13 +273,3 @@ class OneShot:
         except OSError:
             pass
         self._loop.unwatch(fd)  # nobody has its other end any more
-
-
-def in_memory(data: bytes) -> int:
-    """Bytes as a file to read from."""
-    fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd

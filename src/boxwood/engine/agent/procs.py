@@ -185,6 +185,16 @@ def set_groups(account: Account) -> None:
             raise
 
 
+def in_memory(data: bytes) -> int:
+    """Bytes as a file to read from."""
+    fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
 def reset_signals() -> None:
     """In a fork of the agent: what it ignores or handles must not be inherited."""
     signal.set_wakeup_fd(-1)
