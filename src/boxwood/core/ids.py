@@ -40,7 +40,15 @@ _mint = _Mint()
 
 
 def new_id() -> str:
-    value = _mint.next()
+    return _text(_mint.next())
+
+
+def first_id(at: int) -> str:
+    """What is made at this time (microseconds since 1970) or later sorts after this, unless the clock is set back."""
+    return _text(max(0, at) // 1000 << _RANDOM_BITS)
+
+
+def _text(value: int) -> str:
     return "".join([_PAIRS[value >> shift & 1023] for shift in range(120, -1, -10)])
 
 

@@ -16,6 +16,7 @@ from boxwood.core import clock
 from boxwood.core.activity import Activity
 from boxwood.core.config import Config
 from boxwood.core.errors import CoreError
+from boxwood.core.ids import first_id
 from boxwood.core.tasks import Tasks
 from boxwood.core.uploads import Uploads
 from boxwood.store import idempotency as idempotency_rows
@@ -104,7 +105,8 @@ class Retention:
         for vm_id in await self._database.read(lambda connection: run_rows.crowded(connection, count, output)):
             await self._cut(vm_id)
         before = clock.now() - int(self._config.runs_kept_seconds * 1e6)
-        await self._forget(await self._database.read(lambda connection: run_rows.older(connection, before)))
+        first = first_id(before)
+        await self._forget(await self._database.read(lambda connection: run_rows.older(connection, before, first)))
         if self.activity is not None:
             await self.activity.forget(self._config.runs_kept_seconds)
 

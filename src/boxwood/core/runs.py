@@ -37,7 +37,7 @@ from boxwood.core.tasks import Tasks
 from boxwood.engine.api import BoxGone, EngineError
 from boxwood.store import runs as run_rows
 from boxwood.store import sessions as session_rows
-from boxwood.store.database import Database
+from boxwood.store.database import Database, Later
 from boxwood.store.sessions import SessionRow
 from boxwood.store.vms import VMRow
 
@@ -118,18 +118,7 @@ class Runs:
         self._lanes.enqueue(run)
         if request.queueing_timeout and run.state == "pending":
             self._lanes.give_up_after(run, request.queueing_timeout)
-        stored = run.row()
-
-        def insert(connection: sqlite3.Connection) -> None:
-            if not run.recording:  # else all of it comes right behind this
-                run_rows.put(connection, stored)
-            if session.started_at is None:
-                session_rows.started(connection, session.id, stored.started_at)
-            if claim is not None:
-                claim.record(connection, run.id)
-
-        aside = session.started_at is not None
-        self._database.post(insert, run.start_lost, small=stored.small, aside=aside)
+        self._database.defer(partial(_beginning, run, session, claim), run.start_lost)
         return run
 
     async def _inserted(self, run: LiveRun) -> None:
@@ -348,3 +337,21 @@ class Runs:
             raise of_engine(error, "run") from error
         if not delivered:
             raise NotFound("run", "nothing runs in this session any more")
+
+
+def _beginning(run: LiveRun, session: SessionRow, claim: Claim | None) -> Later | None:
+    """What a run's beginning changes in the store."""
+    begins = session.started_at is None
+    row = None if run.recording else run.row()  # else all of it comes right behind this
+    if row is None and not begins and claim is None:
+        return None
+
+    def insert(connection: sqlite3.Connection) -> None:
+        if row is not None:
+            run_rows.put(connection, row)
+        if begins:
+            session_rows.started(connection, session.id, run.started_at)
+        if claim is not None:
+            claim.record(connection, run.id)
+
+    return Later(insert, small=row is None or row.small, aside=not begins)

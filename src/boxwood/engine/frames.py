@@ -26,6 +26,9 @@ _MOST_FDS = 8
 _MOST_AT_ONCE = 253  # what the kernel lets one message carry: with less room it would close the rest, in our name
 _RECEIVED = 1 << 16  # bytes at once: for more the allocator would fetch fresh pages of the kernel each time
 _JOINED = 64  # frames sent in one call
+_ROOM = socket.CMSG_SPACE(_MOST_AT_ONCE * 4)
+# As plain numbers: what is done with an enumeration's members makes another one of them each time.
+_NOSIGNAL, _CLOEXEC, _TRUNCATED = int(socket.MSG_NOSIGNAL), int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
 _LENGTHS = struct.Struct("<II")
 _decode = json.JSONDecoder().raw_decode  # without a look for space around it
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -78,15 +81,15 @@ class Outgoing:
         data, fds = self._queue[0]
         if fds:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-            sent = self._sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+            sent = self._sock.sendmsg([data], rights, _NOSIGNAL)
             for fd in fds:
                 os.close(fd)
             self._queue[0] = data, ()
             return sent
         if len(self._queue) == 1:
-            return self._sock.send(data, socket.MSG_NOSIGNAL)
+            return self._sock.send(data, _NOSIGNAL)
         frames = itertools.islice(itertools.takewhile(lambda one: not one[1], self._queue), _JOINED)
-        return self._sock.sendmsg([data for data, _ in frames], (), socket.MSG_NOSIGNAL)
+        return self._sock.sendmsg([data for data, _ in frames], (), _NOSIGNAL)
 
     def _drop(self, sent: int) -> None:
         """So many bytes are away."""
@@ -115,13 +118,11 @@ class Incoming:
 
     def receive(self) -> bool:
         """Read what there is. False: the other side has closed. BlockingIOError: there is nothing."""
-        data, ancillary, flags, _ = self._sock.recvmsg(
-            _RECEIVED, socket.CMSG_SPACE(_MOST_AT_ONCE * 4), socket.MSG_CMSG_CLOEXEC
-        )
+        data, ancillary, flags, _ = self._sock.recvmsg(_RECEIVED, _ROOM, _CLOEXEC)
         for level, kind, rights in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 self._fds.extend(array.array("i", rights[: len(rights) // 4 * 4]))
-        if flags & socket.MSG_CTRUNC or len(self._fds) > 4 * _MOST_FDS:
+        if flags & _TRUNCATED or len(self._fds) > 4 * _MOST_FDS:
             raise FrameError("too many descriptors")
         self._buffer += data
         return bool(data)

@@ -57,6 +57,15 @@ class SchemaTooNew(StoreError):
 
 
 @dataclass(slots=True)
+class Later:
+    """What `Database.defer` comes to; `small`, `aside`: see `Database.submit`."""
+
+    work: Work[Any]
+    small: bool = False
+    aside: bool = False
+
+
+@dataclass(slots=True)
 class _Task(Generic[T]):
     """`future` None: nobody waits, but `failed` wants to hear if it goes wrong. `aside`: see `submit`."""
 
@@ -69,6 +78,18 @@ class _Task(Generic[T]):
     error: BaseException | None = None
 
 
+@dataclass(slots=True)
+class _Later:
+    """A task that is made when it leaves, if it is still wanted then: `make` returns None if not."""
+
+    make: Callable[[], Later | None]
+    failed: Failed
+
+    def task(self) -> _Task[Any] | None:
+        later = self.make()
+        return None if later is None else _Task(later.work, None, later.small, later.aside, self.failed)
+
+
 class Database:
     """`failure`: what a waiter is told instead of `StoreError`."""
 
@@ -77,7 +98,7 @@ class Database:
         self._failure = failure or (lambda error: error)
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[list[_Task[Any]] | None] = queue.SimpleQueue()
-        self._posted: list[_Task[Any]] = []
+        self._posted: list[_Task[Any] | _Later] = []
         self._timer: asyncio.TimerHandle | None = None
         self._writer = threading.Thread(target=self._write_loop, name="store-writer", daemon=True)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
@@ -142,6 +163,17 @@ class Database:
             self._fail(task, StoreError("the database is closed"))
             return
         self._posted.append(task)
+        self._look_after_posted()
+
+    def defer(self, make: Callable[[], Later | None], failed: Failed) -> None:
+        """`post`, of what `make` says on the event loop when it is about to be written; None: nothing any more."""
+        if self._closed:
+            failed(self._failure(StoreError("the database is closed")))
+            return
+        self._posted.append(_Later(make, failed))
+        self._look_after_posted()
+
+    def _look_after_posted(self) -> None:
         if self._timer is None:
             self._timer = self._loop.call_later(POST_SECONDS, self._send_posted)
 
@@ -151,7 +183,11 @@ class Database:
             self._send()
 
     def _send(self) -> None:
-        batch, self._posted = self._posted, []
+        posted, self._posted = self._posted, []
+        made = [one.task() if isinstance(one, _Later) else one for one in posted]
+        batch = [task for task in made if task is not None]
+        if not batch:
+            return
         free = not self._handed_over and not self._begins_log
         if free and all(task.small for task in batch) and self._committed_here(batch):
             self._resolve(batch)

@@ -105,9 +105,10 @@ def page(connection: sqlite3.Connection, conditions: list[str], params: dict[str
     return [RunRow(*row) for row in rows]
 
 
-def older(connection: sqlite3.Connection, before: int) -> list[str]:
-    """Runs that had ended by then."""
-    return [run_id for (run_id,) in connection.execute("SELECT id FROM runs WHERE completed_at < ?", (before,))]
+def older(connection: sqlite3.Connection, before: int, first_id: str) -> list[str]:
+    """Runs that had ended by then. `first_id`: the ids of those that began later come after it."""
+    sql = "SELECT id FROM runs WHERE id < ? AND completed_at < ?"
+    return [run_id for (run_id,) in connection.execute(sql, (first_id, before))]
 
 
 def crowded(connection: sqlite3.Connection, count: int, output: int) -> list[str]:

@@ -73,7 +73,11 @@ async def test_old_runs_are_gone_at_the_next_start(world):
     assert list(spool.iterdir())
     await world.core.close()
     with sqlite3.connect(world.config.data / "boxwood.db") as database:
-        database.execute("UPDATE runs SET completed_at = 1 WHERE id IN (?, ?)", (old.run_id, large.run_id))
+        for run in (old, large):
+            aged = "0000" + run.run_id[4:]
+            database.execute("UPDATE runs SET id = ?, completed_at = 1 WHERE id = ?", (aged, run.run_id))
+            for file in spool.glob(f"{run.run_id}.*"):
+                file.rename(file.with_stem(aged))
     database.close()
     await world.start()
     await until_kept(world, vm, ["echo new"])

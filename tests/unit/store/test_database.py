@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from boxwood.store import database as module
-from boxwood.store.database import Database, SchemaTooNew, StoreError, connect, migrations
+from boxwood.store.database import Database, Later, SchemaTooNew, StoreError, connect, migrations
+from boxwood.store.memo import Memo
 
 
 @pytest.fixture
@@ -120,6 +121,32 @@ async def test_posts_go_without_a_push(database):
     done = threading.Event()
     database.post(lambda connection: done.set())
     assert await asyncio.to_thread(done.wait, 60)
+
+
+async def test_what_is_deferred_is_made_when_it_leaves_and_keeps_its_place(database):
+    wanted, failures = True, []
+    database.defer(lambda: Later(put("first"), small=True) if wanted else None, failures.append)
+    database.defer(lambda: Later(put("unwanted"), small=True) if not wanted else None, failures.append)
+    await database.write(put("second"), small=True)
+    database.defer(lambda: Later(put("first"), small=True), failures.append)
+    assert await database.read(keys) == ["first", "second"]
+    assert len(failures) == 1  # it is there already
+
+
+async def test_a_row_is_kept_until_a_commit_that_is_not_aside(database):
+    reads = []
+    memo = Memo(database, lambda near, key: reads.append(key) or keys(near) or None)
+    assert memo.get("rows") is None and memo.get("rows") is None and len(reads) == 2
+    await database.write(put("one"), small=True)
+    assert memo.get("rows") == ["one"]
+    await database.write(lambda connection: None, small=True)
+    assert memo.get("rows") == ["one"] and len(reads) == 4
+    await database.submit(put("two"), small=True, aside=True)
+    assert memo.get("rows") == ["one"] and len(reads) == 4
+    await asyncio.gather(
+        database.submit(put("three"), aside=True), database.submit(put("four"))
+    )  # one batch: whoever is not aside counts
+    assert sorted(memo.get("rows")) == ["four", "one", "three", "two"]
 
 
 async def test_a_full_disk_fails_what_is_written_then_and_no_more(database):
