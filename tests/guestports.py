@@ -25,6 +25,20 @@ async def mirror(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(head) + head)
 
 
+class Seen:
+    """What listens in the VM, and all that it has read, byte for byte."""
+
+    def __init__(self) -> None:
+        self.connections: list[bytes] = []
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        at = len(self.connections)
+        self.connections.append(b"")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nguest")
+        while data := await reader.read(65536):
+            self.connections[at] += data
+
+
 @asynccontextmanager
 async def listening(server: Running, vm: str, handler: Handler = mirror, port: int = 8080) -> AsyncIterator[None]:
     """Something listens on a port of the VM."""
@@ -70,3 +84,8 @@ def opened(server: Running, **rule: Any) -> None:
     """A rule for all VMs."""
     found = parse({"door": {"type": "inbound", "priority": 1, "action": "allow", "match": {"ports": [8080]}, **rule}})
     server.machine.core.ports.policies_of = lambda vm_id: found
+
+
+def status(answer: bytes) -> int:
+    """Of an answer as it came; 0 if none did."""
+    return int(answer.split(b" ")[1]) if answer else 0

@@ -26,7 +26,8 @@ from boxwood.store import keys as key_rows
 from boxwood.store.database import Database
 from commandline import boxwood  # noqa: F401
 from fakes import fake_engine
-from serving import ground  # noqa: F401
+from guestports import Guest
+from serving import Running, ground, running  # noqa: F401
 
 
 @dataclass
@@ -266,3 +267,16 @@ async def arl_user(api: Api) -> ArlGateway:
     made = await core.keys.create(await core.keys.authenticate(api.key), "user", "member")
     assert made.key is not None
     return ArlGateway(api, made.key)
+
+
+@pytest.fixture
+async def server(ground: Any) -> AsyncIterator[Running]:  # noqa: F811
+    """The server as a whole in this process, on a real socket, for tests of what is no request to its API alone."""
+    async with running(ground) as found:
+        yield found
+
+
+@pytest.fixture
+async def guest(server: Running) -> Guest:
+    """A client of port 8080 of a VM of that server's."""
+    return Guest(server, await server.fork())

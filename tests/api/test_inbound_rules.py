@@ -7,29 +7,16 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import pytest
-
 from boxwood.core.shares import Shares
 from boxwood.engine.api import EngineError
 from boxwood.engine.policies import parse
 from boxwood.engine.proxy.questions import Question
 from boxwood.server.inbound import body
 from guestports import Guest, listening, opened, request_head
-from serving import Running, ground, running  # noqa: F401
+from serving import Running
 
 GATE = {"host": "https://gate.test", "allow_on_status": [200]}
 UPGRADE = ("connection: Upgrade", "upgrade: websocket", "sec-websocket-key: abc")
-
-
-@pytest.fixture
-async def server(ground) -> AsyncIterator[Running]:  # noqa: F811
-    async with running(ground) as found:
-        yield found
-
-
-@pytest.fixture
-async def guest(server: Running) -> Guest:
-    return Guest(server, await server.fork())
 
 
 class Seen:

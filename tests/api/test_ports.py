@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx2
@@ -12,20 +11,8 @@ import pytest
 from boxwood.core.model import Caller
 from boxwood.store import keys as key_rows
 from guestports import Guest, listening, opened, request_head
-from serving import Running, ground, running  # noqa: F401
+from serving import Running
 from together import together
-
-
-@pytest.fixture
-async def server(ground) -> AsyncIterator[Running]:  # noqa: F811
-    async with running(ground) as found:
-        yield found
-
-
-@pytest.fixture
-async def guest(server: Running) -> Guest:
-    return Guest(server, await server.fork())
-
 
 # What is passed on
 

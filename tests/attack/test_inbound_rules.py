@@ -5,12 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
 from functools import partial
 from ipaddress import IPv4Address
 from typing import Any
-
-import pytest
 
 from boxwood.core import gates as core_gates
 from boxwood.engine.policies import Sought
@@ -18,41 +15,12 @@ from boxwood.engine.proxy import gates
 from boxwood.engine.proxy.authority import make
 from boxwood.engine.proxy.upstream import Trust
 from boxwood.server.inbound.body import Held
-from guestports import Guest, listening, opened
+from guestports import Seen, listening, opened, status
 from proxyworld import Table
-from serving import Running, running
+from serving import Running
 
 GATE = {"host": "https://gate.test", "allow_on_status": [200]}
 TOKENS = {"headers": {"x-made": "${header:x-evil}", "x-path": "$path", "x-body": "$body", "x-all": "${header:cookie}"}}
-
-
-@pytest.fixture
-async def server(ground: Any) -> AsyncIterator[Running]:
-    async with running(ground) as found:
-        yield found
-
-
-@pytest.fixture
-async def guest(server: Running) -> Guest:
-    return Guest(server, await server.fork())
-
-
-class Seen:
-    """What listens in the VM, and all that it has read, byte for byte."""
-
-    def __init__(self) -> None:
-        self.connections: list[bytes] = []
-
-    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        at = len(self.connections)
-        self.connections.append(b"")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nguest")
-        while data := await reader.read(65536):
-            self.connections[at] += data
-
-
-def status(answer: bytes) -> int:
-    return int(answer.split(b" ")[1]) if answer else 0
 
 
 async def test_no_token_makes_another_header(server, guest):
