@@ -21,3 +21,4 @@ from boxfixtures import (  # noqa: F401
     runner,
     shared_engine,
 )
+from netfixtures import accounts, shared, world  # noqa: F401
