@@ -9,6 +9,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
+
+from boxwood.images import host
+
 
 def _load() -> ModuleType:
     if "fake_engine" in sys.modules:
@@ -21,6 +25,15 @@ def _load() -> ModuleType:
 
 
 fake_engine = _load()
+
+
+def images_in(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory of images in `place`, where the host's golden is the one that the fake machine has."""
+    images = place / "images"
+    (images / fake_engine.IMAGE / "upper").mkdir(parents=True)
+    image = host.HostImage(fake_engine.IMAGE, "fingerprint", 0, 0, 0, 0.0)
+    monkeypatch.setattr(host, "ensure", lambda directory, progress, **settings: image)
+    return images
 
 
 def release(machine: Any, vm_id: str) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from boxfixtures import Runner, started
-from boxwood.engine.api import Box, Limits, Usage
+from boxfixtures import Runner, booted, started
+from boxwood.engine.api import Box, Limits, SessionSpec, Usage
 from boxwood.engine.host import HostEngine
 from internet import EXCEPTED, Internet, internet
 
@@ -69,22 +69,38 @@ async def own(
 
 
 @pytest.fixture(scope="module")
-async def battered(
+async def shared(
     world: Internet, tmp_path_factory: pytest.TempPathFactory, images: Path, accounts: list[tuple[str, Usage]]
 ) -> AsyncIterator[HostEngine]:
-    """One for the tests of a file that ill-treat it and leave it whole: to start one with a network takes a second."""
-    async with started(networked(world, tmp_path_factory.mktemp("battered") / "data", images, accounts)) as engine:
+    """One for the tests of a file that leave it whole: to start one with a network takes a second."""
+    async with started(networked(world, tmp_path_factory.mktemp("shared") / "data", images, accounts)) as engine:
         yield engine
 
 
-@contextlib.asynccontextmanager
-async def one_of_many(battered: HostEngine) -> AsyncIterator[HostEngine]:
-    """For one test: it has a router, and no boxes of others."""
+@pytest.fixture
+async def vm(shared: HostEngine, golden: str, world: Internet) -> AsyncIterator[Runner]:
+    """A box with a network, for tests that do its engine no harm."""
+    world.seen()
+    async with booted(Wired(shared, golden)) as runner:
+        assert runner.box.address
+        yield runner
+
+
+@pytest.fixture
+async def battered(shared: HostEngine) -> AsyncIterator[HostEngine]:
+    """In the place of `own`, for files whose tests ill-treat the engine and leave it whole. It has a router, and no
+    boxes of others."""
     async with asyncio.timeout(30):
-        while not has_router(battered._data):
+        while not has_router(shared._data):
             await asyncio.sleep(0.01)
-    yield battered
-    await asyncio.gather(*(box.kill() for box in list(battered._boxes.values())))
+    yield shared
+    await asyncio.gather(*(box.kill() for box in list(shared._boxes.values())))
+
+
+@pytest.fixture
+def battered_data(own: HostEngine) -> Path:
+    """In the place of `data`, where `own` is `battered`."""
+    return own._data
 
 
 @pytest.fixture
@@ -92,6 +108,14 @@ async def own_vm(own: HostEngine, golden: str) -> Runner:
     runner = Wired(own, golden)
     await runner.boot()
     return runner
+
+
+async def beside(runner: Runner) -> Runner:
+    """Another session of the same box."""
+    made = Runner(runner.engine, runner.golden)
+    made.box = runner.box
+    await made.box.open_session(SessionSpec(made.session))
+    return made
 
 
 async def python(runner: Runner, text: str) -> str:
@@ -117,6 +141,11 @@ async def tried(runner: Runner, attempts: list[tuple[str, str, str, int]], *, at
 
 def visits(world: Internet) -> list[tuple[str, str, int]]:
     return [(visit["kind"], visit["to"], visit["port"]) for visit in world.seen()]
+
+
+def connections() -> list[str]:
+    """What the host's kernel keeps of them, a line each."""
+    return Path("/proc/net/nf_conntrack").read_text().splitlines()
 
 
 def router_of(data: Path) -> int:

@@ -8,7 +8,8 @@ from xdist.scheduler import LoadFileScheduling
 INTERNET = frozenset(
     {
         "tests/engine/test_network.py", "tests/engine/test_network_remains.py", "tests/engine/test_network_rootless.py",
-        "tests/engine/test_policies.py", "tests/engine/test_policy_proxy.py", "tests/engine/test_internet.py",
+        "tests/engine/test_network_router.py", "tests/engine/test_policies.py", "tests/engine/test_policy_proxy.py",
+        "tests/engine/test_policy_router.py", "tests/engine/test_internet.py",
         "tests/attack/test_policies.py", "tests/attack/test_requests.py",
     }
 )  # fmt: skip

@@ -226,6 +226,18 @@ def _parent(pid: int) -> int:
     return int(fields[1]) if fields else 0
 
 
+def small_disk(place: Path, mib: int, inodes: int) -> Path:
+    """An ext4 of its own in a file, mounted below `place`, for `unmount`: tmpfs would not take an overlay's upper layer on
+    every kernel."""
+    image, disk = place / "disk.img", place / "disk"
+    with image.open("wb") as file:
+        file.truncate(mib << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-N", str(inodes), str(image)], check=True, capture_output=True)
+    disk.mkdir()
+    subprocess.run(["mount", "-o", "loop,nosuid,nodev", str(image), str(disk)], check=True, capture_output=True)
+    return disk
+
+
 def unmount(place: Path) -> None:
     """Whoever has started a zygote meanwhile, for another test, has it among its mounts as well for a while; and the
     kernel lets go of loop devices in its own time."""

@@ -15,9 +15,8 @@ import httpx2
 import pytest
 
 from boxwood.core.config import Config
-from boxwood.images import host
 from boxwood.server import main
-from fakes import fake_engine
+from fakes import fake_engine, images_in
 
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # else each client reads every authority of the host
 
@@ -55,10 +54,7 @@ class Running:
 def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A machine, and the settings for a server on it."""
     machine = fake_engine.Machine()
-    images = tmp_path / "images"
-    (images / fake_engine.IMAGE / "upper").mkdir(parents=True)
-    image = host.HostImage(fake_engine.IMAGE, "fingerprint", 0, 0, 0, 0.0)
-    monkeypatch.setattr(host, "ensure", lambda directory, progress, **settings: image)
+    images = images_in(tmp_path, monkeypatch)
     monkeypatch.setattr(main, "HostEngine", lambda *places, **settings: fake_engine.FakeEngine(machine))
     real = main.Core.open
 

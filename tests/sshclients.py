@@ -1,12 +1,30 @@
-"""Clients of Boxwood's SSH, against a server with an engine in memory."""
+"""Clients of Boxwood's SSH, and the server with an engine in memory that they speak to.
+
+Its fixtures are for files that say `server, key = sshclients.server, sshclients.key`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import asyncssh
+import pytest
 
-from serving import Running
+from serving import Running, running
+
+
+@pytest.fixture
+async def server(ground: Any) -> AsyncIterator[Running]:
+    config, machine = ground
+    async with running((replace(config, ssh="127.0.0.1:0"), machine)) as found:
+        yield found
+
+
+@pytest.fixture
+def key() -> Any:
+    return asyncssh.generate_private_key("ssh-ed25519")
 
 
 async def vm_with(server: Running, key: Any, name: str | None = None, **more: Any) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,14 @@ from boxwood.core.config import Config
 from boxwood.core.core import Core
 from boxwood.core.model import Caller
 from boxwood.core.refusals import of_store
-from boxwood.images import host
 from boxwood.server.app import App
 from boxwood.store import database
 from boxwood.store import keys as key_rows
 from boxwood.store.database import Database
 from commandline import boxwood  # noqa: F401
-from fakes import fake_engine
-from serving import ground  # noqa: F401
+from fakes import fake_engine, images_in
+from guestports import Guest
+from serving import Running, ground, running  # noqa: F401
 
 
 @dataclass
@@ -104,10 +105,7 @@ def careless(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 async def api(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch, careless: None) -> AsyncIterator[Api]:
     machine = fake_engine.Machine()
-    images = tmp_path / "images"
-    (images / fake_engine.IMAGE / "upper").mkdir(parents=True)
-    image = host.HostImage(fake_engine.IMAGE, "fingerprint", 0, 0, 0, 0.0)
-    monkeypatch.setattr(host, "ensure", lambda directory, progress, **settings: image)
+    images = images_in(tmp_path, monkeypatch)
     config = Config(tmp_path / "data", images)
     config.data.mkdir(mode=0o700)
     shutil.copy(empty_store, config.data)
@@ -131,17 +129,35 @@ def either(api: Api, request: pytest.FixtureRequest) -> Api:
 
 
 @dataclass
-class AgentKernel:
-    """The same server, as a client of agentkernel's speaks to it. Every answer is held against its envelope."""
+class OfDialect(ABC):
+    """The same server, as a client of another protocol speaks to it, whose errors are texts."""
 
     api: Api
     key: str
 
+    @abstractmethod
     async def __call__(self, method: str, path: str, body: Any = None, **more: Any) -> httpx2.Response:
+        """What a request is answered, held against what the protocol says of answers."""
+
+    async def asked(self, method: str, path: str, body: Any, **more: Any) -> httpx2.Response:
         headers = {"authorization": f"Bearer {self.key}", **more.pop("headers", {})}
         if body is not None:
             more["json"] = body
-        response = await self.api.http.request(method, path, headers=headers, **more)
+        return await self.api.http.request(method, path, headers=headers, **more)
+
+    async def refused(self, status: int, text: str, method: str, path: str, body: Any = None, **more: Any) -> Any:
+        """The error's text holds `text`."""
+        response = await self(method, path, body, **more)
+        assert response.status_code == status, response.text
+        assert text in response.json()["error"]
+        return response.json()
+
+
+class AgentKernel(OfDialect):
+    """The same server, as a client of agentkernel's speaks to it. Every answer is held against its envelope."""
+
+    async def __call__(self, method: str, path: str, body: Any = None, **more: Any) -> httpx2.Response:
+        response = await self.asked(method, path, body, **more)
         if response.headers["content-type"] == "application/json":
             shown = response.json()
             assert shown["success"] is (response.status_code < 300)
@@ -156,13 +172,6 @@ class AgentKernel:
         response = await self(method, path, body, **more)
         assert response.status_code == status, response.text
         return response.json()["data"]
-
-    async def refused(self, status: int, text: str, method: str, path: str, body: Any = None, **more: Any) -> Any:
-        """The error's text holds `text`."""
-        response = await self(method, path, body, **more)
-        assert response.status_code == status, response.text
-        assert text in response.json()["error"]
-        return response.json()
 
     async def create(self, name: str = "box", **members: Any) -> Any:
         return await self.ok("POST", "/sandboxes", {"name": name, **members}, 201)
@@ -194,18 +203,11 @@ async def stranger(api: Api) -> AgentKernel:
     return AgentKernel(api, made.key)
 
 
-@dataclass
-class ArlGateway:
+class ArlGateway(OfDialect):
     """The same server, as a client of ARL's gateway speaks to it. No answer may hold null, and every refusal a text."""
 
-    api: Api
-    key: str
-
     async def __call__(self, method: str, path: str, body: Any = None, **more: Any) -> httpx2.Response:
-        headers = {"authorization": f"Bearer {self.key}", **more.pop("headers", {})}
-        if body is not None:
-            more["json"] = body
-        response = await self.api.http.request(method, f"/arl{path}", headers=headers, **more)
+        response = await self.asked(method, f"/arl{path}", body, **more)
         if response.headers.get("content-type") == "application/json":
             shown = response.json()
             assert not _holds_null(shown), response.text
@@ -217,13 +219,6 @@ class ArlGateway:
         response = await self(method, path, body, **more)
         assert response.status_code == status, response.text
         return response.json() if response.content else None
-
-    async def refused(self, status: int, text: str, method: str, path: str, body: Any = None, **more: Any) -> Any:
-        """The error's text holds `text`."""
-        response = await self(method, path, body, **more)
-        assert response.status_code == status, response.text
-        assert text in response.json()["error"]
-        return response.json()
 
     async def session(self, **members: Any) -> str:
         """The path of a new one."""
@@ -266,3 +261,16 @@ async def arl_user(api: Api) -> ArlGateway:
     made = await core.keys.create(await core.keys.authenticate(api.key), "user", "member")
     assert made.key is not None
     return ArlGateway(api, made.key)
+
+
+@pytest.fixture
+async def server(ground: Any) -> AsyncIterator[Running]:  # noqa: F811
+    """The server as a whole in this process, on a real socket, for tests of what is no request to its API alone."""
+    async with running(ground) as found:
+        yield found
+
+
+@pytest.fixture
+async def guest(server: Running) -> Guest:
+    """A client of port 8080 of a VM of that server's."""
+    return Guest(server, await server.fork())

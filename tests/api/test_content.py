@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
-import io
 import os
-import tarfile
 import time
 
 import pytest
 
+from archives import archive
 from together import together
 
 MIB = 1 << 20
@@ -31,16 +30,6 @@ async def settled(api, vm: str, path: str = "/f"):
     while (answer := await api("GET", at(vm, path))).headers["etag"].startswith("W/"):
         await asyncio.sleep(0.02)
     return answer
-
-
-def archive(**members: bytes) -> bytes:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return packed.getvalue()
 
 
 async def pieces(*parts: bytes):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from collections.abc import Iterator
 
 import pytest
 
+from archives import archive
 from boxwood import VM
 from servers import Server, until
 
@@ -20,12 +19,7 @@ def vm(boxwood_server: Server) -> Iterator[VM]:
 
 def test_unpacking_as_sync_dir_does(vm: VM) -> None:
     """`set -e` neither survives into the session nor kills it, whether the command ends well or not."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        info = tarfile.TarInfo("sub/file")
-        info.size = 3
-        archive.addfile(info, io.BytesIO(b"one"))
-    vm.write_file("/root/t.tar", buffer.getvalue())
+    vm.write_file("/root/t.tar", archive(**{"sub/file": b"one"}))
     command = "set -e; mkdir -p /root/d; tar -xf /root/t.tar -C /root/d; rm -f /root/t.tar"
     vm.run("kept=1")
     vm.run(command, check=True)

@@ -14,7 +14,7 @@ import servers
 from amounts import amount
 from boxwood import VM, AsyncBoxwood, AsyncVM, ConnectionFailed, NotFound, Unauthorized
 from guestports import listening
-from serving import Running, ground, running  # noqa: F401
+from serving import Running
 
 ECHO = """
 import socket, threading
@@ -114,11 +114,10 @@ def test_a_vm_that_is_not_there(boxwood_server):
 
 
 @pytest.fixture
-async def machine(ground) -> AsyncIterator[tuple[Running, AsyncVM]]:  # noqa: F811
-    async with running(ground) as server:
-        key = server.headers["authorization"].split()[1]
-        async with AsyncBoxwood(url=server.said["url"], api_key=key) as client:
-            yield server, client.vm(await server.fork())
+async def machine(server: Running) -> AsyncIterator[tuple[Running, AsyncVM]]:
+    key = server.headers["authorization"].split()[1]
+    async with AsyncBoxwood(url=server.said["url"], api_key=key) as client:
+        yield server, client.vm(await server.fork())
 
 
 async def test_it_holds_the_sender_up_and_waits_for_slow_readers(machine):

@@ -7,29 +7,14 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import pytest
-
 from boxwood.core.shares import Shares
 from boxwood.engine.api import EngineError
-from boxwood.engine.policies import parse
 from boxwood.engine.proxy.questions import Question
 from boxwood.server.inbound import body
-from guestports import Guest, listening, opened, request_head
-from serving import Running, ground, running  # noqa: F401
+from guestports import Guest, SlowGate, inbound, listening, opened, request_head, ruled
 
 GATE = {"host": "https://gate.test", "allow_on_status": [200]}
 UPGRADE = ("connection: Upgrade", "upgrade: websocket", "sec-websocket-key: abc")
-
-
-@pytest.fixture
-async def server(ground) -> AsyncIterator[Running]:  # noqa: F811
-    async with running(ground) as found:
-        yield found
-
-
-@pytest.fixture
-async def guest(server: Running) -> Guest:
-    return Guest(server, await server.fork())
 
 
 class Seen:
@@ -47,17 +32,6 @@ class Seen:
     @property
     def last(self) -> tuple[list[str], bytes]:
         return self.requests[-1]
-
-
-def ruled(server: Running, **rules: dict[str, Any]) -> None:
-    """Rules for all VMs, the first the highest."""
-    made = parse(
-        {
-            name: {"type": "inbound", "priority": 100 - place, "match": {"ports": [8080]}, **rule}
-            for place, (name, rule) in enumerate(rules.items())
-        }
-    )
-    server.machine.core.ports.policies_of = lambda vm_id: made
 
 
 async def chunks(*pieces: bytes) -> AsyncIterator[bytes]:
@@ -78,11 +52,11 @@ async def test_what_is_in_a_body_decides(server, guest):
     seen = Seen()
     async with listening(server, guest.vm, seen):
         for sent, status in ((b"so good", 200), (b"good and evil", 403), (b"neither", 403), (b"", 403)):
-            answer = await guest.get("/", "POST", content=sent)
+            answer = await guest.post(sent)
             assert answer.status_code == status, (sent, answer.text)
             assert ("the rule evil" in answer.text) == (b"evil" in sent)
         assert (await guest.get()).status_code == 200  # without a body it contains nothing
-        assert (await guest.get("/", "POST", content=chunks(b"fi", b"ne"))).status_code == 200
+        assert (await guest.post(chunks(b"fi", b"ne"))).status_code == 200
     (_, first), _, (head, body) = seen.requests
     assert (first, body) == (b"so good", b"fine")
     assert "content-length: 4" in head and not any(line.startswith("transfer-encoding") for line in head)
@@ -93,13 +67,13 @@ async def test_bodies_that_are_read_whole_are_bounded(server, guest):
     seen = Seen()
     async with listening(server, guest.vm, seen):
         most = b"x" * body.MOST
-        assert (await guest.get("/", "POST", content=most)).status_code == 200
+        assert (await guest.post(most)).status_code == 200
         assert seen.last[1] == most
-        assert (await guest.get("/", "POST", content=most + b"x")).status_code == 413
-        assert (await guest.get("/", "POST", content=chunks(most, b"x"))).status_code == 413
-        coded = await guest.get("/", "POST", content=b"x", headers={"content-encoding": "gzip"})
+        assert (await guest.post(most + b"x")).status_code == 413
+        assert (await guest.post(chunks(most, b"x"))).status_code == 413
+        coded = await guest.post(b"x", headers={"content-encoding": "gzip"})
         assert coded.status_code == 415 and "without a coding" in coded.text
-        plain = await guest.get("/", "POST", content=b"x", headers={"content-encoding": "identity"})
+        plain = await guest.post(b"x", headers={"content-encoding": "identity"})
         assert plain.status_code == 200
     assert len(seen.requests) == 2
 
@@ -126,18 +100,18 @@ async def test_vms_share_what_bodies_may_take(server, guest, monkeypatch):
 
     monkeypatch.setattr(body.Held, "take", noted)
     async with listening(server, guest.vm, Seen()):
-        assert (await guest.get("/", "POST", content=b"x")).status_code == 200
+        assert (await guest.post(b"x")).status_code == 200
         shares = held[0]._shares
         while shares._total:
             await asyncio.sleep(0.001)
         assert shares._taken == {} and shares.take(guest.vm, body.OF_VM)
-        full = await guest.get("/", "POST", content=b"x")
+        full = await guest.post(b"x")
         assert full.status_code == 503 and "too many are on their way" in full.text
         other = Guest(server, await server.fork())
         async with listening(server, other.vm, Seen()):
-            assert (await other.get("/", "POST", content=b"x")).status_code == 200
+            assert (await other.post(b"x")).status_code == 200
         shares.give(guest.vm, body.OF_VM)
-        assert (await guest.get("/", "POST", content=b"x")).status_code == 200
+        assert (await guest.post(b"x")).status_code == 200
 
 
 async def test_a_body_is_kept_until_the_guest_has_it(server, guest, monkeypatch):
@@ -176,19 +150,19 @@ async def test_no_body_is_read_of_whom_no_rule_would_let_in(server, guest, monke
     monkeypatch.setattr(body.Body, "whole", never)
     match = {"ports": [8080], "body_contains": ["x"]}
     ruled(server, keyed={"action": "allow", "match": match}, open={"action": "deny", "match": {}})
-    assert (await guest.get("/", "POST", content=b"x", key=False)).status_code == 401
+    assert (await guest.post(b"x", key=False)).status_code == 401
     ruled(
         server,
         closed={"action": "deny", "match": match},
         keyed={"action": "allow"},
         later={"action": "allow", "auth": "open"},
     )
-    assert (await guest.get("/", "POST", content=b"x", key=False)).status_code == 401
+    assert (await guest.post(b"x", key=False)).status_code == 401
     monkeypatch.undo()
     ruled(server, keyed={"action": "allow", "match": match}, later={"action": "allow", "auth": "open"})
     async with listening(server, guest.vm, Seen()):
-        assert (await guest.get("/", "POST", content=b"x", key=False)).status_code == 401
-        assert (await guest.get("/", "POST", content=b"y", key=False)).status_code == 200
+        assert (await guest.post(b"x", key=False)).status_code == 401
+        assert (await guest.post(b"y", key=False)).status_code == 200
 
 
 async def test_requests_behind_one_whose_body_was_read(server, guest):
@@ -231,9 +205,7 @@ async def test_what_is_open_is_judged_by_bodies_that_nobody_keeps(server, guest)
             await reader.readuntil(b"begun")
             streams.append((reader, writer))
         match = {"connection_state": ["open"], "body_contains": ["evil"]}
-        rule = {"type": "inbound", "priority": 1, "action": "deny", "match": match}
-        changed = await server.http.patch(f"/v1/vms/{guest.vm}", json={"policies": {"rules": {"end": rule}}})
-        assert changed.status_code == 200, changed.text
+        await guest.ruled(inbound(action="deny", match=match))
         await streams[1][0].read()
         running = server.machine.core._boxes.slot(guest.vm).runs.values()
         assert [one.request.method for one in running if not one.refused] == ["GET"]
@@ -279,7 +251,7 @@ async def test_a_chunked_body_is_replaced_by_one_with_a_length(server, guest):
     opened(server, action={"rewrite": {"body": "short"}})
     seen = Seen()
     async with listening(server, guest.vm, seen):
-        assert (await guest.get("/", "POST", content=chunks(b"a" * 100_000, b"b"))).status_code == 200
+        assert (await guest.post(chunks(b"a" * 100_000, b"b"))).status_code == 200
     head, got = seen.last
     assert got == b"short" and "content-length: 5" in head and not any("chunked" in line for line in head)
 
@@ -303,8 +275,8 @@ async def test_a_websocket_is_rewritten_too_without_a_body(server, guest):
 async def test_what_the_server_says_of_who_has_come_is_no_rules_to_change(server, guest):
     """Where one is written it is refused; one that was kept before anybody minded changes nothing."""
     rewrite = {"headers": {"x-forwarded-for": "8.8.8.8", "x-boxwood-key": "k"}, "remove_headers": ["x-forwarded-host"]}
-    rule = {"type": "inbound", "priority": 1, "match": {"ports": [8080]}, "action": {"rewrite": rewrite}}
-    refused = await server.http.patch(f"/v1/vms/{guest.vm}", json={"policies": {"rules": {"door": rule}}})
+    rule = inbound(action={"rewrite": rewrite})
+    refused = await guest.write(rule)
     assert refused.status_code == 400 and "x-boxwood-key is what the server itself says" in refused.text
     entry = {name: value for name, value in rule.items() if name != "priority"}
     assert (await server.http.put(f"/v1/vms/{guest.vm}/policies", json={"policies": [entry]})).status_code == 400
@@ -319,21 +291,14 @@ async def test_what_the_server_says_of_who_has_come_is_no_rules_to_change(server
 
 async def test_rules_that_change_while_a_request_waits_are_asked_again(server, guest):
     """A gate said yes to what another rule would now make something else of: it goes in neither way."""
-    asked, go = asyncio.Event(), asyncio.Event()
-
-    async def slow(question: Question) -> str:
-        asked.set()
-        await go.wait()
-        return ""
-
-    server.machine.ask_gate = slow
+    gate = SlowGate(server)
     opened(server, action={"gate": GATE})
     seen = Seen()
     async with listening(server, guest.vm, seen):
         waiting = asyncio.create_task(guest.get())
-        await asked.wait()
+        await gate.asked.acquire()
         opened(server, action={"rewrite": {"path": "/other"}})
-        go.set()
+        gate.go.set()
         answer = await waiting
     assert answer.status_code == 403 and "have changed" in answer.text and not seen.requests
 
@@ -348,13 +313,8 @@ async def test_a_gate_is_asked_before_anything_goes_in(server, guest):
         "body": {"what": "$method $domain $vm_id", "all": ["$body", 1]}, "timeout_ms": 1500,
     }  # fmt: skip
     server.machine.sees_requests = server.machine.engine.sees_requests = True
-    rule = {
-        "type": "inbound", "priority": 1, "match": {"ports": [8080]}, "auth": "open",
-        "action": {"gate": gate, "rewrite": {"headers": {"x-passed": "yes"}}},
-    }  # fmt: skip
-    policies = {"rules": {"door": rule}, "secrets": {"KEY": "the-secret"}}
-    changed = await server.http.patch(f"/v1/vms/{guest.vm}", json={"policies": policies})
-    assert changed.status_code == 200, changed.text
+    action = {"gate": gate, "rewrite": {"headers": {"x-passed": "yes"}}}
+    await guest.ruled(inbound(auth="open", action=action), KEY="the-secret")
     seen = Seen()
     async with listening(server, guest.vm, seen):
         answer = await guest.get("/in?x=1", "POST", content=b"b\xff", headers={"x-user": "a&b"}, key=False)
@@ -408,22 +368,15 @@ async def test_a_gate_without_its_secret_is_not_asked(server, guest):
 
 
 async def test_a_key_that_is_revoked_ends_a_question(server, guest):
-    asked, go = asyncio.Event(), asyncio.Event()
-
-    async def slow(question: Question) -> str:
-        asked.set()
-        await go.wait()
-        return ""
-
-    server.machine.ask_gate = slow
+    gate = SlowGate(server)
     made = (await server.http.post("/v1/api-keys", json={"name": "x"})).json()
     opened(server, action={"gate": GATE})
     waiting = asyncio.create_task(guest.get(headers={"x-api-key": made["key"]}, key=False))
-    await asked.wait()
+    await gate.asked.acquire()
     assert (await server.http.delete(f"/v1/api-keys/{made['api_key_id']}")).status_code < 300
     assert (await waiting).status_code == 401
     shares = server.machine.core.gates._shares
     assert shares._total == 1, "the gate is still being asked, and nobody has its place"
-    go.set()
+    gate.go.set()
     while shares._total:
         await asyncio.sleep(0.001)

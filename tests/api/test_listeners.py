@@ -12,26 +12,19 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 
 import servers
 from boxwood.core.config import Config
-from boxwood.images import host
 from boxwood.server import authority, listeners, main, protocol
-from fakes import fake_engine
 
 
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    machine = fake_engine.Machine()
-    images = tmp_path / "images"
-    (images / fake_engine.IMAGE / "upper").mkdir(parents=True)
-    image = host.HostImage(fake_engine.IMAGE, "fingerprint", 0, 0, 0, 0.0)
-    monkeypatch.setattr(host, "ensure", lambda directory, progress, **settings: image)
-    monkeypatch.setattr(main, "HostEngine", lambda *places, **settings: fake_engine.FakeEngine(machine))
-    return Config(tmp_path / "data", images, port=0)
+def config(ground: tuple[Config, Any]) -> Config:
+    return ground[0]
 
 
 @asynccontextmanager

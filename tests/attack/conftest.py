@@ -1,4 +1,15 @@
-from api.conftest import ak, api, arl, arl_stranger, careless, empty_store, ground, stranger  # noqa: F401
+from api.conftest import (  # noqa: F401
+    ak,
+    api,
+    arl,
+    arl_stranger,
+    careless,
+    empty_store,
+    ground,
+    guest,
+    server,
+    stranger,
+)
 from boxfixtures import (  # noqa: F401
     data,
     engine,
@@ -10,3 +21,4 @@ from boxfixtures import (  # noqa: F401
     runner,
     shared_engine,
 )
+from netfixtures import accounts, shared, world  # noqa: F401

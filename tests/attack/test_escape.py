@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import guard
+import syscalls
 from boxfixtures import Result, Runner
 from boxwood.core.ids import new_id
 from boxwood.engine.api import RunSpec, SessionSpec
@@ -81,13 +82,8 @@ CALLS = {
     "prlimit of another": ("302, OTHER, 7, b'\\1' * 16, 0", {EPERM}),
     "process_madvise 1": ("440, SYS(434, 1, 0), IOV, 1, 4, 0", {EPERM}),
 }
-PRELUDE = """
-import ctypes, os, struct, sys
-libc = ctypes.CDLL(None, use_errno=True)
-libc.syscall.restype = ctypes.c_long
-def SYS(n, *a):
-    ctypes.set_errno(0)
-    return libc.syscall(ctypes.c_long(n), *[ctypes.c_long(x) if isinstance(x, int) else x for x in a])
+PRELUDE = f"""
+{syscalls.SYS}
 buf = ctypes.create_string_buffer(64)
 IOV = struct.pack('QQ', ctypes.addressof(buf), 8)
 REMOTE = struct.pack('QQ', 0x400000, 8)

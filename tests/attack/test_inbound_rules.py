@@ -5,12 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
 from functools import partial
 from ipaddress import IPv4Address
 from typing import Any
-
-import pytest
 
 from boxwood.core import gates as core_gates
 from boxwood.engine.policies import Sought
@@ -18,41 +15,11 @@ from boxwood.engine.proxy import gates
 from boxwood.engine.proxy.authority import make
 from boxwood.engine.proxy.upstream import Trust
 from boxwood.server.inbound.body import Held
-from guestports import Guest, listening, opened
+from guestports import Seen, SlowGate, inbound, listening, opened, status
 from proxyworld import Table
-from serving import Running, running
 
 GATE = {"host": "https://gate.test", "allow_on_status": [200]}
 TOKENS = {"headers": {"x-made": "${header:x-evil}", "x-path": "$path", "x-body": "$body", "x-all": "${header:cookie}"}}
-
-
-@pytest.fixture
-async def server(ground: Any) -> AsyncIterator[Running]:
-    async with running(ground) as found:
-        yield found
-
-
-@pytest.fixture
-async def guest(server: Running) -> Guest:
-    return Guest(server, await server.fork())
-
-
-class Seen:
-    """What listens in the VM, and all that it has read, byte for byte."""
-
-    def __init__(self) -> None:
-        self.connections: list[bytes] = []
-
-    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        at = len(self.connections)
-        self.connections.append(b"")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nguest")
-        while data := await reader.read(65536):
-            self.connections[at] += data
-
-
-def status(answer: bytes) -> int:
-    return int(answer.split(b" ")[1]) if answer else 0
 
 
 async def test_no_token_makes_another_header(server, guest):
@@ -66,7 +33,7 @@ async def test_no_token_makes_another_header(server, guest):
             head = guest.head(f"content-length: {len(body)}", line, "connection: close", method="POST", key=False)
             assert status(await server.raw(head + body)) == 400, (line, body)
         assert not seen.connections
-        assert (await guest.get("/", "POST", content=b"b", headers={"x-evil": "e"}, key=False)).status_code == 200
+        assert (await guest.post(b"b", headers={"x-evil": "e"}, key=False)).status_code == 200
     assert b"x-made: e\r\n" in seen.connections[0] and b"x-body: b\r\n" in seen.connections[0]
 
 
@@ -184,8 +151,7 @@ async def test_a_gate_is_called_by_a_name(server, guest):
         "http://localhost", "http://a.localhost", "http://u@gate.test", "http://gate.test:0", "ftp://gate.test",
         "http://gate.test/x", "http://gate.test?x", "http://$domain",
     ):  # fmt: skip
-        rule = {"type": "inbound", "priority": 1, "match": {"ports": [80]}, "action": {"gate": {**GATE, "host": host}}}
-        answer = await server.http.patch(f"/v1/vms/{guest.vm}", json={"policies": {"rules": {"door": rule}}})
+        answer = await guest.write(inbound(action={"gate": {**GATE, "host": host}}))
         assert answer.status_code == 400 and "gate.host" in answer.text, host
 
 
@@ -210,59 +176,46 @@ async def test_a_rule_that_names_the_body_often_takes_no_more_memory(server, gue
         opened(server, action=action)
         seen = Seen()
         async with listening(server, guest.vm, seen):
-            answer = await guest.get("/", "POST", content=b"x" * (1 << 20))
+            answer = await guest.post(b"x" * (1 << 20))
         assert answer.status_code == 400 and "too long" in answer.text and not seen.connections
 
 
 async def test_a_vm_has_so_many_questions_open(server, guest):
     """Also when those who asked have gone: until its gate has answered."""
-    go, asked = asyncio.Event(), asyncio.Semaphore(0)
-
-    async def slow(question: Any) -> str:
-        asked.release()
-        await go.wait()
-        return ""
-
-    server.machine.ask_gate = slow
+    gate = SlowGate(server)
     opened(server, auth="open", action={"gate": GATE})
     shares = server.machine.core.gates._shares
     assert shares.take(guest.vm, 127)
     _, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(guest.head(*("connection: Upgrade", "upgrade: websocket"), key=False))
-    await asked.acquire()
+    await gate.asked.acquire()
     writer.close()
     assert (await guest.get(key=False)).status_code == 503
-    go.set()
+    gate.go.set()
     while shares._taken[guest.vm] > 127:
         await asyncio.sleep(0.001)
     assert (await guest.get(key=False)).status_code == 502
 
 
-async def written(server: Running, vm: str, action: Any, secrets: dict[str, str], **match: Any) -> tuple[int, str]:
-    """What is said to a rule for port 8080 when it is written."""
-    server.machine.sees_requests = server.machine.engine.sees_requests = True
-    rule = {"type": "inbound", "priority": 1, "match": {"ports": [8080], **match}, "action": action}
-    changed = await server.http.patch(f"/v1/vms/{vm}", json={"policies": {"rules": {"door": rule}, "secrets": secrets}})
-    return changed.status_code, changed.text
-
-
 async def test_a_secret_in_the_path_of_a_gate_is_one_like_others(server, guest):
     """Told by TLS alone; and known to be one."""
-    path, secrets = "/may?key=${secret:KEY}", {"KEY": "a/secret"}
-    code, text = await written(server, guest.vm, {"gate": {**GATE, "path": path, "host": "http://gate.test"}}, secrets)
-    assert code == 400 and "must be asked by https" in text
-    assert (await written(server, guest.vm, {"gate": {**GATE, "path": path}}, secrets))[0] == 200
+    server.machine.sees_requests = server.machine.engine.sees_requests = True
+    gate = {**GATE, "path": "/may?key=${secret:KEY}"}
+    plain = inbound(action={"gate": {**gate, "host": "http://gate.test"}})
+    refused = await guest.write(plain, KEY="a/secret")
+    assert refused.status_code == 400 and "must be asked by https" in refused.text
+    await guest.ruled(inbound(action={"gate": gate}), KEY="a/secret")
     async with listening(server, guest.vm, Seen()):
         assert (await guest.get()).status_code == 200
     (asked,) = server.machine.called("ask_gate")
     assert asked.path == "/may?key=a%2Fsecret"
-    opened(server, action={"gate": {**GATE, "host": "http://gate.test", "path": path}})  # kept from earlier days
+    opened(server, action=plain["action"])  # kept from earlier days
     assert (await guest.get()).status_code == 400 and len(server.machine.called("ask_gate")) == 1
 
 
 async def test_no_gate_is_told_a_body_that_the_guest_reads_in_another_way(server, guest):
     opened(server, auth="open", action={"gate": {**GATE, "body": "$body"}})
-    coded = await guest.get("/", "POST", content=b"x", headers={"content-encoding": "gzip"}, key=False)
+    coded = await guest.post(b"x", headers={"content-encoding": "gzip"}, key=False)
     assert coded.status_code == 415 and not server.machine.called("ask_gate")
 
 
@@ -289,12 +242,12 @@ async def test_what_the_server_and_its_rules_say_is_said_by_nobody_else(server, 
 async def test_work_that_rules_make_of_each_request_is_bounded(server, guest):
     """Where they are written: one request could keep everybody waiting for seconds."""
     texts = [f"text {place}" for place in range(65)]
-    code, said = await written(server, guest.vm, "allow", {}, body_contains=texts)
-    assert code == 400 and "look for 65 texts" in said
-    assert (await written(server, guest.vm, "allow", {}, body_contains=texts[:64]))[0] == 200
+    refused = await guest.write(inbound(match={"ports": [8080], "body_contains": texts}))
+    assert refused.status_code == 400 and "look for 65 texts" in refused.text
+    await guest.ruled(inbound(match={"ports": [8080], "body_contains": texts[:64]}))
     for action in ({"rewrite": {"body": "$path" * 513}}, {"gate": {**GATE, "body": ["$path" * 257] * 2}}):
-        code, said = await written(server, guest.vm, action, {})
-        assert code == 400 and "tokens" in said
+        refused = await guest.write(inbound(action=action))
+        assert refused.status_code == 400 and "tokens" in refused.text
 
 
 async def test_long_bodies_are_looked_through_beside_the_event_loop(server, guest, monkeypatch):
@@ -310,30 +263,23 @@ async def test_long_bodies_are_looked_through_beside_the_event_loop(server, gues
     monkeypatch.setattr(Sought, "look_for", noted)
     opened(server, match={"ports": [8080], "body_contains": ["x", "y"]})
     async with listening(server, guest.vm, Seen()):
-        assert (await guest.get("/", "POST", content=b"x" * 1000)).status_code == 200
+        assert (await guest.post(b"x" * 1000)).status_code == 200
         assert not threads
-        assert (await guest.get("/", "POST", content=b"x" * (1 << 20))).status_code == 200
+        assert (await guest.post(b"x" * (1 << 20))).status_code == 200
     assert len(threads) == 1 and threads[0] is not threading.main_thread()
 
 
 async def test_questions_take_so_much_memory(server, guest, monkeypatch):
     """However few they are: a gate that never answers keeps them here, and in the proxy of everybody."""
-    go, asked = asyncio.Event(), asyncio.Semaphore(0)
-
-    async def slow(question: Any) -> str:
-        asked.release()
-        await go.wait()
-        return ""
-
-    server.machine.ask_gate = slow
+    gate = SlowGate(server)
     monkeypatch.setattr(server.machine.core.gates, "_bytes", core_gates.Shares(of_vm=3 << 20, least=1, of_all=1 << 30))
     opened(server, action={"gate": {**GATE, "body": ["${header:x}" * 40]}})
     long = {"headers": {"x": "x" * 50_000}}
     async with listening(server, guest.vm, Seen()):
         first = asyncio.create_task(guest.get(**long))
-        await asked.acquire()
+        await gate.asked.acquire()
         assert (await guest.get(**long)).status_code == 503
-        go.set()
+        gate.go.set()
         assert (await first).status_code == 200
         assert (await guest.get(**long)).status_code == 200
     assert server.machine.core.gates._bytes._taken == {} == server.machine.core.gates._shares._taken

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +11,11 @@ import pytest
 from amounts import amount
 from boxfixtures import Runner
 from boxwood.engine import policies
-from boxwood.engine.api import Usage
 from boxwood.engine.host import HostEngine
 from boxwood.engine.network.wire import GATEWAY
 from internet import OF_BOXES, OTHER_PUBLIC, PRIVATE, PUBLIC, Internet
-from netfixtures import REFUSED, Wired, accounts, networked, python, started, tried, visits, world  # noqa: F401
+from netfixtures import REFUSED, Wired, python, tried, visits
+from policing import YES, names_asked
 from servers import Server
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
@@ -24,22 +23,10 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 LISTED = {
     "web": {"type": "outbound", "priority": 1, "action": "allow", "match": {"hosts": ["other.test"], "ports": [80]}}
 }
-YES = "192.0.2.129 said hello"
-
-
-@pytest.fixture(scope="module")
-async def shared(
-    world: Internet,  # noqa: F811
-    tmp_path_factory: pytest.TempPathFactory,
-    images: Path,
-    accounts: list[tuple[str, Usage]],  # noqa: F811
-) -> AsyncIterator[HostEngine]:
-    async with started(networked(world, tmp_path_factory.mktemp("around") / "data", images, accounts)) as engine:
-        yield engine
 
 
 @pytest.fixture
-async def listed(shared: HostEngine, golden: str, world: Internet) -> AsyncIterator[Runner]:  # noqa: F811
+async def listed(shared: HostEngine, golden: str, world: Internet) -> AsyncIterator[Runner]:
     """A box that may go to one port of one host."""
     runner = Wired(shared, golden)
     await runner.boot()
@@ -49,18 +36,11 @@ async def listed(shared: HostEngine, golden: str, world: Internet) -> AsyncItera
     await runner.box.kill()
 
 
-def seen(world: Internet) -> tuple[list[str], list[tuple[str, str, int]]]:  # noqa: F811
-    """What the world was asked for, and who else has come."""
-    there = world.seen()
-    asked = [one["text"] for one in there if one["kind"] == "dns"]
-    return asked, [(one["kind"], one["to"], one["port"]) for one in there if one["kind"] != "dns"]
-
-
 # --- around a list
 
 
 @pytest.mark.anyio
-async def test_the_list_alone(listed: Runner, world: Internet) -> None:  # noqa: F811
+async def test_the_list_alone(listed: Runner, world: Internet) -> None:
     """Before the name was asked for, and after it: other addresses, ports and protocols."""
     around = [
         ("tcp", "4", PUBLIC, 80), ("tcp", "4", PUBLIC, 443), ("udp", "4", PUBLIC, 4433), ("tcp", "4", PUBLIC, 853),
@@ -81,7 +61,7 @@ for address in ({PUBLIC!r}, {OTHER_PUBLIC!r}):
     except OSError as e: print(type(e).__name__)
 """
     assert "0" not in (await python(listed, ping)).split()  # a rule of ports is none for what has no ports
-    assert seen(world)[1] == [("tcp", OTHER_PUBLIC, 80)]
+    assert names_asked(world)[1] == [("tcp", OTHER_PUBLIC, 80)]
 
 
 QUESTIONS = f"""
@@ -111,16 +91,16 @@ print('then', *asked(question([b'OTHER', b'Test']), {GATEWAY!r}))
 
 
 @pytest.mark.anyio
-async def test_names_that_are_not_on_the_list(listed: Runner, world: Internet) -> None:  # noqa: F811
+async def test_names_that_are_not_on_the_list(listed: Runner, world: Internet) -> None:
     """Not resolved, whatever they look like, whoever is asked and how; and nobody outside hears of them."""
     *others, last = (await python(listed, QUESTIONS)).splitlines()
     assert {line.split()[1] for line in others} == {"0"} and not {line.split()[0] for line in others} & {"0"}
     assert last == "then 0 1"
-    assert {name.rstrip(".") for name in seen(world)[0]} <= {"other.test"}  # it may be known already
+    assert names_asked(world)[0] <= {"other.test"}  # it may be known already
 
 
 @pytest.mark.anyio
-async def test_a_rule_cannot_open_what_is_closed(shared: HostEngine, golden: str, world: Internet) -> None:  # noqa: F811
+async def test_a_rule_cannot_open_what_is_closed(shared: HostEngine, golden: str, world: Internet) -> None:
     runner = Wired(shared, golden)
     await runner.boot()
     rules = {
@@ -134,7 +114,7 @@ async def test_a_rule_cannot_open_what_is_closed(shared: HostEngine, golden: str
     assert set(await tried(runner, [("tcp", "4", OF_BOXES, 80)])) <= {*REFUSED, "TimeoutError"}
     for name in ("metadata.test", "mixed.test", "chain.test"):
         assert (await runner.run(f"getent ahosts {name}")).code
-    assert seen(world)[1] == []
+    assert names_asked(world)[1] == []
     await runner.box.kill()
 
 
@@ -177,7 +157,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     made.down()
 
 
-def test_no_moment_without_it(server: Server, world: Internet) -> None:  # noqa: F811
+def test_no_moment_without_it(server: Server, world: Internet) -> None:
     """From the first command of a fork on; in forks of it, after parking, going back, and the server's sudden end."""
     assert knocked(server, forked(server)) == {"came"}  # the door is there
     world.seen()
@@ -200,7 +180,7 @@ def test_no_moment_without_it(server: Server, world: Internet) -> None:  # noqa:
     assert visits(world) == []
 
 
-def test_a_change_that_was_acknowledged_is_never_lost(server: Server, world: Internet) -> None:  # noqa: F811
+def test_a_change_that_was_acknowledged_is_never_lost(server: Server, world: Internet) -> None:
     vm = forked(server)
     world.seen()
     for number in range(amount(2, 6)):
@@ -216,7 +196,7 @@ def test_a_change_that_was_acknowledged_is_never_lost(server: Server, world: Int
         assert visits(world) == []
 
 
-def test_refused_attempts_are_in_the_account(server: Server, world: Internet) -> None:  # noqa: F811
+def test_refused_attempts_are_in_the_account(server: Server, world: Internet) -> None:
     vm = forked(server, policies={"rules": {"no": outbound("deny")}})
     assert knocked(server, vm) <= NO
     _, seen_ = server.request("GET", f"/v1/vms/{vm}/network")

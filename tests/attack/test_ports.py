@@ -4,44 +4,12 @@ VMs and to the server itself, cookies of other VMs, and requests that are read i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
-from guestports import Guest, listening, opened, request_head
-from serving import Running, running
+from guestports import Guest, Seen, listening, opened, request_head, status
+from serving import Running
 from together import together
-
-
-@pytest.fixture
-async def server(ground: Any) -> AsyncIterator[Running]:
-    async with running(ground) as found:
-        yield found
-
-
-@pytest.fixture
-async def guest(server: Running) -> Guest:
-    return Guest(server, await server.fork())
-
-
-class Seen:
-    """What listens in the VM, and all that it has read, byte for byte."""
-
-    def __init__(self) -> None:
-        self.connections: list[bytes] = []
-
-    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        at = len(self.connections)
-        self.connections.append(b"")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nguest")
-        while data := await reader.read(65536):
-            self.connections[at] += data
-
-
-def status(answer: bytes) -> int:
-    return int(answer.split(b" ")[1]) if answer else 0
-
 
 # Confusion of hosts
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import syscalls
 from amounts import amount
 from boxfixtures import Runner
 from boxwood.core.ids import new_id
@@ -31,13 +32,8 @@ CALLS = {
     "unshare": ("272, 0x10020000", {1}),
     "new user namespace": ("56, 0x10020011, 0, 0, 0, 0", {1}),
 }
-PRELUDE = """
-import ctypes, os, struct, sys
-libc = ctypes.CDLL(None, use_errno=True)
-libc.syscall.restype = ctypes.c_long
-def SYS(n, *a):
-    ctypes.set_errno(0)
-    return libc.syscall(ctypes.c_long(n), *[ctypes.c_long(x) if isinstance(x, int) else x for x in a])
+PRELUDE = f"""
+{syscalls.SYS}
 def attempt(name, work):
     try:
         print(name, '=', 'done', work())

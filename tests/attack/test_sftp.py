@@ -5,30 +5,20 @@ from __future__ import annotations
 import asyncio
 import errno
 import struct
-from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import asyncssh
 import pytest
 
+import sshclients
 from boxwood.engine.api import GuestError
 from boxwood.engine.handleapi import PIECE
 from boxwood.server.ssh import sftp
-from serving import Running, running
+from serving import Running
 from sshclients import connect, vm_with
 
-
-@pytest.fixture
-async def server(ground: Any) -> AsyncIterator[Running]:
-    config, machine = ground
-    async with running((replace(config, ssh="127.0.0.1:0"), machine)) as found:
-        yield found
-
-
-@pytest.fixture
-def key() -> Any:
-    return asyncssh.generate_private_key("ssh-ed25519")
+server, key = sshclients.server, sshclients.key
 
 
 @pytest.fixture

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import replace
-from typing import Any
 
 import asyncssh
 import pytest
 
+import sshclients
 from boxwood.server.ssh import login
 from guestports import listening
-from serving import Running, running
 from sshclients import connect, vm_with
 from together import together
 
-
-@pytest.fixture
-async def server(ground: Any) -> AsyncIterator[Running]:
-    config, machine = ground
-    async with running((replace(config, ssh="127.0.0.1:0"), machine)) as found:
-        yield found
-
-
-@pytest.fixture
-def key() -> Any:
-    return asyncssh.generate_private_key("ssh-ed25519")
+server, key = sshclients.server, sshclients.key
 
 
 @together("user", ["{other}", "nobody", "ubuntu", "", "root", "../{vm}", "{vm}\0", "{vm} ", "x" * 10_000])

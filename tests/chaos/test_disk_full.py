@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import servers
 from boxwood import BoxwoodError, ConnectionFailed
 from servers import Server, unmount
 
@@ -17,13 +17,7 @@ SIZE_MIB = 48
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """An ext4 of its own in a file: tmpfs would not take an overlay's upper layer on every kernel."""
-    image, place = tmp_path / "disk.img", tmp_path / "disk"
-    with image.open("wb") as file:
-        file.truncate(SIZE_MIB << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-N", "8192", str(image)], check=True, capture_output=True)
-    place.mkdir()
-    subprocess.run(["mount", "-o", "loop,nosuid,nodev", str(image), str(place)], check=True, capture_output=True)
+    place = servers.small_disk(tmp_path, SIZE_MIB, 8192)
     yield place
     unmount(place)
 

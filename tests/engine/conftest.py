@@ -9,4 +9,4 @@ from boxfixtures import (  # noqa: F401
     runner,
     shared_engine,
 )
-from netfixtures import accounts, battered, own, own_vm, world  # noqa: F401
+from netfixtures import accounts, own, own_vm, shared, vm, world  # noqa: F401

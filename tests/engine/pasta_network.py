@@ -11,14 +11,12 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from boxfixtures import Runner
-from boxwood.engine.api import Usage
 from boxwood.engine.host import HostEngine
 from boxwood.engine.network import behind
 from internet import EXCEPTED, PUBLIC, Internet
@@ -27,25 +25,6 @@ from netfixtures import REFUSED, Wired, networked, python, router_of, started, t
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 OWN_PUBLIC = os.environ.get("BOXWOOD_TEST_OWN_ADDRESS", "")  # of the host, for this test
 MODULE = b"boxwood.engine.network.porter"
-
-
-@pytest.fixture(scope="module")
-async def net(
-    world: Internet, tmp_path_factory: pytest.TempPathFactory, images: Path, accounts: list[tuple[str, Usage]]
-) -> AsyncIterator[HostEngine]:
-    """For tests that do it no harm."""
-    async with started(networked(world, tmp_path_factory.mktemp("pasta") / "data", images, accounts)) as engine:
-        yield engine
-
-
-@pytest.fixture
-async def vm(net: HostEngine, golden: str, world: Internet) -> AsyncIterator[Runner]:
-    world.seen()
-    runner = Wired(net, golden)
-    await runner.boot()
-    assert runner.box.address
-    yield runner
-    await runner.box.kill()
 
 
 def porter_of(data: Path) -> int:
@@ -165,9 +144,9 @@ except TimeoutError: print('nobody')
     assert (await asked).splitlines() == ["b'you said hello'", "b'you said again'", "nobody"]
 
 
-async def test_the_porter_rests(vm: Runner, net: HostEngine) -> None:
+async def test_the_porter_rests(vm: Runner, shared: HostEngine) -> None:
     """Whoever has nothing to do takes no time: at one of these moments at least he would be seen at it."""
-    porter = porter_of(net._data)
+    porter = porter_of(shared._data)
     await eventually(lambda: all(sleeps(porter) for _ in range(100)))
 
 

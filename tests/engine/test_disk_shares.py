@@ -10,17 +10,12 @@ import pytest
 
 from boxwood.engine import doctor
 from boxwood.engine.trials.common import DISK_SHARES
-from servers import Server, unmount
+from servers import Server, small_disk, unmount
 
 
 @pytest.fixture
 def shared_disk(tmp_path: Path) -> Iterator[Path]:
-    image, place = tmp_path / "disk.img", tmp_path / "disk"
-    with image.open("wb") as file:
-        file.truncate(256 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-N", "8192", str(image)], check=True, capture_output=True)
-    place.mkdir()
-    subprocess.run(["mount", "-o", "loop,nosuid,nodev", str(image), str(place)], check=True, capture_output=True)
+    place = small_disk(tmp_path, 256, 8192)
     try:
         device = subprocess.run(
             ["findmnt", "-n", "-o", "SOURCE", str(place)], check=True, capture_output=True, text=True

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import gzip
-import io
 import os
-import tarfile
 from pathlib import Path
 
 import pytest
 
 from amounts import amount
+from archives import archive
 from boxfixtures import Result, Runner
 from boxwood.core.ids import new_id
 from boxwood.engine.api import BoxGone, GuestError, RunSpec
@@ -88,16 +87,6 @@ async def test_a_box_that_dies(runner: Runner) -> None:
         for _ in range(100):
             await feed.give(b"x" * MIB)
     feed.abandon()
-
-
-def archive(**members: bytes) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return out.getvalue()
 
 
 async def unpack(runner: Runner, path: str, *pieces: bytes, packed: bool = False, limit: int = 1 << 30):

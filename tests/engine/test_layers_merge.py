@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import stat
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 
 from amounts import amount
 from engine.overlays import Layers, difference, new_id, tree
-from servers import unmount
+from servers import small_disk, unmount
 
 pytestmark = pytest.mark.root
 FILES = amount(700, 1500)  # so long a merge takes, and so much room
@@ -184,12 +183,7 @@ def test_layers_are_looked_through(layers: Layers) -> None:
 @pytest.fixture
 def small_layers(tmp_path: Path) -> Iterator[Layers]:
     """On a file system of 32 MiB."""
-    picture, place = tmp_path / "small.img", tmp_path / "small"
-    with picture.open("wb") as file:
-        file.truncate(32 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-N", "16384", str(picture)], check=True, capture_output=True)
-    place.mkdir()
-    subprocess.run(["mount", "-o", "loop,nosuid,nodev", str(picture), str(place)], check=True, capture_output=True)
+    place = small_disk(tmp_path, 32, 16384)
     yield Layers(place)
     unmount(place)
 

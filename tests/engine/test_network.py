@@ -5,59 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from boxfixtures import Runner, booted, started
-from boxwood.core.ids import new_id
-from boxwood.engine.api import Denial, SessionSpec, Usage
+from boxfixtures import Runner
+from boxwood.engine.api import Denial, Usage
 from boxwood.engine.host import HostEngine
 from boxwood.engine.network.table import MOST_CONNECTIONS
 from boxwood.engine.network.wire import GATEWAY
 from internet import EXCEPTED, OF_BOXES, OTHER_PUBLIC, PRIVATE, PUBLIC, Internet, spoofed
-from netfixtures import REFUSED, Wired, networked, number_of, one_of_many, python, router_of, tried, visits
+from netfixtures import REFUSED, Wired, beside, connections, python, tried, visits
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.timeout(120)]
-
-
-@pytest.fixture(scope="module")
-async def shared(
-    world: Internet, tmp_path_factory: pytest.TempPathFactory, images: Path, accounts: list[tuple[str, Usage]]
-) -> AsyncIterator[HostEngine]:
-    """For tests that do it no harm."""
-    data = tmp_path_factory.mktemp("shared") / "data"
-    async with started(networked(world, data, images, accounts)) as engine:
-        yield engine
-
-
-@pytest.fixture
-def net(shared: HostEngine, world: Internet) -> HostEngine:
-    world.seen()
-    return shared
-
-
-@pytest.fixture
-async def vm(net: HostEngine, golden: str) -> AsyncIterator[Runner]:
-    async with booted(Wired(net, golden)) as runner:
-        yield runner
-
-
-@pytest.fixture
-async def own(battered: HostEngine) -> AsyncIterator[HostEngine]:
-    async with one_of_many(battered) as engine:
-        yield engine
-
-
-@pytest.fixture
-def data(own: HostEngine) -> Path:
-    return own._data
 
 
 # --- what is reached
@@ -94,8 +58,8 @@ print(n)
     assert (usage.connections, usage.denied) == (1, 0)
 
 
-async def test_a_box_has_an_address_and_a_name_of_its_own(vm: Runner, net: HostEngine, golden: str) -> None:
-    other = Wired(net, golden)
+async def test_a_box_has_an_address_and_a_name_of_its_own(vm: Runner, shared: HostEngine, golden: str) -> None:
+    other = Wired(shared, golden)
     await other.boot()
     assert vm.box.address != other.box.address
     inside = (await vm.run("hostname -I 2>/dev/null || ip -4 -o addr show eth0; cat /proc/net/route")).text
@@ -154,13 +118,13 @@ def _own_addresses() -> list[str]:
     return [info["local"] for link in json.loads(said) for info in link["addr_info"]]
 
 
-async def test_other_boxes_are_refused(vm: Runner, net: HostEngine, golden: str) -> None:
-    other = Wired(net, golden)
+async def test_other_boxes_are_refused(vm: Runner, shared: HostEngine, golden: str) -> None:
+    other = Wired(shared, golden)
     await other.boot()
-    beside, served = await listening(other, "print(s.accept()[1][0])")
+    inside, served = await listening(other, "print(s.accept()[1][0])")
     said = await tried(vm, [("tcp", "4", other.box.address, 7777), ("udp", "4", other.box.address, 7777)])
     assert set(said) <= REFUSED
-    await tried(beside, [("tcp", "4", "127.0.0.1", 7777)])
+    await tried(inside, [("tcp", "4", "127.0.0.1", 7777)])
     assert await served == "127.0.0.1\n", "nobody had come before"
     await other.box.kill()
 
@@ -168,14 +132,12 @@ async def test_other_boxes_are_refused(vm: Runner, net: HostEngine, golden: str)
 async def listening(runner: Runner, then: str) -> tuple[Runner, asyncio.Task[str]]:
     """A program in the box listens at port 7777, and does `then`, which is given the socket, `s`. Another session, and
     what the program says."""
-    beside = Wired(runner.engine, runner.golden)
-    beside.box = runner.box
-    await beside.box.open_session(SessionSpec(beside.session))
-    await beside.run("mkfifo /tmp/listens")
+    other = await beside(runner)
+    await other.run("mkfifo /tmp/listens")
     text = f"s = socket.create_server(('', 7777)); s.settimeout(60); open('/tmp/listens', 'w').close(); {then}"
     served = asyncio.create_task(python(runner, text))
-    await beside.run("cat /tmp/listens")
-    return beside, served
+    await other.run("cat /tmp/listens")
+    return other, served
 
 
 def _is_agent(entry: Path) -> bool:
@@ -192,13 +154,13 @@ def _pid(runner: Runner) -> int:
 
 
 async def test_packets_with_another_s_address_go_nowhere(
-    vm: Runner, net: HostEngine, golden: str, world: Internet
+    vm: Runner, shared: HostEngine, golden: str, world: Internet
 ) -> None:
     """A box cannot make them; if it could (here the host does it in the box's network), they would not pass."""
     raw = await vm.run("python3 -c 'import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 255)'")
     packet = await vm.run("python3 -c 'import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW)'")
     assert raw.code and packet.code
-    other = Wired(net, golden)
+    other = Wired(shared, golden)
     await other.boot()
     send = "import socket,sys;s=socket.socket(socket.AF_INET,socket.SOCK_RAW,255);" + "".join(
         f"s.sendto({spoofed(source, PUBLIC, 4433)!r},({PUBLIC!r},0));"
@@ -316,23 +278,20 @@ async def test_the_account_is_closed_when_the_box_ends(vm: Runner, accounts: lis
 async def test_what_a_box_opened_is_forgotten_with_it(vm: Runner) -> None:
     await tried(vm, [("tcp", "4", PUBLIC, 80), ("udp", "4", PUBLIC, 4433)])
     address = vm.box.address
-    assert any(f"src={address} " in line for line in _connections())
+    assert any(f"src={address} " in line for line in connections())
     await vm.box.kill()
     async with asyncio.timeout(10):
-        while any(f"src={address} " in line for line in _connections()):
+        while any(f"src={address} " in line for line in connections()):
             await asyncio.sleep(0.01)
-
-
-def _connections() -> list[str]:
-    return Path("/proc/net/nf_conntrack").read_text().splitlines()
 
 
 # --- without
 
 
-async def test_a_box_without_network_has_its_loopback(net: HostEngine, golden: str, world: Internet) -> None:
+async def test_a_box_without_network_has_its_loopback(shared: HostEngine, golden: str, world: Internet) -> None:
+    world.seen()
     for _ in range(6):  # prepared ones, which have a wire, and others
-        runner = Wired(net, golden)
+        runner = Wired(shared, golden)
         await runner.boot(network=False)
         assert runner.box.address == ""
         assert [
@@ -340,7 +299,7 @@ async def test_a_box_without_network_has_its_loopback(net: HostEngine, golden: s
         ] == ["lo"]
         assert set(await tried(runner, [("tcp", "4", PUBLIC, 80), ("udp", "4", PUBLIC, 53)])) <= REFUSED
         assert (await runner.run("python3 -c 'import socket; socket.create_server((\"127.0.0.1\", 0))'")).code == 0
-    runner = Wired(net, golden)
+    runner = Wired(shared, golden)
     await runner.boot()
     assert (await tried(runner, [("tcp", "4", PUBLIC, 80)]))[0].endswith("hello")
     assert [to for _, to, _ in visits(world)] == [PUBLIC]
@@ -356,55 +315,7 @@ async def test_a_parked_vm_comes_back_with_a_network(vm: Runner) -> None:
     assert (await tried(vm, [("tcp", "4", PUBLIC, 80)]))[0].endswith("hello")
 
 
-async def test_a_router_that_dies_is_replaced(own_vm: Runner, data: Path, world: Internet) -> None:
-    pid = router_of(data)
-    os.kill(pid, signal.SIGKILL)
-    async with asyncio.timeout(20):
-        while True:
-            with contextlib.suppress(StopIteration):
-                if router_of(data) != pid and (await own_vm.run("getent ahostsv4 public.test")).code == 0:
-                    break
-            await asyncio.sleep(0.05)
-    assert (await tried(own_vm, [("tcp", "4", PUBLIC, 80)]))[0].endswith("hello")
-    assert set(await tried(own_vm, [("tcp", "4", "10.99.0.1", 80)])) <= REFUSED
-
-
-async def test_a_box_made_meanwhile_has_a_network_too(
-    own_vm: Runner, own: HostEngine, golden: str, data: Path, accounts: list[tuple[str, Usage]]
-) -> None:
-    """And the account of one that ends meanwhile is not lost."""
-    await tried(own_vm, [("tcp", "4", PUBLIC, 80)])
-    vm_id = own_vm.box.vm_id
-    os.kill(router_of(data), signal.SIGKILL)
-    await own_vm.box.kill()
-    for _ in range(3):
-        other = Wired(own, golden)
-        await other.boot()
-        assert other.box.address
-        assert (await tried(other, [("tcp", "4", PUBLIC, 80)]))[0].endswith("hello")
-    async with asyncio.timeout(10):
-        while vm_id not in dict(accounts):
-            await asyncio.sleep(0.01)
-    assert dict(accounts)[vm_id].connections == 1
-
-
-async def test_while_no_router_lives_the_rules_hold(own_vm: Runner, data: Path, world: Internet) -> None:
-    world.seen()
-    pid = router_of(data)
-    os.kill(pid, signal.SIGSTOP)
-    zygote = json.loads((data / "zygote.json").read_text())["pid"]
-    os.kill(zygote, signal.SIGSTOP)  # nobody replaces it
-    try:
-        os.kill(pid, signal.SIGKILL)
-        assert set(await tried(own_vm, [("tcp", "4", "10.99.0.1", 80), ("tcp", "4", "192.0.2.129", 22)])) <= REFUSED | {
-            "TimeoutError"
-        }
-        assert visits(world) == []
-    finally:
-        os.kill(zygote, signal.SIGCONT)
-
-
-async def test_a_flood_is_bounded(vm: Runner, golden: str, net: HostEngine) -> None:
+async def test_a_flood_is_bounded(vm: Runner, golden: str, shared: HostEngine) -> None:
     """The host's table of connections is everybody's."""
     flood = f"""
 import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
@@ -415,11 +326,11 @@ for port in range(2000, 8000):
     s.close()
 """
     await python(vm, flood)
-    assert len([line for line in _connections() if f"src={vm.box.address} " in line]) <= MOST_CONNECTIONS + 1
+    assert len([line for line in connections() if f"src={vm.box.address} " in line]) <= MOST_CONNECTIONS + 1
     usage = await _usage(vm, lambda usage: bool(usage.denials))
     assert usage.connections <= MOST_CONNECTIONS + 1 and usage.denied >= 6000 - usage.connections - 1
     assert {denial.reason for denial in usage.denials} == {"flood"}
-    other = Wired(net, golden)
+    other = Wired(shared, golden)
     await other.boot()
     assert (await tried(other, [("tcp", "4", PUBLIC, 80)]))[0].endswith("hello")
 
@@ -443,64 +354,3 @@ async def test_two_on_one_host(vm: Runner, golden: str, tmp_path: Path, images: 
         await second.shutdown()
     assert (await tried(vm, [("tcp", "4", PUBLIC, 80), ("tcp", "4", EXCEPTED, 8080)]))[1].endswith("hello")
     assert (await vm.run("getent ahostsv4 public.test")).code == 0
-
-
-async def test_a_new_server_brings_new_exceptions(
-    own_vm: Runner, own: HostEngine, data: Path, images: Path, world: Internet
-) -> None:
-    assert set(await tried(own_vm, [("tcp", "4", "172.16.7.7", 80)])) <= REFUSED
-    hold = f"s = socket.create_connection(({EXCEPTED!r}, 8080), 5)\nwhile s.send(b'x') and s.recv(99): pass"
-    kept = asyncio.create_task(python(own_vm, hold))
-    while not any(f"src={own_vm.box.address} dst={EXCEPTED}" in line for line in _connections()):
-        await asyncio.sleep(0.01)
-    kept.cancel()  # nobody here waits for it any more; there it goes on
-    await own.close()
-    again = HostEngine(data, images, network_allow=["172.16.0.0/12:80"], resolv_conf=world.resolv_conf)
-    (box,) = await again.start()
-    assert box.address == own_vm.box.address
-    own_vm.box, own_vm.engine = box, again
-    box.listen(own_vm)
-    own_vm.session = new_id()  # in the other one somebody still talks
-    await box.open_session(SessionSpec(own_vm.session))
-    async with asyncio.timeout(10):
-        while not (await tried(own_vm, [("tcp", "4", "172.16.7.7", 80)]))[0].endswith("hello"):
-            pass
-    assert set(await tried(own_vm, [("tcp", "4", EXCEPTED, 8080), ("tcp", "4", "172.16.7.7", 8080)])) <= REFUSED
-    while any(f"src={own_vm.box.address} dst={EXCEPTED}" in line for line in _connections()):
-        await asyncio.sleep(0.01)  # what was open is ended
-    await again.close()
-    await own.start()
-
-
-async def test_a_firewall_that_is_flushed_is_put_up_again(own_vm: Runner, data: Path, world: Internet) -> None:
-    """`nft flush ruleset` begins most configurations of nftables: reloading one removes our table too."""
-    await tried(own_vm, [("tcp", "4", PUBLIC, 80)])
-    table = ["table", "inet", f"boxwood_{number_of(data)}"]
-    before = subprocess.run(["nft", "list", *table], capture_output=True, text=True, check=True).stdout
-    assert f"ip daddr {EXCEPTED} " in before
-    subprocess.run(["nft", "delete", *table], check=True)
-    async with asyncio.timeout(10):
-        while (
-            f"ip daddr {EXCEPTED} "
-            not in subprocess.run(["nft", "list", *table], capture_output=True, text=True).stdout
-        ):
-            await asyncio.sleep(0.01)
-    said = await tried(own_vm, [("tcp", "4", "10.99.0.1", 80), ("tcp", "4", EXCEPTED, 8080), ("tcp", "4", PUBLIC, 80)])
-    assert said[0] in REFUSED and said[1].endswith("hello") and said[2].endswith("hello")
-
-
-def test_a_router_changes_nothing_of_the_host(tmp_path):
-    """Whoever takes it over, by a message it reads, is root without a root's files."""
-    probe = (
-        "import os, sys; from pathlib import Path; from boxwood.engine.network import forwarding, router\n"
-        "os.chdir(sys.argv[1])\n"
-        "if sys.argv[2] == 'confined': router.drop_privileges()\n"
-        "for path in (Path(sys.argv[1], 'layer'), Path('/etc/boxwood-test')):\n"
-        "    try: path.write_text('x'); path.unlink(); print(True)\n"
-        "    except PermissionError: print(False)\n"
-        "Path('/proc/sys/net/ipv4/ip_forward').write_text(Path('/proc/sys/net/ipv4/ip_forward').read_text())\n"
-        "forwarding.pass_firewall()\n"
-    )
-    for how, said in (("free", "True\nTrue\n"), ("confined", "False\nFalse\n")):
-        done = subprocess.run([sys.executable, "-c", probe, str(tmp_path), how], capture_output=True, text=True)
-        assert (done.stdout, done.stderr) == (said, ""), how

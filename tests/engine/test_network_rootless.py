@@ -34,15 +34,17 @@ SAME = {
         *amount((), (
             "test_a_box_has_an_address_and_a_name_of_its_own", "test_the_account_is_closed_when_the_box_ends",
             "test_a_parked_vm_comes_back_with_a_network",
-            "test_a_router_that_dies_is_replaced", "test_a_box_made_meanwhile_has_a_network_too",
-            "test_while_no_router_lives_the_rules_hold",
         )),
     ),
+    "engine/test_network_router.py": amount((), (
+        "test_a_router_that_dies_is_replaced", "test_a_box_made_meanwhile_has_a_network_too",
+        "test_while_no_router_lives_the_rules_hold",
+    )),
     "engine/test_policies.py": (
         amount("test_what_goes_out[0]", "test_what_goes_out"), "test_hosts_are_addresses_that_the_box_was_given_for_them",
         "test_no_policy_opens_what_the_operator_closed", "test_refused_attempts_are_told",
-        *amount((), ("test_a_router_that_dies_takes_no_policy_with_it",)),
     ),
+    "engine/test_policy_router.py": amount((), ("test_a_router_that_dies_takes_no_policy_with_it",)),
     "attack/test_policies.py": amount((), (
         "test_the_list_alone", "test_names_that_are_not_on_the_list", "test_a_rule_cannot_open_what_is_closed",
     )),

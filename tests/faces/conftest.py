@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,18 +9,12 @@ import pytest
 import servers
 from faces.agentkernelstub import client  # noqa: F401
 from faces.memory import memory, session  # noqa: F401
-from unit.client.stub import StubServer, serving
+from unit.client.stub import server  # noqa: F401
 
 VARIABLES = (
     "AGENTKERNEL_API_KEY", "AGENTKERNEL_BASE_URL", "ARKER_API_KEY", "ARKER_BASE_URL", "ARKER_REGION", "BOXWOOD_API_KEY",
     "BOXWOOD_URL", "KUBECONFIG", "KUBERNETES_SERVICE_HOST",
 )  # fmt: skip
-
-
-@pytest.fixture
-def server() -> Iterator[StubServer]:
-    with serving() as stub:
-        yield stub
 
 
 @pytest.fixture(autouse=True)

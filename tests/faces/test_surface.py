@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from boxwood.faces import agentkernel, arker, arl
+from surfaces import surface
 
 DOCS = Path(__file__).parents[2] / "docs/faces.md"
 PAIRS = [
     (agentkernel.AgentKernel, agentkernel.AsyncAgentKernel),
     (agentkernel.SandboxSession, agentkernel.AsyncSandboxSession),
 ]
-RENAMED = {"__aenter__": "__enter__", "__aexit__": "__exit__", "aclose": "close"}
 
 
 @pytest.mark.parametrize("face", ["arker", "agentkernel", "arl"])
@@ -42,17 +42,7 @@ def test_names_are_sorted_and_there(face: object) -> None:
 
 @pytest.mark.parametrize(("blocking", "awaitable"), PAIRS)
 def test_both_forms_have_the_same_methods_and_parameters(blocking: type, awaitable: type) -> None:
-    def parameters(member: Callable[..., object]) -> list[tuple[str, object, object]]:
-        return [(p.name, p.kind, p.default) for p in inspect.signature(member).parameters.values()]
-
-    def surface(kind: type) -> dict[str, list[tuple[str, object, object]]]:
-        return {
-            RENAMED.get(name, name): parameters(member)
-            for name, member in inspect.getmembers(kind, inspect.isfunction)
-            if name != "__await__"
-        }
-
-    assert surface(blocking) == surface(awaitable)
+    assert surface(blocking) == {name: said for name, said in surface(awaitable).items() if name != "__await__"}
 
 
 @pytest.mark.parametrize(

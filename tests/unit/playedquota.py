@@ -6,6 +6,8 @@ import ctypes
 import errno
 import os
 import struct
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -64,3 +66,16 @@ class PlayedKernel:
         version, flags, fields, project, hard, soft, inodes, soft_inodes, *_ = RECORD.unpack_from(buffer.raw)
         assert (version, flags, fields, project, soft, soft_inodes) == (1, 2, 0xF, ident, 0, 0)
         self.limits[ident] = hard, inodes
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> PlayedKernel:
+    return PlayedKernel(monkeypatch)
+
+
+@pytest.fixture
+def layers(tmp_path: Path) -> Iterator[int]:
+    """A descriptor of the directory whose tops are counted."""
+    fd = os.open(tmp_path, os.O_RDONLY)
+    yield fd
+    os.close(fd)

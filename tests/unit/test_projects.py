@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,22 +13,14 @@ from boxwood.engine.api import Limits
 from boxwood.engine.disk import projects
 from boxwood.engine.disk.image import TooMuch
 from boxwood.engine.disk.projects import Projects
+from unit import playedquota
 from unit.playedquota import PlayedKernel
 
 MIB = 1 << 20
 TOP, OTHER = "01J8Z3K4M5N6P7Q8R9S0T1V2W3", "01J8Z3K4M5N6P7Q8R9S0T1V2W4"
 
 
-@pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> PlayedKernel:
-    return PlayedKernel(monkeypatch)
-
-
-@pytest.fixture
-def layers(tmp_path: Path) -> Iterator[int]:
-    fd = os.open(tmp_path, os.O_RDONLY)
-    yield fd
-    os.close(fd)
+kernel, layers = playedquota.kernel, playedquota.layers
 
 
 def test_every_top_has_a_project_and_can_be_limited(kernel: PlayedKernel, layers: int, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,21 +14,13 @@ import pytest
 from boxwood.engine import kernel as k
 from boxwood.engine import quota
 from boxwood.engine.quota import FIRST_PROJECT, LEAST_BYTES, LEAST_INODES, NoQuota, Quota, Usage
+from unit import playedquota
 from unit.playedquota import PlayedKernel
 
 MIB = 1 << 20
 
 
-@pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> PlayedKernel:
-    return PlayedKernel(monkeypatch)
-
-
-@pytest.fixture
-def layers(tmp_path: Path) -> Iterator[int]:
-    fd = os.open(tmp_path, os.O_RDONLY)
-    yield fd
-    os.close(fd)
+kernel, layers = playedquota.kernel, playedquota.layers
 
 
 def _prepare(quotas: Quota, directory: Path, *limits: int | None) -> int:

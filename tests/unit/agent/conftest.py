@@ -337,6 +337,13 @@ def subreaper():
 
 
 @pytest.fixture
+def loop():
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
 def work(tmp_path):
     place = tmp_path / "work"
     place.mkdir()

@@ -10,14 +10,6 @@ import pytest
 
 from boxwood.engine.agent import files
 from boxwood.engine.agent.flushes import Flushes
-from boxwood.engine.agent.loop import Loop
-
-
-@pytest.fixture
-def loop():
-    loop = Loop()
-    yield loop
-    loop.close()
 
 
 @pytest.fixture

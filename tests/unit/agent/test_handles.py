@@ -14,7 +14,6 @@ from boxwood.engine.agent.files import Refusal
 from boxwood.engine.agent.flushes import Flushes
 from boxwood.engine.agent.handles import Handles
 from boxwood.engine.agent.links import resolve
-from boxwood.engine.agent.loop import Loop
 from boxwood.engine.agent.main import Agent
 from boxwood.engine.handleapi import FURTHEST, PIECE
 
@@ -28,13 +27,6 @@ class Answer:
 
     def error(self, number, text):
         self.errno, self.text = number, text
-
-
-@pytest.fixture
-def loop():
-    loop = Loop()
-    yield loop
-    loop.close()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,6 @@ from boxwood.engine.agent import loop as module
 from boxwood.engine.agent.loop import IN, Loop
 from boxwood.engine.agent.main import Agent
 from boxwood.engine.frames import Outgoing
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.close()
 
 
 def test_what_was_to_come_comes_so_much_later(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:

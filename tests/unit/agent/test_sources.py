@@ -6,15 +6,7 @@ import os
 
 import pytest
 
-from boxwood.engine.agent.loop import Loop
 from boxwood.engine.agent.run import FRAME, WINDOW, Run, Source
-
-
-@pytest.fixture
-def loop():
-    loop = Loop()
-    yield loop
-    loop.close()
 
 
 @pytest.fixture

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import io
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from boxwood.cli.main import execute
-from unit.client.stub import KEY, StubServer, serving
-
-
-@pytest.fixture
-def server() -> Iterator[StubServer]:
-    with serving() as stub:
-        yield stub
+from unit.client.stub import KEY, StubServer, server  # noqa: F401
 
 
 @pytest.fixture
 def boxwood(
-    server: StubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+    server: StubServer,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsysbinary: pytest.CaptureFixture[bytes],
 ) -> Callable[..., subprocess.CompletedProcess[bytes]]:
     """Runs `boxwood ARGS` in `tmp_path`; its standard input is `stdin`, else nothing."""
     monkeypatch.chdir(tmp_path)

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from unit.client.stub import StubServer, serving
-
-
-@pytest.fixture
-def server() -> Iterator[StubServer]:
-    with serving() as stub:
-        yield stub
+from unit.client.stub import server  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

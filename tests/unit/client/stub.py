@@ -14,6 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import pytest
+
 KEY = "bxw_test_key"
 VM_ID = "01KZ0000000000000000000000"
 VM = {
@@ -166,3 +168,9 @@ def serving() -> Iterator[StubServer]:
         http.shutdown()
         thread.join()
         http.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[StubServer]:
+    with serving() as stub:
+        yield stub

@@ -8,12 +8,12 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import boxwood
+from surfaces import surface
 from unit.client.stub import KEY, RUN, VM, VM_ID, StubServer
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -23,7 +23,6 @@ PAIRS = [
     (boxwood.Files, boxwood.AsyncFiles), (boxwood.Pool, boxwood.AsyncPool), (boxwood.Mounts, boxwood.AsyncMounts),
     (boxwood.Filesystems, boxwood.AsyncFilesystems),
 ]  # fmt: skip
-RENAMED = {"__aenter__": "__enter__", "__aexit__": "__exit__", "__aiter__": "__iter__", "aclose": "close"}
 
 
 def test_the_blocking_sdk_is_made_from_the_awaitable_one() -> None:
@@ -32,14 +31,6 @@ def test_the_blocking_sdk_is_made_from_the_awaitable_one() -> None:
 
 @pytest.mark.parametrize(("blocking", "awaitable"), PAIRS)
 def test_both_forms_have_the_same_methods_and_parameters(blocking: type, awaitable: type) -> None:
-    def parameters(member: Callable[..., object]) -> list[tuple[str, object, object]]:
-        return [(p.name, p.kind, p.default) for p in inspect.signature(member).parameters.values()]
-
-    def surface(kind: type) -> dict[str, list[tuple[str, object, object]]]:
-        return {
-            RENAMED.get(name, name): parameters(member) for name, member in inspect.getmembers(kind, inspect.isfunction)
-        }
-
     assert surface(blocking) == surface(awaitable)
 
 

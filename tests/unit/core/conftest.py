@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +12,7 @@ import pytest
 from boxwood.core.config import Config
 from boxwood.core.core import Core
 from boxwood.core.model import VM, Caller, ForkRequest, Run, RunRequest
-from boxwood.images import host
-
-_SPEC = importlib.util.spec_from_file_location("fake_engine", Path(__file__).with_name("fake_engine.py"))
-assert _SPEC is not None and _SPEC.loader is not None
-fake_engine = sys.modules.setdefault("fake_engine", importlib.util.module_from_spec(_SPEC))
-_SPEC.loader.exec_module(fake_engine)
+from fakes import fake_engine, images_in
 
 
 @dataclass
@@ -74,11 +67,7 @@ def machine() -> fake_engine.Machine:
 @pytest.fixture
 def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory with the image of the host, which is the fake machine's."""
-    place = tmp_path / "images"
-    (place / fake_engine.IMAGE / "upper").mkdir(parents=True)
-    image = host.HostImage(fake_engine.IMAGE, "fingerprint", 0, 0, 0, 0.0)
-    monkeypatch.setattr(host, "ensure", lambda directory, progress, **settings: image)
-    return place
+    return images_in(tmp_path, monkeypatch)
 
 
 @pytest.fixture
