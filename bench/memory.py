@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from boxwood import VM, Boxwood
-from machine import memory_kib
+from machine import forget_deleted, memory_kib
 from measure import Series
 from server import Server
 
@@ -22,14 +22,17 @@ PARK_SECONDS = 1.0
 def measure(server: Server, repeats: int = 3) -> tuple[list[Series], int]:
     """MiB per live box with one idle shell, KiB of disk and files per parked VM; processes of all parked VMs together.
 
-    The server is started anew for it, and left running.
+    Server and zygote are started anew each time, for what earlier boxes had is taken back by and by, and would be given
+    to later ones; the last is left running.
     """
     live = Series(f"memory per live box with an idle shell ({BOXES} boxes)", "MiB")
+    own = Series("… of it its processes' own, as /proc counts it (PSS)", "MiB")
     files, disk = Series("files per parked VM", "files"), Series("disk per parked VM", "KiB")
     rss = Series("server's memory per parked VM", "KiB")
     left: list[int] = []
     for _ in range(repeats):
-        server.stop()
+        server.down()
+        forget_deleted()
         server.start(idle_seconds=IDLE)
         with server.client() as box:
             box.fork("ubuntu").delete()
@@ -39,9 +42,10 @@ def measure(server: Server, repeats: int = 3) -> tuple[list[Series], int]:
             _settled(lambda: processes(server))  # and the boxes that are ready for more of the kind
             _settled(lambda: _disk(server.data)[0])  # what earlier measurements left is being collected
             empty, data_before = rss_kib(server.pid), _disk(server.data)
-            before = _available()
+            before, pss_before = _available(), _pss_kib(server)
             made = _fill(box)
             live.add((before - _available()) / 1024 / BOXES)
+            own.add((_pss_kib(server) - pss_before) / 1024 / BOXES)
             server.stop()
             server.start(idle_seconds=PARK_SECONDS)
             left.append(_settled(lambda bare=bare: processes(server) - bare, wanted=0))
@@ -52,7 +56,7 @@ def measure(server: Server, repeats: int = 3) -> tuple[list[Series], int]:
             rss.add(max(0, rss_kib(server.pid) - empty) / BOXES)
             for vm in made:
                 box.delete(vm.id)
-    return [live, files, disk, rss], max(0, round(median(left)))
+    return [live, own, files, disk, rss], max(0, round(median(left)))
 
 
 def _fill(box: Boxwood) -> list[VM]:
@@ -72,10 +76,20 @@ def processes(server: Server) -> int:
 
 def rss_kib(pid: int) -> int:
     """Memory of a process that it shares with no other, in KiB."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Private_Dirty:"):
-            return int(line.split()[1])
-    return 0
+    return _mapped_kib(pid, "Private_Dirty")
+
+
+def _pss_kib(server: Server) -> int:
+    """Memory of the zygote's descendants; what several share is divided among them."""
+    return sum(_mapped_kib(pid, "Pss") for pid in _descendants(server.zygote_pid))
+
+
+def _mapped_kib(pid: int, kind: str) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")), 0)
 
 
 def _available() -> float:
