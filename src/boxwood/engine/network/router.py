@@ -286,12 +286,12 @@ class Router:
             self._ledger.denied(address, replace(denial, name=name))
 
     async def _usage(self, vm: str) -> Usage:
-        address = self._ledger.address_of(vm)
-        if not address:
+        addresses = self._ledger.addresses_of(vm)
+        if not addresses:
             return Usage()
         self._on_denials()  # what was logged up to now
         counted = await asyncio.to_thread(self._table.counted)
-        return self._ledger.usage((address,), counted).get(vm, Usage())
+        return self._ledger.usage(addresses, counted).get(vm, Usage())
 
     async def _police(self, address: str, vm: str, rules: dict[str, Any]) -> None:
         """RuntimeError: they are not in force. What comes too late must not hold for whoever has the address next."""
