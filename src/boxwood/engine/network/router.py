@@ -337,8 +337,7 @@ async def _run(options: argparse.Namespace, zygote: socket.socket) -> None:
     try:
         links = forwarding.uplinks()
         predecessors.sweep(options.locks, options.number)
-        if options.fresh:
-            await predecessors.begin_anew(options.number)
+        alone = options.fresh and await predecessors.begin_anew(options.number)
         through = None
         if options.porter is not None:
             through = Through(socket.socket(fileno=options.porter))
@@ -349,12 +348,12 @@ async def _run(options: argparse.Namespace, zygote: socket.socket) -> None:
         upstream = Upstream(options.resolv, way=through)
         router = Router(
             options.number, exceptions, upstream, zygote, forward.guarded, kept, through,
-            counts_all=options.fresh,
+            counts_all=alone,
         )  # fmt: skip
         drop_privileges()
-        alone = await router.serve(sockets, behind.MTU if through else forwarding.mtu_of(links))
+        is_last = await router.serve(sockets, behind.MTU if through else forwarding.mtu_of(links))
         sockets.close()
-        if alone:
+        if is_last:
             router.remove()
     finally:
         if forward.close():
