@@ -140,7 +140,7 @@ class Uplink:
             return
         try:
             self._hear(json.loads(packet))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             os.kill(self._pid, signal.SIGKILL)  # it is not itself
 
     def _hear(self, said: dict[str, Any]) -> None:
