@@ -50,9 +50,8 @@ class Desk:
         self._police = police
         self._server: asyncio.Server | None = None
         self._client: asyncio.StreamWriter | None = None
-        self._turn = (
-            asyncio.Lock()
-        )  # of whom is answered: nothing of an earlier server's holds later than a newer one's
+        # Of whom is answered: nothing of an earlier server's holds later than a newer one's.
+        self._turn = asyncio.Lock()
         self._untold: deque[dict[str, Any]] = deque(maxlen=_MOST_UNTOLD)
 
     async def open(self) -> None:

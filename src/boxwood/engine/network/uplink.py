@@ -57,9 +57,8 @@ class Uplink:
         self.is_wanted = False
         self._is_fresh = True  # no router of ours has worked yet
         self._failures = 0  # in a row
-        self._ending: dict[
-            str, tuple[BoxRange, str]
-        ] = {}  # with VMs, by addresses that the router has yet to give back
+        # With VMs, by addresses that the router has yet to give back.
+        self._ending: dict[str, tuple[BoxRange, str]] = {}
         self._tenants: dict[str, str] = {}  # VMs by addresses
         self.problem = "it has not been started"
 
