@@ -49,6 +49,22 @@ async def test_frames_with_nothing_in_them_are_not_kept() -> None:
     assert (await inbox.read(), await inbox.read()) == (b"x", b"") and wire.counted == 5001
 
 
+async def test_what_comes_after_the_end_breaks_nothing() -> None:
+    """A server that has answered may reset the stream, or go: the answer is whole."""
+    inbox = http2._Inbox(Taking(), 1)  # type: ignore[arg-type]
+    inbox.data(b"x", 1)
+    inbox.over([(b"a", b"b")])
+    inbox.over()
+    inbox.over(broken="it was reset")
+    assert (await inbox.read(), await inbox.read()) == (b"x", b"") and inbox.trailers == [(b"a", b"b")]
+    inbox = http2._Inbox(Taking(), 3)  # type: ignore[arg-type]
+    inbox.data(b"x", 1)
+    inbox.over(broken="it was reset")
+    assert await inbox.read() == b"x"
+    with pytest.raises(Broken):
+        await inbox.read()
+
+
 async def test_frames_that_came_together_are_one_piece() -> None:
     """Of a byte each they would be as many pieces, with nobody's turn between; and no piece is without end."""
     wire = Taking()
