@@ -125,6 +125,9 @@ class Exchange:
             reason = f" ({verdict.reason})" if rule and verdict.reason else ""
             raise Refused(403, "forbidden", f"the network policy of this VM refuses it: {by}{reason}", rule)
         self._rule = verdict.rule
+        if self._line.standing.is_full:
+            text = "this VM has too many requests and connections under way: try again"
+            raise Refused(503, "unavailable", text, self._rule_name)
         self._line.standing.opened(self)
         try:
             sent, place = await self._changed(head)
