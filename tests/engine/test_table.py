@@ -118,3 +118,37 @@ async def main():
 asyncio.run(main())
 """
     ).split("\n") == [f"{2 * len(counts)} 17 17 36", "{}", ""]
+
+
+def test_what_cannot_be_counted_goes_nowhere() -> None:
+    """A set that has no room stands for a kernel that has no memory."""
+    assert probe(
+        """
+import os, socket
+from boxwood.engine import kernel as k
+from boxwood.engine.network import table as module
+from boxwood.engine.network.netlink import Netlink, add_address, bring_up
+from boxwood.engine.network.wire import GATEWAY, Plug, Wire
+lo = socket.if_nametoindex('lo')
+Netlink().ask(bring_up(lo), add_address(lo, GATEWAY))
+def send():
+    plug = Plug()
+    k.unshare(k.NEWNET)
+    plug.settle(Wire(X, 9))
+    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', (GATEWAY, 99))
+def heard():
+    if not (pid := os.fork()):
+        try:
+            send()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    count = table.counted().get(X)
+    return count and (count.sent > 0, count.refused)
+print(heard())
+module.nft = lambda script: nft(script.replace('sent { type ipv4_addr; size 65536', 'sent { type ipv4_addr; size 1'))
+table.put_up(anew=True)
+nft(f'add element inet {table.name} sent {{ {Y} }}')
+print(heard())
+"""
+    ).split("\n") == ["(True, 1)", "None", ""]

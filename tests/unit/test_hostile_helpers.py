@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,6 +120,22 @@ async def test_lines_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = Taken(data({"name": "x" * 200, **STATUS}) * 10_000)
     with pytest.raises(BoxGone, match="without end"):
         await taken.files.list(b"/w", after=b"", limit=10)
+    await taken.writing
+
+
+@pytest.mark.parametrize(
+    ("said", "why"), [(b"{}\n" * 1_000_000, "more lines"), (b'{"a":[' + b"[]," * 100_000 + b"[]]}\n", "without end")]
+)
+async def test_little_that_comes_to_much(monkeypatch: pytest.MonkeyPatch, said: bytes, why: str) -> None:
+    """Empty things take many times as much memory as their letters: none are made of what is not wanted."""
+    made = []
+    loads = json.loads
+    monkeypatch.setattr(hostfiles, "json", SimpleNamespace(loads=lambda text: made.append(text) or loads(text)))
+    records_ = (records.record(records.DATA, said[at : at + (1 << 17)]) for at in range(0, len(said), 1 << 17))
+    taken = Taken(b"".join(records_) + end(last=""))
+    with pytest.raises(BoxGone, match=why):
+        await taken.files.list(b"/w", after=b"", limit=10)
+    assert not made
     await taken.writing
 
 

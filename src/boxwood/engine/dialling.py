@@ -18,7 +18,7 @@ from typing import Any
 from boxwood.engine.api import BoxGone, EngineError, GuestError, NotHere
 from boxwood.engine.sockets import FAMILIES
 
-AHEAD = (8, 2)  # sockets fetched at once, of each family
+AHEAD = (8, 2)  # sockets fetched at once, of each family; nor are more kept
 CONNECT_SECONDS = 10.0
 _FETCH_SECONDS = 30.0
 _SO_NETNS_COOKIE = 71  # socket(7), since Linux 5.14: which network a socket belongs to
@@ -56,7 +56,11 @@ class Dialler:
             kept = self._keep(box_id, gone)
             for sock in fetched:
                 kept[sock.family].append(sock)
-        return kept[family].pop() if kept[family] else None
+        found = kept[family].pop() if kept[family] else None
+        for most, spare in zip(AHEAD, kept.values(), strict=True):
+            while len(spare) > most:  # others have fetched some at the same time
+                spare.pop().close()
+        return found
 
     def _keep(self, box_id: str, gone: asyncio.Future[str]) -> dict[int, list[socket.socket]]:
         """Until the box has gone: its network is there as long as they are."""

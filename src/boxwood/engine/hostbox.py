@@ -69,9 +69,8 @@ class HostBox:
         self.top = top
         self.hostname = hostname
         self.limits = limits
-        self.policies: Policies | None = (
-            Policies()
-        )  # that it goes by, or is to; None: those that an earlier server said
+        # That it goes by, or is to; None: those that an earlier server said.
+        self.policies: Policies | None = Policies()
         self.policies_hold = True  # the router has said so
         self.address = ""
         self.read_only = False

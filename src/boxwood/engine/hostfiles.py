@@ -12,7 +12,7 @@ import errno
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 from boxwood.engine.api import BoxGone, GuestError
 from boxwood.engine.fileapi import (
@@ -36,7 +36,8 @@ TREE_SECONDS = 1800.0  # of deleting or carrying over one
 SILENCE_SECONDS = 120.0  # without a byte of an archive, either way
 _GRACE = 10.0  # seconds that a helper has beyond its own
 _MOST_BYTES = 16 << 20  # of all lines of one answer: a helper stops at half of it
-_LINE_BYTES = 1 << 16
+_LINE_BYTES = 1 << 16  # two names of 4096 bytes, each byte as six letters
+_AT_ONCE = 1 << 18  # bytes of lines that are read on the event loop
 _KINDS = frozenset({"file", "directory", "symlink", "fifo", "socket", "character", "block"})
 _REASONS = frozenset({"", "limit", "bytes", "seconds"})
 _CHANGES = frozenset({"created", "modified", "written", "attributes", "removed", "moved"})
@@ -45,11 +46,7 @@ _FAR = 1 << 62  # nanoseconds either way of 1970: a hundred years more than a cl
 
 Ask = Callable[..., Awaitable[Answer]]
 Line = dict[str, Any]
-
-
-class _Done(NamedTuple):
-    lines: list[Line]
-    end: dict[str, Any]
+Found = TypeVar("Found")
 
 
 class HostFiles:
@@ -89,9 +86,9 @@ class HostFiles:
         if not recursive:
             await self._do("file.remove", fields)
             return 1
-        done = await self._work("remove", fields, TREE_SECONDS)
+        _, end = await self._work("remove", fields, TREE_SECONDS)
         with self._checking("answer to remove"):
-            return integer(done.end, "removed")
+            return integer(end, "removed")
 
     async def _do(self, op: str, fields: dict[str, Any], **more: float) -> dict[str, Any]:
         self._require()
@@ -108,34 +105,31 @@ class HostFiles:
 
     async def list(self, path: bytes, *, after: bytes, limit: int) -> FilePage:
         fields = {"path": told(path), "after": told(after), "limit": limit}
-        done = await self._work("list", fields, LIST_SECONDS)
+        said, end = await self._work("list", fields, LIST_SECONDS)
         with self._checking("list of a directory"):
-            entries = _entries(done.lines, "name", limit)
-            last = name(done.end, "last")
-            return FilePage(entries, last or None)
+            return FilePage(await _read(said, limit, _entry), name(end, "last") or None)
 
     async def glob(self, path: bytes, pattern: str, *, limit: int, seconds: float) -> FilesFound:
         fields = {"path": told(path), "pattern": pattern, "limit": limit}
-        done = await self._work("glob", fields, seconds, cut_short=True)
+        said, end = await self._work("glob", fields, seconds, cut_short=True)
         with self._checking("list of what matches"):
-            return FilesFound(_entries(done.lines, "name", limit), _reason(done.end))
+            return FilesFound(await _read(said, limit, _entry), _reason(end))
 
     async def search(self, path: bytes, query: TextQuery, *, limit: int, seconds: float) -> TextFound:
         fields = {
             "path": told(path), "pattern": query.pattern, "literal": query.literal, "ignore_case": query.ignore_case,
             "include": list(query.include), "exclude": list(query.exclude), "engine": query.engine, "limit": limit,
         }  # fmt: skip
-        done = await self._work("search", fields, seconds, cut_short=True)
+        said, end = await self._work("search", fields, seconds, cut_short=True)
         with self._checking("list of lines"):
-            if len(done.lines) > limit:
-                raise FrameError("more lines than were asked for")
-            engine = done.end.get("engine")
-            found = tuple([_match(line) for line in done.lines])
-            return TextFound(found, _reason(done.end), "ripgrep" if engine == "ripgrep" else "builtin")
+            engine = "ripgrep" if end.get("engine") == "ripgrep" else "builtin"
+            return TextFound(await _read(said, limit, _match), _reason(end), engine)
 
-    async def _work(self, do: str, fields: dict[str, Any], seconds: float, *, cut_short: bool = False) -> _Done:
-        """All lines, and how it ended. `cut_short`: what a helper has said before it was killed, for its time was over,
-        counts."""
+    async def _work(
+        self, do: str, fields: dict[str, Any], seconds: float, *, cut_short: bool = False
+    ) -> tuple[bytearray, dict[str, Any]]:
+        """All lines, to be read, and how it ended. `cut_short`: what a helper has said before it was killed, for its
+        time was over, counts."""
         work = await self._begin(do, fields, seconds)
         held = bytearray()
         try:
@@ -154,7 +148,7 @@ class HostFiles:
                     work.end = {"truncated": "seconds"}
                     del held[held.rfind(b"\n") + 1 :]
                 assert work.end is not None
-                return _Done(await _decoded(held), work.end)
+                return held, work.end
         finally:
             work.close()
 
@@ -299,18 +293,23 @@ def _below(fields: Line, field: str) -> bytes:
     return raw
 
 
-async def _decoded(data: bytearray) -> list[Line]:
-    """FrameError. On a thread if there is much of it."""
-    if len(data) < 1 << 18:
-        return _lines(data)
-    return await asyncio.to_thread(_lines, data)
+async def _read(said: bytearray, most: int, read: Callable[[Line], Found]) -> tuple[Found, ...]:
+    """What the lines come to, one after the other: what they hold beside that is let go of at once, and may be twenty
+    times as large as its text. On a thread if there is much of it. FrameError."""
+    if len(said) < _AT_ONCE:
+        return _all(said, most, read)
+    return await asyncio.to_thread(_all, said, most, read)
 
 
-def _lines(data: bytearray) -> list[Line]:
-    return [_line(line) for line in data.splitlines()]
+def _all(said: bytearray, most: int, read: Callable[[Line], Found]) -> tuple[Found, ...]:
+    if said.count(b"\n") > most:
+        raise FrameError("more lines than were asked for")
+    return tuple([read(_line(line)) for line in said.split(b"\n") if line])
 
 
 def _line(data: bytes | bytearray) -> Line:
+    if len(data) > _LINE_BYTES:  # nobody else's work goes on while one is parsed
+        raise FrameError("a line without end")
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -334,10 +333,8 @@ def status(fields: Line) -> FileStatus:
     return FileStatus(kind, size, mode, uid, gid, links, modified, target)
 
 
-def _entries(lines: list[Line], field: str, most: int) -> tuple[FileEntry, ...]:
-    if len(lines) > most:
-        raise FrameError("more entries than were asked for")
-    return tuple([FileEntry(_below(line, field), status(line)) for line in lines])
+def _entry(fields: Line) -> FileEntry:
+    return FileEntry(_below(fields, "name"), status(fields))
 
 
 def _reason(end: dict[str, Any]) -> str:

@@ -26,11 +26,8 @@ class Lost(Exception):
 
 
 class Peer:
-    """`frozen`: the boxes that it has frozen."""
-
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.frozen: set[str] = set()
         self._unsaid: deque[bytes] = deque()
 
     @property
@@ -75,13 +72,13 @@ class Peer:
 
 class Conversation:
     """With one server at a time: the newest. `answered`: what a request comes to, given its descriptors and whether all
-    of them have come; None: nothing yet. `left`: is told who is gone."""
+    of them have come; None: nothing yet. `left`: is called when it is gone."""
 
     def __init__(
         self,
         selector: selectors.BaseSelector,
         answered: Callable[[dict[str, Any], list[int], bool], dict[str, Any] | None],
-        left: Callable[[Peer], None],
+        left: Callable[[], None],
     ) -> None:
         self._selector = selector
         self._answered = answered
@@ -95,7 +92,7 @@ class Conversation:
 
     def _drop(self) -> None:
         if peer := self.peer:
-            self._left(peer)
+            self._left()
             self._selector.unregister(peer.sock)
             peer.sock.close()
             self.peer = None

@@ -38,7 +38,6 @@ class Pipework:
                 os.close(fd)
             raise
         self._buffer = bytearray()
-        self._ready: asyncio.Future[None] | None = None
         self.end: dict[str, Any] | None = None
 
     async def piece(self, seconds: float | None) -> bytes:
@@ -111,7 +110,7 @@ class Pipework:
 
     async def _until(self, fd: int, *, writing: bool) -> None:
         loop = asyncio.get_running_loop()
-        ready = self._ready = loop.create_future()
+        ready = loop.create_future()
         (loop.add_writer if writing else loop.add_reader)(fd, _tell, ready)
         try:
             await ready

@@ -9,11 +9,8 @@ goes to the server; the hook, over which an agent is handed a new link, is shut 
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import selectors
-import signal
 import socket
 import traceback
 from collections.abc import Callable
@@ -29,13 +26,15 @@ from boxwood.engine.cgroups.cgroups import Cgroups
 from boxwood.engine.cgroups.removals import Removals
 from boxwood.engine.disk import image
 from boxwood.engine.disk.projects import Projects
-from boxwood.engine.dismissed import QUIET, Dismissed
+from boxwood.engine.dismissed import QUIET
+from boxwood.engine.ends import Ends
 from boxwood.engine.idmap import IdMap
 from boxwood.engine.jobs import Jobs
 from boxwood.engine.listener import Listener
 from boxwood.engine.network.uplink import Uplink
 from boxwood.engine.onerange import SharedRanges
-from boxwood.engine.overlay import MOST_LAYERS, Places, prepare_top
+from boxwood.engine.order import Order, hostname
+from boxwood.engine.overlay import Places, prepare_top
 from boxwood.engine.peer import Conversation, Peer, Refused
 from boxwood.engine.ranges import RangeMaker
 from boxwood.engine.spares import Live, Spares, kill
@@ -45,7 +44,6 @@ from boxwood.engine.ulid import checked
 from boxwood.engine.unmounter import Unmounter
 from boxwood.engine.volumes.attachments import Attachments, Inside
 
-_HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}\Z")
 _LONELY = 5.0  # seconds between looks whether a server can still come
 _RETRY = 0.02  # seconds until a busy cgroup is tried again
 _PAUSE = 1.0  # seconds between looks at a router that is down
@@ -74,13 +72,11 @@ class Zygote:
         )
         self._uts_namespace = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
         self._selector = selectors.DefaultSelector()
-        self._porter = porter
-        self._no_network = no_network
-        self._uplink = Uplink(data, locks, self._selector, self._ranges.give_back, porter and porter[0])
+        self._uplink = Uplink(data, locks, self._selector, self._ranges.give_back, porter, no_network)
         self._boxes: dict[str, Live] = {}
         self._unmounter = Unmounter()
         self._removals = Removals()
-        self._dismissed = Dismissed(lambda box_id: self._end(self._boxes[box_id]))
+        self._ends = Ends(self._boxes, self._unmounter)
         self._spares = Spares(
             str(data / "mnt"), places, self._ranges, self._uplink, self._take_in, self._removals.remove,
             may_return=ids is None,
@@ -127,13 +123,13 @@ class Zygote:
                     key.data()
             if not ready:
                 self._spare_time()
-            self._dismissed.end_overdue()
+            self._ends.dismissed.end_overdue()
         self._finish()
 
     def _patience(self) -> float | None:
         if self._spares.wanted and not self._ending:
-            return min(self._spares.patience, QUIET) if self._dismissed else self._spares.patience
-        if self._dismissed:
+            return min(self._spares.patience, QUIET) if self._ends.dismissed else self._spares.patience
+        if self._ends.dismissed:
             return QUIET
         if self._removals:
             return _RETRY
@@ -152,7 +148,7 @@ class Zygote:
         if self._spares.wanted and not self._ending:
             self._spares.make_ahead()
         else:
-            self._dismissed.end_one()
+            self._ends.dismissed.end_one()
 
     def _accept(self) -> None:
         if (sock := self._listener.accept()) is not None:
@@ -176,16 +172,9 @@ class Zygote:
             traceback.print_exc()
             return {"error": f"it makes no sense here: {type(error).__name__}: {error}"[:2000]}
 
-    def _left(self, peer: Peer) -> None:
-        """A server is gone: so is whoever froze these boxes, and nobody reads what jobs answer; the next server clears
-        what they leave."""
-        for box_id in peer.frozen:
-            if self._cgroups is not None and box_id in self._boxes:
-                try:
-                    self._cgroups.thaw(self._boxes[box_id].group)
-                except OSError:
-                    traceback.print_exc()  # it is dying, and so is its group
-        self._dismissed.end_all()  # the next server is to find none
+    def _left(self) -> None:
+        """A server is gone: nobody reads what jobs answer; the next server clears what they leave."""
+        self._ends.abandoned()
         self._jobs.kill()
 
     # --- what the server may ask
@@ -203,84 +192,61 @@ class Zygote:
             )
             self._cgroups.sweep()
             self._cgroups.clear_orphans()
-            self._removals.cgroups = self._cgroups
+            self._removals.cgroups = self._ends.cgroups = self._cgroups
         allow = [str(entry) for entry in request["allow"]]
         self._spares.configure(seccomp, self._cgroups, wired=self._wants_wire(request))
         self._uplink.configure(self._ranges.chunk, allow, str(request["resolv"]), at_once=self._spares.wired)
         return {"ok": True, "pid": os.getpid()}
 
     def _network(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        """Can boxes have one, and if not, why; what is in the way of those that have. `wanted`: by somebody else than
-        a box."""
-        if self._no_network:
-            return {"active": False, "why": self._no_network}
-        if request.get("wanted"):
-            self._uplink.want()
-        if not self._uplink.is_wanted:
-            return {"active": True, "why": "its router is started when a VM first wants it"}
-        return {"active": self._uplink.up or self._uplink.starting, "why": self._uplink.problem}
+        """`wanted`: by somebody else than a box."""
+        active, why = self._uplink.state(wanted=bool(request.get("wanted")))
+        return {"active": active, "why": why}
 
     def _wants_wire(self, request: dict[str, Any]) -> bool:
-        return bool(request["network"]) and not self._no_network
+        return bool(request["network"]) and not self._uplink.never
 
     def _boot(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         if self._cgroups is None:
             raise Refused("not configured yet")
-        box_id, vm, top = checked(request["box"]), request["vm"] and checked(request["vm"]), checked(request["top"])
-        layers = tuple((str(place), checked(ident)) for place, ident in request["layers"])
-        if box_id in self._boxes or any(live.top == top for live in self._boxes.values()):
+        order = Order.of(request)
+        if order.box in self._boxes or any(live.top == order.top for live in self._boxes.values()):
             raise Refused("this box or its top lives already")
-        if len(layers) > MOST_LAYERS:
-            raise Refused(f"{len(layers)} layers: at most {MOST_LAYERS} can be mounted")
-        hostname, read_only, limits = _hostname(request), bool(request["read_only"]), Limits(**request["limits"])
-        durable = bool(request.get("durable"))
         self._spares.wired = self._wants_wire(request)
         if self._spares.wired:
             self._uplink.wait()
-        live = self._spares.next(limits.pids)
+        live = self._spares.next(order.limits.pids)
         wire = (live.wire or self._uplink.wire(live.range)) if self._spares.wired else None
-        in_files = [checked(ident) for ident in request["in_files"]]
-        disks = self._disks.attach_all(in_files, top, read_only=read_only)
+        disks = self._disks.attach_all(order.in_files, order.top, read_only=order.read_only)
         try:
             project = 0
-            if not any(disk.layer == top for disk in disks):
-                project = self._projects.prepare(top, limits)
-                prepare_top(self._layers, top)
-            plan = {
-                "layers": layers, "top": top, "hostname": hostname, "wire": wire and wire.fields(),
-                "read_only": read_only, "disk_limit": limits.disk, "project": project, "durable": durable,
-                "disks": [[d.layer, d.number, d.read_only, d.sealed, d.ours] for d in disks],
-            }  # fmt: skip
-            self._bounds.set(self._cgroups, live, limits)
+            if not any(disk.layer == order.top for disk in disks):
+                project = self._projects.prepare(order.top, order.limits)
+                prepare_top(self._layers, order.top)
+            self._bounds.set(self._cgroups, live, order.limits)
             self._spares.remove(live)
-            live.box, live.vm, live.top, live.hostname = box_id, vm, top, hostname
-            live.read_only = read_only
-            live.project, live.durable = project, durable
-            live.loop = next((disk.number for disk in disks if disk.layer == top), -1)
+            order.fill(live)
+            live.project = project
+            live.loop = next((disk.number for disk in disks if disk.layer == order.top), -1)
             live.wire, live.address = wire, wire.address if wire else live.address
-            self._boxes[box_id] = live
-            if wire and vm:
-                self._uplink.belongs(wire.address, vm)
+            self._boxes[order.box] = live
+            if wire and order.vm:
+                self._uplink.belongs(wire.address, order.vm)
             with suppress(BrokenPipeError):  # it has been killed: its end is told of as every box's is
-                live.become(json.dumps(plan).encode(), fds[0], disks)
+                live.become(order.plan(wire, disks, project), fds[0], disks)
         finally:
             for disk in disks:  # only the box has them
                 disk.close()
         return {
-            "ok": True, "pid": live.pid, "address": wire.address if wire else "", "read_only": read_only,
-            "disk": limits.disk, "durable": durable,
+            "ok": True, "pid": live.pid, "address": wire.address if wire else "", "read_only": order.read_only,
+            "disk": order.limits.disk, "durable": order.durable,
         }  # fmt: skip
 
     def _assign(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """Give a box that was booted ahead of its VM (with no `vm`) to one that has the same layers, and the same right
         to write. Its top has the name that the VM's is to have already."""
         assert self._cgroups is not None
-        live, vm, top, hostname = (
-            self._live(request),
-            checked(request["vm"]),
-            checked(request["top"]),
-            _hostname(request),
-        )
+        live, vm, top, name = self._live(request), checked(request["vm"]), checked(request["top"]), hostname(request)
         if live.vm:
             raise Refused("this box has a VM")
         if any(other.top == top for other in self._boxes.values()):
@@ -290,8 +256,8 @@ class Zygote:
             raise Refused("this box was booted with another limit of its disk")
         if limits != live.limits:
             self._bounds.change(self._cgroups, live, limits)
-        if hostname != live.hostname:
-            live.rename(hostname, self._uts_namespace)
+        if name != live.hostname:
+            live.rename(name, self._uts_namespace)
         live.vm, live.top = vm, top
         if live.wire is not None:
             self._uplink.belongs(live.wire.address, vm)
@@ -300,11 +266,11 @@ class Zygote:
     def _change(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """Another name, other limits for a box that has its VM."""
         assert self._cgroups is not None
-        live, limits, hostname = self._live(request), Limits(**request["limits"]), _hostname(request)
+        live, limits, name = self._live(request), Limits(**request["limits"]), hostname(request)
         if limits != live.limits:
             self._bounds.change(self._cgroups, live, limits)
-        if hostname != live.hostname:
-            live.rename(hostname, self._uts_namespace)
+        if name != live.hostname:
+            live.rename(name, self._uts_namespace)
         return {"ok": True}
 
     def _link(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -312,59 +278,29 @@ class Zygote:
         return {"ok": True}
 
     def _kill(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        live = self._live(request)
-        self._dismissed.gone(live.box)
-        self._end(live)
+        self._ends.end(self._live(request))
         return {"ok": True}
 
     def _dismiss(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """Nobody wants the box any more: let nothing run in it, and kill it when there is time. Not one that could run
         on meanwhile, or that has mounted what somebody may wait for."""
         live = self._live(request)
-        if live.loop >= 0 or live.durable or self._volumes.of(live.box) or not self._stopped(live):
+        if live.loop >= 0 or live.durable or self._volumes.of(live.box) or not self._ends.dismiss(live):
             return {"ok": True}
-        self._dismissed.add(live.box)
         return {"ok": True, "later": True}
 
-    def _stopped(self, live: Live) -> bool:
-        """Its processes run no more, but for what they are doing in the kernel."""
-        if self._cgroups is None or "freezer" not in self._cgroups.controllers:
-            return False
-        try:
-            self._cgroups.stop(live.group)
-        except OSError:
-            return False  # it is dying
-        return True
-
-    def _end(self, live: Live) -> None:
-        """Kill all that is in it."""
-        peer = self._server.peer
-        if self._cgroups is not None and peer is not None and live.box in peer.frozen:
-            self._cgroups.thaw(live.group)  # v1's freezer holds even SIGKILL
-        if live.mounts is None:
-            live.mounts = self._unmounter.hold(live.pid)
-        kill(live.pidfd)
-        if self._cgroups is not None:
-            self._cgroups.kill(live.group)  # PID 1 may be waiting, deaf to signals, for a lock that one of them holds
-
     def _freeze(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        live, peer = self._live(request), self._server.peer
-        assert self._cgroups is not None and peer is not None
-        peer.frozen.add(live.box)
-        self._cgroups.freeze(live.group)
+        self._ends.freeze(self._live(request))
         return {"ok": True}
 
     def _thaw(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        live, peer = self._live(request), self._server.peer
-        assert self._cgroups is not None and peer is not None
-        self._cgroups.thaw(live.group)
-        peer.frozen.discard(live.box)
+        self._ends.thaw(self._live(request))
         return {"ok": True}
 
     def _list(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """A page of what lives: a packet is bounded."""
         after = request.get("after", "")
-        names = sorted(name for name in self._boxes if name > after and name not in self._dismissed)[:500]
+        names = sorted(name for name in self._boxes if name > after and name not in self._ends.dismissed)[:500]
         shown = [
             {
                 "box": live.box, "vm": live.vm, "top": live.top, "pid": live.pid,
@@ -449,9 +385,7 @@ class Zygote:
             self._unmounter.take(live.mounts, slow=False)
             return
         del self._boxes[live.box]
-        self._dismissed.gone(live.box)
-        if self._server.peer is not None:
-            self._server.peer.frozen.discard(live.box)
+        self._ends.gone(live.box)
         self._server.say({"event": "died", "box": live.box, "status": status})
         self._unmounter.take(live.mounts, slow=live.loop >= 0 or live.durable)
         self._volumes.gone(live.box)
@@ -461,10 +395,8 @@ class Zygote:
     def _begin_end(self, peer: Peer | None, number: int) -> None:
         self._ending = peer, number
         self._jobs.kill()
-        self._dismissed.end_all()
-        for live in (*self._boxes.values(), *self._spares):
-            if self._cgroups is not None and peer is not None and live.box in peer.frozen:
-                self._cgroups.thaw(live.group)
+        self._ends.end_all()
+        for live in self._spares:
             kill(live.pidfd)
 
     def _finish(self) -> None:
@@ -476,20 +408,10 @@ class Zygote:
             self._cgroups.close()
         self._unmounter.close()
         self._uplink.close()
-        if self._porter is not None:
-            os.kill(self._porter[1], signal.SIGKILL)  # and with it pasta: it has nothing to lose
-            os.waitpid(self._porter[1], 0)
         self._server.say({"n": self._ending[1], "ok": True})
         while (peer := self._server.peer) is not None and peer.behind and (ready := self._selector.select(_LONELY)):
             for key, _ in ready:
                 key.data()
-
-
-def _hostname(request: dict[str, Any]) -> str:
-    hostname: str = request["hostname"]
-    if not _HOSTNAME.match(hostname):
-        raise Refused("a hostname has 1 to 63 letters, digits, dots and hyphens")
-    return hostname
 
 
 if __name__ == "__main__":

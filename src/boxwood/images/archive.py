@@ -23,9 +23,8 @@ from boxwood.images.tree import Refused, Status, Tree, shown
 BLOCK = 1 << 20
 ZSTD = importlib.import_module("compression.zstd") if sys.version_info >= (3, 14) else None
 _HEADER = 1 << 18  # bytes of one extended header: names and attributes
-_LONGEST_NUMBER = re.compile(
-    rb"(?<![0-9])[0-9]{1000}"
-)  # of digits: tarfile's work on them grows with the square (CVE-2024-6232)
+# Of digits: tarfile's work on them grows with the square (CVE-2024-6232).
+_LONGEST_NUMBER = re.compile(rb"(?<![0-9])[0-9]{1000}")
 _GLOBAL = 200  # keywords that hold for all members: tarfile copies them for each
 _BLOCK = tarfile.BLOCKSIZE  # to which all is rounded up
 _PIECE = 1 << 14  # bytes at once of a sparse file: tarfile puts them together from as many parts as there are holes

@@ -14,7 +14,7 @@ import pytest
 
 from boxwood.engine.api import Usage
 from boxwood.engine.network import desk
-from boxwood.engine.network.desk import Desk
+from boxwood.engine.network.desk import Desk, Visitor
 from boxwood.engine.proxy.control import Control
 from boxwood.engine.proxy.standing import Standings
 
@@ -112,3 +112,34 @@ async def test_the_proxy_hears_the_newest_server_alone() -> None:
     assert standing is not None and standing.secret("KEY") == "newer"
     second.cancel()
     await asyncio.wait({second})
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "said", [b"[" * 50_000, b"[]", b"1", b'{"n": [1]}', b'{"ended": "vm"}', b'{"ended": "vm", "usage": 1}']
+)
+async def test_a_router_that_makes_no_sense_is_left_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(desk, "_AGAIN", 0.001)
+    senseless = asyncio.Event()
+
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer):
+            writer.write(said + b"\n")
+            senseless.set()
+            await reader.read(1)
+
+    async def police(address: str, vm: str, rules: dict[str, Any]) -> None:
+        pass
+
+    visitor = Visitor(tmp_path, lambda vm, usage: None, lambda: None)
+    (tmp_path / desk.DIRECTORY).mkdir()
+    async with await asyncio.start_unix_server(babble, tmp_path / desk._NAME):
+        visitor.open()
+        await asyncio.wait_for(senseless.wait(), 20)
+    (tmp_path / desk._NAME).unlink(missing_ok=True)
+    (tmp_path / desk.DIRECTORY).rmdir()
+    async with opened(tmp_path, police):
+        assert await asyncio.wait_for(visitor.usage("vm"), 20) == Usage()
+        await visitor.close()

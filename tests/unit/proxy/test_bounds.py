@@ -14,7 +14,7 @@ import h2.events
 import h11
 import pytest
 
-from boxwood.engine.proxy import exchange, guests, hello, http1, http2
+from boxwood.engine.proxy import exchange, guests, hello, http1, http2, standing
 from boxwood.engine.proxy.channel import PIECE, Broken
 from boxwood.engine.proxy.message import Reply
 from proxyworld import VM, World
@@ -47,6 +47,22 @@ async def test_frames_with_nothing_in_them_are_not_kept() -> None:
     inbox.data(b"x", 1)
     inbox.over()
     assert (await inbox.read(), await inbox.read()) == (b"x", b"") and wire.counted == 5001
+
+
+async def test_what_comes_after_the_end_breaks_nothing() -> None:
+    """A server that has answered may reset the stream, or go: the answer is whole."""
+    inbox = http2._Inbox(Taking(), 1)  # type: ignore[arg-type]
+    inbox.data(b"x", 1)
+    inbox.over([(b"a", b"b")])
+    inbox.over()
+    inbox.over(broken="it was reset")
+    assert (await inbox.read(), await inbox.read()) == (b"x", b"") and inbox.trailers == [(b"a", b"b")]
+    inbox = http2._Inbox(Taking(), 3)  # type: ignore[arg-type]
+    inbox.data(b"x", 1)
+    inbox.over(broken="it was reset")
+    assert await inbox.read() == b"x"
+    with pytest.raises(Broken):
+        await inbox.read()
 
 
 async def test_frames_that_came_together_are_one_piece() -> None:
@@ -205,20 +221,44 @@ async def test_whole_bodies_of_a_vm_are_bounded_together(there: World, monkeypat
     there.aim("plain")
     reader, writer = await there.connect()
     writer.write(b"POST / HTTP/1.1\r\nHost: api.test\r\nContent-Length: 9\r\n\r\nxxxxxxxx")
-    standing = await there.standings.of(VM, 0)
-    assert standing is not None
+    vm = await there.standings.of(VM, 0)
+    assert vm is not None
     async with asyncio.timeout(20):
-        while not standing.held:
+        while not vm.held:
             await asyncio.sleep(0)
     assert (await there.curl("-d", "xxxxx", scheme="http"))[0] == 503
-    assert standing.held == 8 and there.seen == []
+    assert vm.held == 8 and there.seen == []
     writer.write(b"x")
     assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
     writer.transport.abort()
     async with asyncio.timeout(20):
-        while standing.held:
+        while vm.held:
             await asyncio.sleep(0)
     assert (await there.curl("-d", "xxxxx", scheme="http"))[0] == 200
+
+
+async def test_requests_of_a_vm_that_are_under_way_are_bounded(there: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes a connection to a server: over HTTP/2 a box has a hundred times as many as it has connections."""
+    monkeypatch.setattr(standing, "MOST_OPEN", 2)
+    go, waiting = asyncio.Event(), asyncio.Semaphore(0)
+
+    async def answer(seen: Any, stream: Any) -> None:
+        waiting.release()
+        await go.wait()
+        await stream.respond(Reply(200, [], 0))
+        await stream.end([])
+
+    there.put(GETS)
+    there.answer = answer
+    first = [asyncio.ensure_future(there.curl("--http2")) for _ in range(2)]
+    async with asyncio.timeout(20):
+        for _ in first:
+            await waiting.acquire()
+    code, body = await there.curl("--http2")
+    assert code == 503 and b"under way" in body and len(there.seen) == 2
+    go.set()
+    assert [code for code, _ in await asyncio.gather(*first)] == [200, 200]
+    assert (await there.curl("--http2"))[0] == 200
 
 
 @pytest.mark.parametrize("protocol", ["http/1.1", "h2"])

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from boxwood.engine.proxy.exchange import MOST_CHANGES
 from boxwood.engine.proxy.message import Reply
+from boxwood.engine.proxy.stars import MOST_CHANGES
 from proxyworld import VM, World
 
 pytestmark = [pytest.mark.anyio]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from boxwood.engine.api import EngineError
+from boxwood.engine.network import envoy as module
 from boxwood.engine.network.envoy import SOCKET, Envoy, _line
 from boxwood.engine.policies.document import MOST_BYTES, MOST_SECRETS, SECRET_BYTES
 from boxwood.engine.proxy.control import LINE, Control
@@ -189,3 +190,36 @@ async def test_the_largest_policy_is_a_line_that_a_proxy_reads(proxy: Proxy, env
             assert proxy.holds() == {"vm": values}
         envoy._writer.close()  # type: ignore[union-attr]
         proxy.told = []
+
+
+async def test_a_vm_that_goes_while_its_secrets_are_said_again_is_no_error(proxy: Proxy, envoy: Envoy) -> None:
+    async with proxy.there():
+        for vm in ("one", "two"):
+            await envoy.put(vm, RULES, dict)
+        proxy.told = []
+        repeating = asyncio.ensure_future(envoy.repeat(["one", "two"]))
+        await envoy.drop("one")
+        await repeating
+        assert proxy.holds() == {"one": None, "two": {}}
+
+
+@pytest.mark.parametrize("said", [b"[" * 50_000, b"[]", b'{"n": [1]}', b"1", b"null"])
+async def test_a_proxy_that_makes_no_sense_is_left_for_the_next(
+    proxy: Proxy, envoy: Envoy, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(module, "_AGAIN", 0.001)
+    senseless = asyncio.Event()
+
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer):
+            writer.write(b"{}\n" + (said + b"\n") * 2)
+            await writer.drain()
+            senseless.set()
+            await reader.read()
+
+    async with await asyncio.start_unix_server(babble, proxy.path):
+        putting = asyncio.ensure_future(envoy.put("vm", RULES, dict))
+        await asyncio.wait_for(senseless.wait(), 20)
+    async with proxy.there():
+        await asyncio.wait_for(putting, 20)
+        assert proxy.holds() == {"vm": {}}

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import logging
 import os
 import socket
 from collections import deque
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from boxwood.engine.api import EngineError, Usage
+from boxwood.engine.network.heard import Senseless, heard
 from boxwood.engine.network.ledger import packed, unpacked
 
 DIRECTORY = "router"  # of the data directory: all that a router may write there
@@ -27,7 +29,8 @@ _NAME = f"{DIRECTORY}/socket"
 _LINE = 1 << 20
 _MOST_UNTOLD = 10_000
 _ANSWER_SECONDS = 10.0
-_AGAIN = 0.2  # seconds until a router that is not there yet is tried again
+_AGAIN = 0.2  # seconds until a router that is not there yet, or makes no sense, is tried again
+log = logging.getLogger(__name__)
 
 
 class _Gone(EngineError):
@@ -47,9 +50,8 @@ class Desk:
         self._police = police
         self._server: asyncio.Server | None = None
         self._client: asyncio.StreamWriter | None = None
-        self._turn = (
-            asyncio.Lock()
-        )  # of whom is answered: nothing of an earlier server's holds later than a newer one's
+        # Of whom is answered: nothing of an earlier server's holds later than a newer one's.
+        self._turn = asyncio.Lock()
         self._untold: deque[dict[str, Any]] = deque(maxlen=_MOST_UNTOLD)
 
     async def open(self) -> None:
@@ -181,8 +183,14 @@ class Visitor:
                 reader, writer = await self._connect()
             except OSError:
                 await asyncio.sleep(_AGAIN)
-            else:
+                continue
+            try:
                 await self._read(reader, writer)
+            except OSError:
+                pass
+            except Senseless as error:
+                log.warning("the router of the VMs' network has said what makes no sense: %s", type(error).__name__)
+                await asyncio.sleep(_AGAIN)
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         directory = os.open(self._data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -192,14 +200,13 @@ class Visitor:
             os.close(directory)
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Until the router is gone. OSError, Senseless."""
         self._writer = writer
         self._there.set()
         self._on_met()
         try:
             while line := await reader.readline():
-                self._hear(json.loads(line))
-        except (OSError, ValueError):
-            pass
+                self._hear(heard(line))
         finally:
             self._writer = None
             self._there.clear()

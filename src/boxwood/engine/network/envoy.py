@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from boxwood.engine.api import EngineError
 from boxwood.engine.network.desk import DIRECTORY
+from boxwood.engine.network.heard import Senseless, heard
 
 if TYPE_CHECKING:  # the router imports this module
     from boxwood.engine.proxy.questions import Question
@@ -81,7 +82,7 @@ class Envoy:
                 await self._met.wait()
             seconds = question.timeout_ms / 1e3 + _GATE_SECONDS
             return str((await self._say({"gate": question.to_json()}, seconds))["refusal"])
-        except (TimeoutError, ConnectionError):
+        except (TimeoutError, ConnectionError, KeyError):
             raise EngineError("the proxy of network policies does not answer") from None
 
     def _begin(self) -> None:
@@ -94,7 +95,8 @@ class Envoy:
         return tuple(self._told)
 
     async def repeat(self, vms: Iterable[str]) -> None:
-        """Say again what holds for them, with what their secrets are now. EngineError."""
+        """Say again what holds for them, with what their secrets are now; of one that has gone meanwhile, nothing.
+        EngineError."""
         await asyncio.gather(*(self._ask(vm) for vm in vms))
 
     async def drop(self, vm: str) -> None:
@@ -112,13 +114,13 @@ class Envoy:
     async def _ask(self, vm: str) -> None:
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
-                while True:
+                while (told := self._told.get(vm)) is not None:
                     if self._writer is not None:
                         with contextlib.suppress(ConnectionError):
-                            await self._say(self._told[vm].message())
+                            await self._say(told.message())
                             return
                     await asyncio.sleep(_AGAIN / 4)
-        except (TimeoutError, KeyError):
+        except TimeoutError:
             raise EngineError("the proxy of network policies does not answer") from None
 
     async def _say(self, message: dict[str, Any], seconds: float = _ANSWER_SECONDS) -> dict[str, Any]:
@@ -146,8 +148,10 @@ class Envoy:
                 continue
             try:
                 await self._stay(reader, writer)
-            except (OSError, ValueError):
+            except OSError:
                 pass  # it has died: the next one is on its way
+            except Senseless as error:
+                log.warning("the proxy of network policies has said what makes no sense: %s", type(error).__name__)
             finally:
                 self._writer = None
                 self._met.clear()
@@ -172,7 +176,7 @@ class Envoy:
         self._writer = writer
         self._met.set()
         while line := await reader.readline():
-            said = json.loads(line)
+            said = heard(line)
             future = self._waiting.get(said.get("n") or 0)
             if future is None or future.done():
                 continue
@@ -200,10 +204,10 @@ class Envoy:
 
 
 async def _tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, message: dict[str, Any]) -> str:
-    """Something that nobody waits for. What is wrong with it; empty: nothing. OSError, ValueError: no proxy there."""
+    """Something that nobody waits for. What is wrong with it; empty: nothing. OSError; ValueError: no proxy there."""
     writer.write(_line({"n": 0, **message}))
     await writer.drain()
-    return str(json.loads(await reader.readline()).get("error", ""))
+    return str(heard(await reader.readline()).get("error", ""))
 
 
 def _line(message: dict[str, Any]) -> bytes:

@@ -43,9 +43,8 @@ METADATA: tuple[Network, ...] = tuple(
     for text in ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254")
 )
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
-_NUMBER = re.compile(
-    r"[0-9]+|0x[0-9a-f]*"
-)  # as a last label: an address, in one of the spellings that C libraries take
+# As a last label: an address, in one of the spellings that C libraries take.
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 _MOST_ADDRESSES = 64  # of a name
 

@@ -54,8 +54,9 @@ class Ledger:
         account.denials.append(denial)
         account.names_refused += denial.protocol in ("dns", "http")  # the kernel counts all others
 
-    def address_of(self, vm: str) -> str:
-        return next((address for address, account in self._accounts.items() if account.vm == vm), "")
+    def addresses_of(self, vm: str) -> list[str]:
+        """More than one where a box of the VM has ended, and its account is not closed yet."""
+        return [address for address, account in self._accounts.items() if account.vm == vm]
 
     def usage(self, addresses: Iterable[str], counted: Mapping[str, Count]) -> dict[str, Usage]:
         """Of the VMs that have these. `counted`: what the kernel has counted of each."""

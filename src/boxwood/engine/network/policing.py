@@ -239,12 +239,6 @@ class Policing:
         verdict = connection_verdict(box.policies, names, target, connection.port, connection.protocol)
         return verdict.outcome is Outcome.DENY or (verdict.outcome is Outcome.PROXY and not connection.translated)
 
-    def origin(self, connection: Connection) -> tuple[str, frozenset[str]]:
-        """Of one that came to the proxy: whose VM's it is, and for which names the box was given where it wanted to go.
-        An empty VM: nobody's that has a policy."""
-        box = self._boxes.get(connection.source)
-        return ("", frozenset()) if box is None else (box.vm, self._pins.names(connection.source, connection.target))
-
     def close(self) -> None:
         self._elements.close()
 

@@ -33,11 +33,12 @@ def sweep(locks: Path, own: int) -> None:
                     os.close(fd)
 
 
-async def begin_anew(number: int) -> None:
+async def begin_anew(number: int) -> bool:
     """A router and its zygote were killed: neither counts nor connections of theirs are the next boxes'. Their boxes
-    are dying; the rules hold until their wires are gone."""
+    are dying; the rules hold until their wires are gone. False: there still is one, and what goes by it before there
+    are rules again nobody counts."""
     until = time.monotonic() + LAST_WIRES_SECONDS
-    while cut(number):
+    while left := cut(number):
         if time.monotonic() > until:
             break
         await asyncio.sleep(0.01)
@@ -46,6 +47,7 @@ async def begin_anew(number: int) -> None:
     connections = Connections()
     connections.end(lambda connection: connection.source in own)
     connections.close()
+    return not left
 
 
 def cut(number: int) -> list[netlink.Link]:

@@ -286,12 +286,12 @@ class Router:
             self._ledger.denied(address, replace(denial, name=name))
 
     async def _usage(self, vm: str) -> Usage:
-        address = self._ledger.address_of(vm)
-        if not address:
+        addresses = self._ledger.addresses_of(vm)
+        if not addresses:
             return Usage()
         self._on_denials()  # what was logged up to now
         counted = await asyncio.to_thread(self._table.counted)
-        return self._ledger.usage((address,), counted).get(vm, Usage())
+        return self._ledger.usage(addresses, counted).get(vm, Usage())
 
     async def _police(self, address: str, vm: str, rules: dict[str, Any]) -> None:
         """RuntimeError: they are not in force. What comes too late must not hold for whoever has the address next."""
@@ -337,8 +337,7 @@ async def _run(options: argparse.Namespace, zygote: socket.socket) -> None:
     try:
         links = forwarding.uplinks()
         predecessors.sweep(options.locks, options.number)
-        if options.fresh:
-            await predecessors.begin_anew(options.number)
+        alone = options.fresh and await predecessors.begin_anew(options.number)
         through = None
         if options.porter is not None:
             through = Through(socket.socket(fileno=options.porter))
@@ -349,12 +348,12 @@ async def _run(options: argparse.Namespace, zygote: socket.socket) -> None:
         upstream = Upstream(options.resolv, way=through)
         router = Router(
             options.number, exceptions, upstream, zygote, forward.guarded, kept, through,
-            counts_all=options.fresh,
+            counts_all=alone,
         )  # fmt: skip
         drop_privileges()
-        alone = await router.serve(sockets, behind.MTU if through else forwarding.mtu_of(links))
+        is_last = await router.serve(sockets, behind.MTU if through else forwarding.mtu_of(links))
         sockets.close()
-        if alone:
+        if is_last:
             router.remove()
     finally:
         if forward.close():

@@ -3,7 +3,8 @@
 They know boxes by the group of their interfaces, so a fork changes nothing here. A packet is let out if it comes from
 the address that is routed to its interface, and goes to the internet or to where the operator allows; names are asked
 for at our resolver, whatever server a box wants to ask; nothing comes in but answers. The host itself, other boxes and
-every private network are refused, at once and with a word, so that nobody waits for a timeout.
+every private network are refused, at once and with a word, so that nobody waits for a timeout. What cannot be counted,
+for want of memory, goes nowhere: who has not been counted has left nothing with the host (departures.py).
 
 The table stays when its router dies: without it a box could reach the host. It is replaced by the next one, and removed
 when the last interface is gone. If somebody else removes it (`nft flush ruleset` does), the router puts it up again at
@@ -27,8 +28,8 @@ QUESTIONS = 400  # of a box in a second: more would crowd out others' before the
 MOST_CONNECTIONS = 4096  # of a box at once: the host's table of connections is for all
 _NFT_SECONDS = 30
 _CHAINS = (
-    "arriving", "names", "through", "here", "leaving", "out", "allowed", "new", "opened", "barred", "flood", "denied",
-    "refuse", "diverting", "excepted", "divert", "proxied", "permitted",
+    "arriving", "counted", "names", "through", "here", "leaving", "out", "allowed", "new", "opened", "barred", "flood",
+    "denied", "refuse", "diverting", "excepted", "divert", "proxied", "permitted",
 )  # fmt: skip
 _COUNTERS = {"sent": "bytes", "received": "bytes", "opened": "packets", "refused": "packets"}  # sets, and what counts
 
@@ -190,6 +191,7 @@ table inet {self.name} {{
     set complaints {{ type ipv4_addr; size 65536; flags dynamic; }}
     set busy {{ type ipv4_addr; size 65536; flags dynamic; }}
     chain arriving {{ type filter hook prerouting priority raw; policy accept; }}
+    chain counted {{ }}
     chain names {{ type nat hook prerouting priority dstnat - 1; policy accept; }}
     chain through {{ type filter hook forward priority filter; policy accept; }}
     chain here {{ type filter hook input priority filter; policy accept; }}
@@ -216,8 +218,11 @@ table inet {self.name} {{
         iifgroup {boxes} meta nfproto ipv6 drop
         iifgroup {boxes} ip hdrlength > 5 drop
         iifgroup {boxes} fib saddr . iif oif 0 drop
-        iifgroup {boxes} update @sent {{ ip saddr }}
-        iifgroup {boxes} udp dport 53 update @asking {{ ip saddr {limit} }} drop
+        iifgroup {boxes} update @sent {{ ip saddr }} goto counted
+        iifgroup {boxes} drop
+    }}
+    chain counted {{
+        udp dport 53 update @asking {{ ip saddr {limit} }} drop
     }}
     chain names {{
         iifgroup {boxes} meta l4proto {{ tcp, udp }} th dport 53 dnat ip to {resolver_of(self._router)}:53

@@ -29,7 +29,7 @@ _BEHIND = 16 << 20  # bytes of messages that a router may leave unread
 
 class Uplink:
     """`free`: takes a range back whose address nobody knows any more. `porter`: a socket of the one that stayed in the
-    host's network, where we have left it (porter.py)."""
+    host's network, where we have left it (porter.py), and its pid; `never`: why boxes have no network here."""
 
     def __init__(
         self,
@@ -37,8 +37,10 @@ class Uplink:
         locks: Path,
         selector: selectors.BaseSelector,
         free: Callable[[BoxRange], None],
-        porter: socket.socket | None = None,
+        porter: tuple[socket.socket, int] | None = None,
+        never: str = "",
     ) -> None:
+        self.never = never
         self._data = data
         self._locks = locks
         self._selector = selector
@@ -55,9 +57,8 @@ class Uplink:
         self.is_wanted = False
         self._is_fresh = True  # no router of ours has worked yet
         self._failures = 0  # in a row
-        self._ending: dict[
-            str, tuple[BoxRange, str]
-        ] = {}  # with VMs, by addresses that the router has yet to give back
+        # With VMs, by addresses that the router has yet to give back.
+        self._ending: dict[str, tuple[BoxRange, str]] = {}
         self._tenants: dict[str, str] = {}  # VMs by addresses
         self.problem = "it has not been started"
 
@@ -117,7 +118,7 @@ class Uplink:
             here = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 said = json.dumps({"resolv": self._resolv_conf}).encode()
-                socket.send_fds(self._porter, [said], [theirs.fileno(), here], socket.MSG_NOSIGNAL)
+                socket.send_fds(self._porter[0], [said], [theirs.fileno(), here], socket.MSG_NOSIGNAL)
             except OSError as error:
                 ours.close()
                 raise OSError(error.errno, "the porter has died: `boxwood down`, then `boxwood up`") from None
@@ -138,7 +139,7 @@ class Uplink:
             return
         try:
             self._hear(json.loads(packet))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             os.kill(self._pid, signal.SIGKILL)  # it is not itself
 
     def _hear(self, said: dict[str, Any]) -> None:
@@ -168,6 +169,16 @@ class Uplink:
             self.problem, self._mtu, self._died = "its router has died, and is started again", 0, True
         else:
             self._failures, self._died = self._failures + 1, False
+
+    def state(self, *, wanted: bool) -> tuple[bool, str]:
+        """Can boxes have a network, and if not, why; what is in the way of those that have. `wanted`: now."""
+        if self.never:
+            return False, self.never
+        if wanted:
+            self.want()
+        if not self.is_wanted:
+            return True, "its router is started when a VM first wants it"
+        return self.up or self.starting, self.problem
 
     @property
     def up(self) -> bool:
@@ -251,7 +262,10 @@ class Uplink:
         self._ending.clear()
         self._mtu, self.problem = 0, "it has ended"
         if self._porter is not None:
-            self._porter.close()
+            sock, pid = self._porter
+            sock.close()
+            os.kill(pid, signal.SIGKILL)  # and with it pasta: it has nothing to lose
+            os.waitpid(pid, 0)
 
 
 def _readable(sock: socket.socket, seconds: float) -> bool:

@@ -78,6 +78,11 @@ class Plain:
         """Has the other end said that nothing more comes, or gone?"""
         return self._reader.at_eof() or self._writer.is_closing()
 
+    @property
+    def is_closed(self) -> bool:
+        """On our side."""
+        return self._writer.is_closing()
+
 
 class Secure:
     """TLS over a channel. `name`: of the server, as a client."""
@@ -128,6 +133,10 @@ class Secure:
     @property
     def is_over(self) -> bool:
         return self._inner.is_over
+
+    @property
+    def is_closed(self) -> bool:
+        return self._inner.is_closed
 
     async def _do(self, step: Callable[..., _T], *arguments: Any) -> _T:
         while True:

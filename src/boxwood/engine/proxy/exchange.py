@@ -29,7 +29,6 @@ from boxwood.engine.proxy.message import (
     BadMessage,
     Call,
     Head,
-    Headers,
     Reply,
     Stream,
     content,
@@ -37,14 +36,13 @@ from boxwood.engine.proxy.message import (
 )
 from boxwood.engine.proxy.origins import Origin, Origins, Unknown
 from boxwood.engine.proxy.questions import question
-from boxwood.engine.proxy.redaction import Hidden, Redaction, joined, parted, starred
 from boxwood.engine.proxy.rewriting import Meaning, NoSecret, needs_body, query_of, rewritten
 from boxwood.engine.proxy.standing import Standing
+from boxwood.engine.proxy.stars import Body, Stars
 from boxwood.engine.proxy.upstream import Place, Trust, Unverified, Upstreams
 
 MOST_BODY = 1 << 20  # that is read whole, to be judged or put into something
 MOST_HELD = 16 << 20  # of such bodies of a VM at once, and of what waits: the proxy's memory is for all
-MOST_CHANGES = 16  # of a VM's secrets, over which an answer goes on: what was sent is remembered until its end
 _AUTHORITY = re.compile(r"([^:@/?#\[\]\s]{1,255})(?::([0-9]{1,5}))?")
 _TARGET = re.compile(r'/[!"$-~]*')  # without '#': some servers read no further, others take it for a letter
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}")
@@ -89,7 +87,7 @@ class Exchange:
         self._answering = False
         self._stars_frames = False  # of the WebSocket that it asks for
         self._held = 0  # bytes of its body, and of its answer
-        self._used: dict[int, tuple[Hidden, ...]] = {}  # what was hidden when it used a secret, after so many changes
+        self._stars = Stars(line.standing, self._hold)
 
     async def run(self) -> None:
         """Broken: the connection has to end."""
@@ -104,7 +102,7 @@ class Exchange:
 
     def holds(self, policies: Policies) -> bool:
         assert self._request is not None
-        if self._line.standing.changes - min(self._used, default=self._line.standing.changes) > MOST_CHANGES:
+        if self._stars.are_too_old:
             return False
         verdict = request_verdict(policies, self._request)
         before = self._rule.action if self._rule is not None else None
@@ -127,6 +125,9 @@ class Exchange:
             reason = f" ({verdict.reason})" if rule and verdict.reason else ""
             raise Refused(403, "forbidden", f"the network policy of this VM refuses it: {by}{reason}", rule)
         self._rule = verdict.rule
+        if self._line.standing.is_full:
+            text = "this VM has too many requests and connections under way: try again"
+            raise Refused(503, "unavailable", text, self._rule_name)
         self._line.standing.opened(self)
         try:
             sent, place = await self._changed(head)
@@ -257,20 +258,7 @@ class Exchange:
         assert self._rule is not None
         body = await self._seen_body(head, self._rule_name) if needs_body(self._rule.action) else b""
         host, path = self._host or str(self._line.origin.address), head.target.partition("?")[0]
-        return Meaning(host, path, head.method, self._line.origin.vm, body, self._secret)
-
-    def _secret(self, name: str) -> str | None:
-        standing = self._line.standing
-        self._used[standing.changes] = standing.hidden
-        return standing.secret(name)
-
-    @property
-    def _hidden(self) -> tuple[Hidden, ...]:
-        """What holds now, and what was sent: it may have changed under way."""
-        now = self._line.standing.hidden
-        if all(hidden is now for hidden in self._used.values()):
-            return now
-        return tuple(dict.fromkeys(one for hidden in (*self._used.values(), now) for one in hidden))
+        return Meaning(host, path, head.method, self._line.origin.vm, body, self._stars.secret)
 
     async def _address_of(self, host: str) -> IPv4Address:
         with contextlib.suppress(Unknown):
@@ -331,11 +319,11 @@ class Exchange:
     async def _switch(self, call: Call, reply: Reply) -> None:
         if self._stars_frames and any(name == frames.EXTENSIONS for name, _ in reply.headers):
             raise Refused(502, "bad_gateway", "the server uses an extension that nobody has asked for", self._rule_name)
-        reply.headers = await self._starred_headers(reply.headers)
+        reply.headers = await self._stars.headers(reply.headers)
         self._answering = True
         guest, server = await self._stream.switch(reply), call.switch()
         if self._stars_frames:
-            server = frames.Starred(server, lambda: _Starring(self))
+            server = frames.Starred(server, lambda: Body(self._stars))
         await splice(guest, server)
 
     async def _upload(self, call: Call) -> None:
@@ -354,51 +342,22 @@ class Exchange:
         await self._answer(call, await call.reply())
 
     async def _answer(self, call: Call, reply: Reply) -> None:
-        redaction = Redaction(self._hidden)
-        reply.headers = await self._starred_headers(reply.headers)
+        body = Body(self._stars)
+        reply.headers = await self._stars.headers(reply.headers)
         self._answering = True
         await self._stream.respond(reply)
         while piece := await call.read():
-            if shown := await self.starred(redaction, piece):
+            if shown := await body.feed(piece):
                 await self._stream.send(shown)
-        if rest := redaction.end():
+        if rest := body.end():
             await self._stream.send(rest)
-        await self._stream.end(await self._starred_headers(content(call.trailers, reply=True)))
-
-    async def starred(self, redaction: Redaction, piece: bytes) -> bytes:
-        """With what is to be hidden by now. Broken."""
-        redaction.hide(self._hidden)
-        return await self._starred(redaction, piece)
-
-    def let_go(self, redaction: Redaction) -> bytes:
-        """What waits, which is held no longer."""
-        self._hold(-redaction.waiting)
-        return redaction.end()
-
-    async def _starred(self, redaction: Redaction, piece: bytes) -> bytes:
-        """Broken: too much waits for what may be a secret."""
-        if redaction.is_idle:
-            return piece
-        shown = []
-        for portion in redaction.portions(piece):
-            waiting = redaction.waiting
-            async with self._line.standing.turn:
-                shown.append(redaction.feed(portion))
-                await asyncio.sleep(0)  # others' turn: a server may send pieces of a byte, to many streams of one VM
-            if not self._hold(redaction.waiting - waiting):
-                raise Broken("answers of this VM hold too much that may be a secret's beginning")
-        return b"".join(shown)
-
-    async def _starred_headers(self, headers: Headers) -> Headers:
-        redaction = Redaction(self._hidden)
-        return parted(await self._starred(redaction, joined(headers)) + redaction.end(), headers)
+        await self._stream.end(await self._stars.headers(content(call.trailers, reply=True)))
 
     async def _refuse(self, refused: Refused) -> None:
         line = self._line
         if refused.status in (403, 413, 415, 421):
             line.origins.denied(line.origin, self._host or self._stream.head.authority, refused.rule or refused.code)
-        text = starred(self._hidden, str(refused).encode(errors="replace")).decode(errors="replace")
-        said: dict[str, str] = {"code": refused.code, "message": text}  # it may cite what a server has said
+        said = {"code": refused.code, "message": self._stars.text(str(refused))}  # it may cite what a server has said
         if refused.rule:
             said["rule"] = refused.rule
         body = json.dumps({"error": said}).encode() + b"\n"
@@ -407,20 +366,6 @@ class Exchange:
         if self._stream.head.method != "HEAD":
             await self._stream.send(body)
         await self._stream.end([])
-
-
-class _Starring:
-    """Of a message of a WebSocket: see frames.py."""
-
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-        self._redaction = Redaction(())
-
-    async def feed(self, data: bytes) -> bytes:
-        return await self._exchange.starred(self._redaction, data)
-
-    def end(self) -> bytes:
-        return self._exchange.let_go(self._redaction)
 
 
 class _Unwanted(Exception):

@@ -54,8 +54,11 @@ class _Inbox(Trailing):
         self._came.set()
 
     def over(self, trailers: Headers | None = None, broken: str = "") -> None:
+        """What comes after its end, a reset or the connection's, takes nothing back."""
+        if self._ended:
+            return
         self.trailers = trailers or self.trailers
-        self._ended, self._broken = True, self._broken or broken
+        self._ended, self._broken = True, broken
         self._came.set()
         if not self.answer.done():
             self.answer.set_exception(Broken(broken or "it ended without an answer"))
@@ -324,6 +327,18 @@ class Http2Client(_Wire):
             await self.run()
         except Broken:
             pass  # whoever has a call is told
+        finally:
+            self.channel.abort()  # there can be no more calls, and the server may have ended its side alone
+
+    def forget(self, ident: int) -> None:
+        super().forget(ident)
+        if self.gone:
+            self.leave()
+
+    def leave(self) -> None:
+        """The other end takes no more calls: with the last of them it is closed, whatever that end does."""
+        if not self._inboxes:
+            self.close()
 
     def call(self) -> Http2Call:
         """Broken: there can be no more."""

@@ -61,6 +61,7 @@ class Router:
     def __init__(self, sock: socket.socket, on_gone: Callable[[list[str]], None]) -> None:
         self._sock = sock
         self._on_gone = on_gone
+        self._sending = asyncio.Lock()  # a loop knows of one alone who waits for room
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
@@ -95,7 +96,8 @@ class Router:
         try:
             async with asyncio.timeout(_SECONDS):
                 packet = json.dumps({"n": number, **question}).encode()
-                await asyncio.get_running_loop().sock_sendall(self._sock, packet)
+                async with self._sending:
+                    await asyncio.get_running_loop().sock_sendall(self._sock, packet)
                 found: dict[str, Any] = await future
                 return found
         except (TimeoutError, OSError) as error:

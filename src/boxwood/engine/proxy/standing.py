@@ -12,6 +12,7 @@ from typing import Protocol
 from boxwood.engine.policies import Policies, all_spellings, parse
 from boxwood.engine.proxy.redaction import Hidden
 
+MOST_OPEN = 1024  # of a VM at once: each takes a connection to a server, and the proxy's descriptors are for all
 _NOTHING = parse({"nothing": {"type": "outbound", "priority": 0, "action": "deny"}})
 
 
@@ -49,6 +50,10 @@ class Standing:
 
     def secret(self, name: str) -> str | None:
         return self._secrets.get(name)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._open) >= MOST_OPEN
 
     def opened(self, one: Open) -> None:
         self._open.add(one)

@@ -84,8 +84,10 @@ class Upstreams:
             found.abandon()
         async with self._connecting.setdefault(place, asyncio.Lock()):
             client = self._clients.get(place)
-            if client is not None and not client.gone:
-                return client.call(), True
+            if client is not None:
+                if not client.gone:
+                    return client.call(), True
+                client.leave()
             channel = await self._connect(place)
             protocol = channel.protocol if isinstance(channel, Secure) else "h2" if self._http2 else ""
             if protocol == "h2":
@@ -96,6 +98,7 @@ class Upstreams:
 
     async def _connect(self, place: Place) -> Plain | Secure:
         plain = await reach(place.address, place.port)
+        self._channels = {channel for channel in self._channels if not channel.is_closed}
         if not place.secure:
             self._channels.add(plain)
             return plain
