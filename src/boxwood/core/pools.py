@@ -325,7 +325,7 @@ class Pools:
         if row is None:
             state.allocated.discard(vm_id)
             return None
-        self._boxes.release(vm_id)
+        self._boxes.parking.release(vm_id)
         if row.name is not None:
             await self._boxes.rename(row)
         self._settle(row, also)
