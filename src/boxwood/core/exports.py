@@ -208,8 +208,7 @@ class Exports:
             rows.forked_at(connection, vm_id, golden.id, image)
 
         made = await self._forks.make(caller.org_id, request, golden, also)
-        row = self._views.row(made.row.id)
-        return self._access.vm(row, self._views.sessions(row.id))
+        return self._access.shown(self._access.row(made.row.id))
 
 
 def _about(row: VMRow, image: str, full: bool) -> dict[str, Any]:

@@ -138,7 +138,7 @@ class Forks:
             raise NotFound("vm", "the VM that was made with this Idempotency-Key is not there any more")
         if row.durable:  # nobody may have been told of it then, for want of just this
             await self._secure_made(row.base)
-        return self._access.vm(row, session_rows.of_vm(self._database.near, row.id))
+        return self._access.shown(row)
 
     async def _fork(self, caller: Caller, request: ForkRequest, claim: Claim | None, update: Update | None) -> VM:
         source = self.source(caller, request)

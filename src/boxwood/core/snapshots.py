@@ -13,7 +13,7 @@ import sqlite3
 from dataclasses import dataclass
 from datetime import datetime
 
-from boxwood.core import clock, words
+from boxwood.core import clock, durable, words
 from boxwood.core.access import Access
 from boxwood.core.boxes import Boxes
 from boxwood.core.disks import Disks
@@ -174,8 +174,7 @@ class Snapshots:
             )
             slot.directories.clear()
             self.replaced(before, after.base, after.depth)
-            if row.durable:  # should that fail, the VM stands on it all the same
-                await self._database.secure()
+            await durable.secure(self._database, row)  # should that fail, the VM stands on it all the same
 
     async def empty(self, slot: Slot, force: bool) -> None:
         """Put down the box of a VM that is held alone, with what runs in it if `force`. ResourceBusy."""

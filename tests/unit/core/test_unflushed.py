@@ -7,8 +7,10 @@ import asyncio
 import pytest
 
 from boxwood.core import errors
-from boxwood.core.model import ForkRequest
+from boxwood.core.model import ForkRequest, Resources
 from boxwood.store import vms as vm_rows
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE0/YTfqTDOsqOmMZcDpY4XEuULzyNoHT8hRvMJvmW2S"
 
 
 async def durable(world, source="ubuntu", **members):
@@ -81,6 +83,20 @@ async def test_what_was_to_be_looked_at_and_could_not_be_flushed_is_held_no_long
     await world.core.vms.delete(world.caller, vm.vm_id)
     await world.core.layers.settled()
     assert machine.layers == {}
+
+
+async def test_a_change_that_could_not_be_flushed_is_made_all_the_same(world, machine, monkeypatch):
+    vm = await durable(world, ssh_keys=[KEY])
+    await world.out(vm, "pwd")
+    told = []
+    world.core.vms.settings.keys_changed_hooks.append(told.append)
+    with monkeypatch.context() as patch:
+        fail_to_flush(world, patch, lambda: True)
+        with pytest.raises(errors.Internal):
+            await world.core.vms.update(world.caller, vm.vm_id, resources=Resources(vcpu=2), ssh_keys=[])
+    assert (await world.core.vms.get(world.caller, vm.vm_id)).resources.vcpu == 2
+    assert machine.boxes[vm.vm_id].spec.limits.vcpu == 2
+    assert told == [vm.vm_id], "whoever has logged in with that key goes"
 
 
 async def test_a_fork_that_could_not_be_flushed_ends_in_its_time(world, monkeypatch):
