@@ -132,8 +132,9 @@ class Exports:
                 if not first and not full:  # nothing is above the image
                     return await self._make(caller, request, None, image)
                 tree = _joined(first, coming)
-                await self._engine.states.unpack(tree, target, whole=full, most=most, hide=image if full else "")
-                return await self._make(caller, request, target, image)
+                with self._layers.making(target):
+                    await self._engine.states.unpack(tree, target, whole=full, most=most, hide=image if full else "")
+                    return await self._make(caller, request, target, image)
             except BadArchive as error:
                 self._layers.orphaned(target)
                 raise BadRequest(f"the archive cannot be imported: {clean(str(error))}") from None

@@ -77,7 +77,7 @@ class Snapshots:
     def start(self) -> None:
         """What an end in the middle has left: snapshots of VMs that are not there any more."""
         for snapshot_id in rows.left_over(self._database.near):
-            self._tasks.start(self._vms.remove(snapshot_id))
+            self._tasks.start(self._drop(snapshot_id))
 
     def _gone(self, row: VMRow) -> None:
         for one in rows.of_vm(self._database.near, row.id):

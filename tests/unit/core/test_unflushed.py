@@ -157,6 +157,31 @@ async def test_nobody_is_told_of_an_end_because_the_server_stops(world, unflushe
     assert (await asked).state == "completed"
 
 
+async def test_an_end_that_comes_while_the_beginning_is_flushed_is_not_told_before_it_is(world, monkeypatch):
+    vm = await durable(world)
+    run = await world.run(vm, "hang", wait=0.02)
+    live, told = world.core._lanes.find(vm.vm_id, run.run_id), []
+    secure, begun = world.core._database.secure, asyncio.Event()
+
+    async def slow():
+        if not live.over:
+            await begun.wait()
+            return
+        for _ in range(50):
+            await asyncio.sleep(0)
+        await secure()
+
+    monkeypatch.setattr(world.core._database, "secure", slow)
+    asked = asyncio.create_task(world.core.runs.get(world.caller, vm.vm_id, run.run_id))
+    asked.add_done_callback(lambda _: told.append(live.recorded))
+    await world.release(vm)
+    while not live.over:
+        await asyncio.sleep(0)
+    begun.set()
+    assert (await asked).state == "completed"
+    assert told == [True]
+
+
 async def test_nobody_is_told_of_an_end_because_the_disk_is_slow(world, unflushed, monkeypatch):
     vm, run, gate = unflushed
     monkeypatch.setattr("boxwood.core.ends.END_SECONDS", 0.02)
