@@ -218,7 +218,7 @@ class Forks:
             raise
 
     def _again(self, source: VMRow) -> VMRow:
-        """As it is now: somebody has been waited for. NotFound."""
+        """As it is now: somebody may have been waited for. NotFound."""
         row = rows.by_id(self._database.near, source.id)
         if row is None:
             raise NotFound("source", "the VM to fork is not there any more")
@@ -263,6 +263,7 @@ class Forks:
     async def seal(self, source: VMRow, also: Also) -> str:
         """The layer that shows what a VM shows now. `also` is told in the transaction in which it is made: it has to
         see to it that something stands on the layer. NotFound, ResourceBusy, Internal."""
+        source = self._again(source)
         if self._boxes.slot(source.id).still and not source.written:
             return await self._seal(source, _Plan(), also)
         async with self._boxes.alone(source.id) as slot:
