@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from boxwood.core import clock, lifetimes, sshkeys, words
+from boxwood.core import clock, durable, lifetimes, sshkeys, words
 from boxwood.core.access import Access
 from boxwood.core.admission import Admission
 from boxwood.core.boxes import Boxes
@@ -180,19 +181,11 @@ class Forks:
         secured: frozenset[str] = frozenset()
         if request.durable:
             self._disks.check_durable(disk)
-        if self._boxes.slot(source.id).still and not source.written:
-            plan = _Plan()
+        async with self._planned(source) as plan:
             await self._check_room(source, plan, disk)
             if request.durable:
                 secured = await self._secure(source, plan)
             row, sessions = await self._make(org_id, request, source, plan, also, home)
-        else:
-            async with self._boxes.alone(source.id) as slot:
-                plan = await self._plan(slot, source)
-                await self._check_room(source, plan, disk)
-                if request.durable:
-                    secured = await self._secure(source, plan)
-                row, sessions = await self._make(org_id, request, source, plan, also, home)
         self._admission.made()
         if plan.seal and source.disk_mib is not None:
             self._disks.sealed_hook(row.base)
@@ -203,6 +196,27 @@ class Forks:
             await self._secure_made(row.base, secured)
         return Made(row, sessions, plan.report)
 
+    @asynccontextmanager
+    async def _planned(self, source: VMRow) -> AsyncIterator[_Plan]:
+        """With a source that has something to seal or to copy held alone."""
+        if self._boxes.slot(source.id).still and not source.written:
+            yield _Plan()
+            return
+        async with self._boxes.alone(source.id) as slot:
+            plan = await self._plan(slot, source)
+            with self._in_vain(plan):
+                yield plan
+
+    @contextmanager
+    def _in_vain(self, plan: _Plan) -> Iterator[None]:
+        """What goes wrong meanwhile leaves no copy behind."""
+        try:
+            yield
+        except BaseException:
+            if plan.copy is not None:
+                self._layers.orphaned(plan.copy)
+            raise
+
     async def _check_room(self, source: VMRow, plan: _Plan, disk: int | None) -> None:
         """Another limit than the source's must be one for all that the source holds. InsufficientResources."""
         now = rows.by_id(self._database.near, source.id)
@@ -210,12 +224,8 @@ class Forks:
             return
         try:
             await self._disks.check_room(now.base, now.top if plan.seal else plan.copy, disk)
-        except BaseException as error:
-            if plan.copy is not None:
-                self._layers.orphaned(plan.copy)
-            if isinstance(error, EngineError):
-                raise of_engine(error, "source") from error
-            raise
+        except EngineError as error:
+            raise of_engine(error, "source") from error
 
     def _again(self, source: VMRow) -> VMRow:
         """As it is now: somebody may have been waited for. NotFound."""
@@ -236,14 +246,10 @@ class Forks:
         try:
             await self._engine.secure(wanted)
             return frozenset(wanted)
-        except BaseException as error:
-            if plan.copy is not None:
-                self._layers.orphaned(plan.copy)
-            if isinstance(error, NotHere):
-                raise Unsupported(f"durable: {error}", "durability") from error
-            if isinstance(error, EngineError):
-                raise of_engine(error, "source") from error
-            raise
+        except NotHere as error:
+            raise Unsupported(f"durable: {error}", "durability") from error
+        except EngineError as error:
+            raise of_engine(error, "source") from error
 
     async def _secure_made(self, base: str, secured: frozenset[str] = frozenset()) -> None:
         """The row of a durable VM, and what it stands on beside the layers that are on the disk already: a merge, or
@@ -264,16 +270,20 @@ class Forks:
         """The layer that shows what a VM shows now. `also` is told in the transaction in which it is made: it has to
         see to it that something stands on the layer. NotFound, ResourceBusy, Internal."""
         source = self._again(source)
-        if self._boxes.slot(source.id).still and not source.written:
-            return await self._seal(source, _Plan(), also)
-        async with self._boxes.alone(source.id) as slot:
-            return await self.seal_held(slot, source, also)
+        async with self._planned(source) as plan:
+            base, depth = await self._seal(source, plan, also)
+        await self._sealed(source, plan, base, depth)
+        return base
 
     async def seal_held(self, slot: Slot, source: VMRow, also: Also) -> str:
         """The same of a VM that the caller has alone."""
-        return await self._seal(source, await self._plan(slot, source), also)
+        plan = await self._plan(slot, source)
+        with self._in_vain(plan):
+            base, depth = await self._seal(source, plan, also)
+        await self._sealed(source, plan, base, depth)
+        return base
 
-    async def _seal(self, source: VMRow, plan: _Plan, also: Also) -> str:
+    async def _seal(self, source: VMRow, plan: _Plan, also: Also) -> tuple[str, int]:
         def seal(connection: sqlite3.Connection) -> tuple[str, int]:
             now = rows.by_id(connection, source.id)
             if now is None:
@@ -284,18 +294,14 @@ class Forks:
 
         if source.durable:
             await self._secure(source, plan)
-        try:
-            base, depth = await self._database.write(seal, small=True)
-        except BaseException:
-            if plan.copy is not None:
-                self._layers.orphaned(plan.copy)
-            raise
+        return await self._database.write(seal, small=True)
+
+    async def _sealed(self, source: VMRow, plan: _Plan, base: str, depth: int) -> None:
+        """It has a row: should what comes now fail, the layer is there all the same."""
         if plan.seal and source.disk_mib is not None:
             self._disks.sealed_hook(base)
         self._layers.grown(base, depth)
-        if source.durable:
-            await self._database.secure()
-        return base
+        await durable.secure(self._database, source)
 
     async def _plan(self, slot: Slot, source: VMRow) -> _Plan:
         """Bring a source, which is held alone, into a state in which it can be forked."""
@@ -348,66 +354,25 @@ class Forks:
     async def _make(
         self, org_id: str, request: ForkRequest, source: VMRow, plan: _Plan, also: Also, home: Home
     ) -> tuple[VMRow, list[SessionRow]]:
-        vm_id, at = new_id(), clock.now()
-        wanted = request.resources
-
         def make(connection: sqlite3.Connection) -> tuple[VMRow, list[SessionRow]]:
             now = rows.by_id(connection, source.id)  # its base may have been merged since
             if now is None:
                 raise NotFound("source", "the VM to fork is not there any more")
             base, depth = _stacked(connection, now, plan)
-            row = VMRow(
-                id=vm_id,
-                org_id=org_id,
-                name=request.name,
-                description=request.description,
-                public=request.public,
-                immutable=False,
-                base=base,
-                top=new_id(),
-                written=False,
-                box_base=None,
-                vcpu=now.vcpu if wanted.vcpu is None else wanted.vcpu,
-                memory_mib=now.memory_mib if wanted.memory_mib is None else wanted.memory_mib,
-                disk_mib=now.disk_mib if wanted.disk_mib is None else wanted.disk_mib,
-                pids=now.pids if wanted.pids is None else wanted.pids,
-                nofile=now.nofile if wanted.nofile is None else wanted.nofile,
-                network=now.network if request.network is None else request.network,
-                root_source_id=now.root_source_id or now.id,
-                root_source_name=now.root_source_name if now.root_source_id else now.name,
-                origin=None,
-                created_at=at,
-                last_active_at=None,
-                expires_at=None if request.ttl is None else at + int(request.ttl * 1e6),
-                ends_by=None if request.ttl_most is None else at + int(request.ttl_most * 1e6),
-                labels=None if request.labels is None else json.dumps(request.labels),
-                pool_id=home.pool_id,
-                hidden=home.hidden or request.hidden,
-                read_only=bool(now.read_only if request.read_only is None else request.read_only),
-                durable=request.durable,
-                parent_id=now.id,
-                fork_base=base,
-                ssh_keys=None if request.ssh_keys is None else sshkeys.to_store(sshkeys.updated({}, request.ssh_keys)),
-                depth=depth,
-            )
+            row = _child(org_id, request, now, home, base, depth)
             _insert(connection, row)
             timed = self.policies.inherit(connection, now, row)
-            sessions = session_rows.copy(connection, source.id, vm_id, new_id, at)
+            sessions = session_rows.copy(connection, source.id, row.id, new_id, row.created_at)
             if not sessions or sessions[0].idx != 0:
-                sessions.insert(0, SessionRow(new_id(), vm_id, 0, "", None, None, at, None))
+                sessions.insert(0, SessionRow(new_id(), row.id, 0, "", None, None, row.created_at, None))
                 session_rows.insert(connection, sessions[0])
-            also(connection, vm_id)
+            also(connection, row.id)
             if timed or request.policies is not None:
-                row = rows.by_id(connection, vm_id) or row
+                row = rows.by_id(connection, row.id) or row
             return row, sessions
 
-        try:
-            light = session_rows.state_bytes(self._database.near, source.id) < SMALL_BYTES
-            return await self._database.write(make, small=light)
-        except BaseException:
-            if plan.copy is not None:
-                self._layers.orphaned(plan.copy)
-            raise
+        light = session_rows.state_bytes(self._database.near, source.id) < SMALL_BYTES
+        return await self._database.write(make, small=light)
 
 
 def _stacked(connection: sqlite3.Connection, now: VMRow, plan: _Plan) -> tuple[str, int]:
@@ -419,6 +384,45 @@ def _stacked(connection: sqlite3.Connection, now: VMRow, plan: _Plan) -> tuple[s
     if plan.copy is not None:
         return plan.copy, layer_rows.insert(connection, plan.copy, now.base)
     return now.base, now.depth
+
+
+def _child(org_id: str, request: ForkRequest, now: VMRow, home: Home, base: str, depth: int) -> VMRow:
+    """The row of a new VM: `now` is its source's, `base` and `depth` what it stands on."""
+    wanted, at = request.resources, clock.now()
+    return VMRow(
+        id=new_id(),
+        org_id=org_id,
+        name=request.name,
+        description=request.description,
+        public=request.public,
+        immutable=False,
+        base=base,
+        top=new_id(),
+        written=False,
+        box_base=None,
+        vcpu=now.vcpu if wanted.vcpu is None else wanted.vcpu,
+        memory_mib=now.memory_mib if wanted.memory_mib is None else wanted.memory_mib,
+        disk_mib=now.disk_mib if wanted.disk_mib is None else wanted.disk_mib,
+        pids=now.pids if wanted.pids is None else wanted.pids,
+        nofile=now.nofile if wanted.nofile is None else wanted.nofile,
+        network=now.network if request.network is None else request.network,
+        root_source_id=now.root_source_id or now.id,
+        root_source_name=now.root_source_name if now.root_source_id else now.name,
+        origin=None,
+        created_at=at,
+        last_active_at=None,
+        expires_at=None if request.ttl is None else at + int(request.ttl * 1e6),
+        ends_by=None if request.ttl_most is None else at + int(request.ttl_most * 1e6),
+        labels=None if request.labels is None else json.dumps(request.labels),
+        pool_id=home.pool_id,
+        hidden=home.hidden or request.hidden,
+        read_only=bool(now.read_only if request.read_only is None else request.read_only),
+        durable=request.durable,
+        parent_id=now.id,
+        fork_base=base,
+        ssh_keys=None if request.ssh_keys is None else sshkeys.to_store(sshkeys.updated({}, request.ssh_keys)),
+        depth=depth,
+    )
 
 
 def _insert(connection: sqlite3.Connection, row: VMRow) -> None:

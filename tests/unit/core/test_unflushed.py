@@ -85,6 +85,23 @@ async def test_what_was_to_be_looked_at_and_could_not_be_flushed_is_held_no_long
     assert machine.layers == {}
 
 
+async def test_what_was_copied_stays_where_a_vm_stands_on_it_though_that_could_not_be_flushed(
+    world, machine, monkeypatch
+):
+    vm = await durable(world)
+    await world.run(vm, "put /a one; hang", wait=0.02)
+    with monkeypatch.context() as patch:
+        fail_to_flush(world, patch, lambda: True)
+        with pytest.raises(errors.Internal):
+            await durable(world, vm.vm_id, name="child")
+        with pytest.raises(errors.Internal):
+            await world.core.states.diff(world.caller, vm.vm_id)
+    await world.core.layers.settled()
+    assert len(machine.called("copy_top")) == 2
+    assert await world.out("child", "cat /a") == "one"
+    assert len(machine.layers) == 3, "two tops, and one copy that nobody looks at any more is gone"
+
+
 async def test_a_change_that_could_not_be_flushed_is_made_all_the_same(world, machine, monkeypatch):
     vm = await durable(world, ssh_keys=[KEY])
     await world.out(vm, "pwd")
