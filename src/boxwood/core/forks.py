@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,19 +15,20 @@ from boxwood.core.boxes import Boxes
 from boxwood.core.ceilings import Ceilings
 from boxwood.core.config import Config
 from boxwood.core.disks import Disks
-from boxwood.core.errors import AlreadyExists, Internal, NotFound, ResourceBusy, Unsupported
+from boxwood.core.errors import AlreadyExists, NotFound, ResourceBusy, Unsupported
 from boxwood.core.goldens import Goldens
 from boxwood.core.idempotency import Claim, Idempotency
 from boxwood.core.ids import new_id
 from boxwood.core.layers import Layers
 from boxwood.core.model import VM, Caller, ForkRequest
+from boxwood.core.plans import Plan, Plans
 from boxwood.core.policies import Policies
 from boxwood.core.records import Records
 from boxwood.core.refusals import of_engine
 from boxwood.core.runs import Runs
 from boxwood.core.slot import Slot
 from boxwood.core.tasks import Tasks
-from boxwood.engine.api import Box, BoxGone, Contents, CopyReport, Engine, EngineError, NotHere
+from boxwood.engine.api import CopyReport, Engine, EngineError, NotHere
 from boxwood.engine.policies import Update
 from boxwood.store import layers as layer_rows
 from boxwood.store import sessions as session_rows
@@ -37,16 +37,6 @@ from boxwood.store.database import SMALL_BYTES, Database
 from boxwood.store.records import RecordRow
 from boxwood.store.sessions import SessionRow
 from boxwood.store.vms import VMRow
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What a fork does with the source's top: nothing (`seal` and `copy` unset), seal it, or take a copy of it."""
-
-    seal: bool = False
-    size: int | None = None  # of what is sealed, in bytes, if that is known
-    copy: str | None = None
-    report: CopyReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +88,6 @@ class Forks:
         self.policies = policies
         self._database = database
         self._engine = engine
-        self._boxes = boxes
         self._access = access
         self._admission = admission
         self._runs = runs
@@ -111,6 +100,7 @@ class Forks:
         self._tasks = tasks
         self._disks = disks
         self._expiring = expiring
+        self._plans = Plans(database, engine, boxes, layers, config)
 
     async def fork(self, caller: Caller, request: ForkRequest, idempotency_key: str | None = None) -> VM:
         """A new VM that shows what its source shows now. Neither waits for nor harms what runs in the source.
@@ -177,11 +167,11 @@ class Forks:
         if source.depth >= self._config.layers_refused_above:
             if why := await self._layers.shortened(source.id):
                 raise ResourceBusy("source", f"the VM has {source.depth} layers: {why}", retry_after=1)
-            source = self._again(source)
+            source = self._plans.again(source)
         secured: frozenset[str] = frozenset()
         if request.durable:
             self._disks.check_durable(disk)
-        async with self._planned(source) as plan:
+        async with self._plans.of(source) as plan:
             await self._check_room(source, plan, disk)
             if request.durable:
                 secured = await self._secure(source, plan)
@@ -196,28 +186,7 @@ class Forks:
             await self._secure_made(row.base, secured)
         return Made(row, sessions, plan.report)
 
-    @asynccontextmanager
-    async def _planned(self, source: VMRow) -> AsyncIterator[_Plan]:
-        """With a source that has something to seal or to copy held alone."""
-        if self._boxes.slot(source.id).still and not source.written:
-            yield _Plan()
-            return
-        async with self._boxes.alone(source.id) as slot:
-            plan = await self._plan(slot, source)
-            with self._in_vain(plan):
-                yield plan
-
-    @contextmanager
-    def _in_vain(self, plan: _Plan) -> Iterator[None]:
-        """What goes wrong meanwhile leaves no copy behind."""
-        try:
-            yield
-        except BaseException:
-            if plan.copy is not None:
-                self._layers.orphaned(plan.copy)
-            raise
-
-    async def _check_room(self, source: VMRow, plan: _Plan, disk: int | None) -> None:
+    async def _check_room(self, source: VMRow, plan: Plan, disk: int | None) -> None:
         """Another limit than the source's must be one for all that the source holds. InsufficientResources."""
         now = rows.by_id(self._database.near, source.id)
         if disk is None or disk == source.disk_mib or now is None:
@@ -227,14 +196,7 @@ class Forks:
         except EngineError as error:
             raise of_engine(error, "source") from error
 
-    def _again(self, source: VMRow) -> VMRow:
-        """As it is now: somebody may have been waited for. NotFound."""
-        row = rows.by_id(self._database.near, source.id)
-        if row is None:
-            raise NotFound("source", "the VM to fork is not there any more")
-        return row
-
-    async def _secure(self, source: VMRow, plan: _Plan) -> frozenset[str]:
+    async def _secure(self, source: VMRow, plan: Plan) -> frozenset[str]:
         """All that a durable VM is to stand on is on the disk, before there is a row that says so: these layers.
         Unsupported."""
         now = rows.by_id(self._database.near, source.id)
@@ -269,26 +231,25 @@ class Forks:
     async def seal(self, source: VMRow, also: Also) -> str:
         """The layer that shows what a VM shows now. `also` is told in the transaction in which it is made: it has to
         see to it that something stands on the layer. NotFound, ResourceBusy, Internal."""
-        source = self._again(source)
-        async with self._planned(source) as plan:
+        source = self._plans.again(source)
+        async with self._plans.of(source) as plan:
             base, depth = await self._seal(source, plan, also)
         await self._sealed(source, plan, base, depth)
         return base
 
     async def seal_held(self, slot: Slot, source: VMRow, also: Also) -> str:
         """The same of a VM that the caller has alone."""
-        plan = await self._plan(slot, source)
-        with self._in_vain(plan):
+        async with self._plans.of_held(slot, source) as plan:
             base, depth = await self._seal(source, plan, also)
         await self._sealed(source, plan, base, depth)
         return base
 
-    async def _seal(self, source: VMRow, plan: _Plan, also: Also) -> tuple[str, int]:
+    async def _seal(self, source: VMRow, plan: Plan, also: Also) -> tuple[str, int]:
         def seal(connection: sqlite3.Connection) -> tuple[str, int]:
             now = rows.by_id(connection, source.id)
             if now is None:
                 raise NotFound("source", "the VM is not there any more")
-            base, depth = _stacked(connection, now, plan)
+            base, depth = plan.carry_out(connection, now)
             also(connection, base)
             return base, depth
 
@@ -296,69 +257,25 @@ class Forks:
             await self._secure(source, plan)
         return await self._database.write(seal, small=True)
 
-    async def _sealed(self, source: VMRow, plan: _Plan, base: str, depth: int) -> None:
+    async def _sealed(self, source: VMRow, plan: Plan, base: str, depth: int) -> None:
         """It has a row: should what comes now fail, the layer is there all the same."""
         if plan.seal and source.disk_mib is not None:
             self._disks.sealed_hook(base)
         self._layers.grown(base, depth)
         await durable.secure(self._database, source)
 
-    async def _plan(self, slot: Slot, source: VMRow) -> _Plan:
-        """Bring a source, which is held alone, into a state in which it can be forked."""
-        row = self._again(source)
-        if row.depth >= self._config.layers_refused_above:
-            raise ResourceBusy(
-                "source", f"the VM has {row.depth} layers: they are being merged, try again", retry_after=1
-            )
-        for _ in range(2):
-            try:
-                held = await self._held(row)
-                if slot.box is not None:
-                    if held.empty or slot.runs:  # what idle shells have come to is the child's, whatever else runs
-                        await slot.box.settle()
-                    if held.empty and await self._engine.is_empty(row.top):
-                        return _Plan()  # nothing has been written since the box was made: it can live on
-                    if not await self._boxes.park_held(slot):
-                        return await self._copy(slot.box, row)
-                    return _Plan(seal=True, size=held.bytes or None)
-                if held.empty:
-                    return _Plan()
-                return _Plan(seal=True, size=held.bytes or None)
-            except BoxGone:  # as good as parked, once nothing of it is left
-                await self._boxes.put_down(slot, "the box was lost")
-            except EngineError as error:
-                raise of_engine(error, "source") from error
-        raise Internal("the source's box died twice while it was forked", recovery={"work": "stopped"})
-
-    async def _held(self, row: VMRow) -> Contents:
-        """What a top holds; how much that is only of one with a limit, of which it is known at once: else 0 bytes."""
-        if not row.written:
-            return Contents(True, 0)
-        if row.disk_mib is None or row.read_only:
-            return Contents(await self._engine.is_empty(row.top), 0)
-        return await self._engine.contents(row.top)
-
     async def is_empty(self, row: VMRow) -> bool:
         """Nothing has been written to the VM's top."""
         return not row.written or await self._engine.is_empty(row.top)
 
-    async def _copy(self, box: Box, row: VMRow) -> _Plan:
-        """Its processes go on; the child gets a copy of the top."""
-        target = new_id()
-        try:
-            return _Plan(copy=target, report=await self._engine.copy_top(box, row.top, target))
-        except BaseException:
-            self._layers.orphaned(target)
-            raise
-
     async def _make(
-        self, org_id: str, request: ForkRequest, source: VMRow, plan: _Plan, also: Also, home: Home
+        self, org_id: str, request: ForkRequest, source: VMRow, plan: Plan, also: Also, home: Home
     ) -> tuple[VMRow, list[SessionRow]]:
         def make(connection: sqlite3.Connection) -> tuple[VMRow, list[SessionRow]]:
             now = rows.by_id(connection, source.id)  # its base may have been merged since
             if now is None:
                 raise NotFound("source", "the VM to fork is not there any more")
-            base, depth = _stacked(connection, now, plan)
+            base, depth = plan.carry_out(connection, now)
             row = _child(org_id, request, now, home, base, depth)
             _insert(connection, row)
             timed = self.policies.inherit(connection, now, row)
@@ -373,17 +290,6 @@ class Forks:
 
         light = session_rows.state_bytes(self._database.near, source.id) < SMALL_BYTES
         return await self._database.write(make, small=light)
-
-
-def _stacked(connection: sqlite3.Connection, now: VMRow, plan: _Plan) -> tuple[str, int]:
-    """Carry out a plan; the layer that a child stands on, and its depth."""
-    if plan.seal:
-        depth = layer_rows.insert(connection, now.top, now.base, plan.size)
-        rows.retop(connection, now.id, now.top, new_id())
-        return now.top, depth
-    if plan.copy is not None:
-        return plan.copy, layer_rows.insert(connection, plan.copy, now.base)
-    return now.base, now.depth
 
 
 def _child(org_id: str, request: ForkRequest, now: VMRow, home: Home, base: str, depth: int) -> VMRow:
