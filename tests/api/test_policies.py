@@ -43,6 +43,8 @@ async def test_the_keyed_form(either):
     assert (await either.ok("PATCH", vm, {"policies": {}}))["policies"]["rules"] == {"a": ALLOW, "b": DENY}
     assert (await either.ok("PATCH", vm, {"policies": {"rules": {"a": None}}}))["policies"]["rules"] == {"b": DENY}
     assert (await either.ok("PATCH", vm, {"policies": {"policies": []}}))["policies"] == NONE
+    ends = {"type": "schedule", "after_created": 1000, "action": "delete"}
+    assert (await either.ok("PATCH", vm, {"policies": {"rules": {"c": ends}}}))["expires_at"]
     assert "policies" not in (await either.ok("GET", "/vms"))["vms"][0]
 
 

@@ -347,3 +347,19 @@ async def test_a_request_that_is_too_long_is_hung_up_on(ground):
         with pytest.raises(InvalidMessage):
             async with client.look(await client.session(), "?argv=" + "x" * 10_000):
                 pass
+
+
+async def test_a_key_that_is_revoked_while_the_terminal_is_made_ends_it(ground, monkeypatch):
+    async with serving(ground) as client:
+        made = (await client.server.http.post("/v1/api-keys", json={"name": "x"})).json()
+        session, terminals = await client.session(), client.server.machine.core.ptys
+        attach = terminals.attach
+
+        async def revoked(*given, **more):
+            pty = await attach(*given, **more)
+            await client.server.http.delete(f"/v1/api-keys/{made['api_key_id']}")
+            return pty
+
+        monkeypatch.setattr(terminals, "attach", revoked)
+        async with client.look(session, headers={"authorization": f"Bearer {made['key']}"}) as terminal:
+            assert await terminal.end() == (1008, "the API key has been revoked")

@@ -110,6 +110,10 @@ class Access:
 
     # Shapes
 
+    def shown(self, row: VMRow) -> VM:
+        """As it is now, with its sessions."""
+        return self.vm(row, session_rows.of_vm(self._database.near, row.id))
+
     def vm(self, row: VMRow, sessions: Sequence[SessionRow], copied: CopyReport | None = None) -> VM:
         return VM(
             vm_id=row.id,

@@ -20,27 +20,22 @@ from boxwood.core.admission import Admission
 from boxwood.core.ceilings import Ceilings
 from boxwood.core.config import Config
 from boxwood.core.disks import Disks
-from boxwood.core.errors import CapacityUnavailable, Internal, NotFound, Unavailable
+from boxwood.core.errors import Internal, NotFound, Unavailable
 from boxwood.core.ids import new_id
 from boxwood.core.making import Making, hostname
+from boxwood.core.parking import Parking
 from boxwood.core.slot import Passage, Slot
 from boxwood.core.slumber import Slumber
 from boxwood.core.tasks import Tasks
-from boxwood.engine.api import (
-    Box,
-    BoxGone,
-    Engine,
-    EngineError,
-    SessionSpec,
-)
+from boxwood.engine.api import Box, BoxGone, Engine, EngineError, SessionSpec
 from boxwood.store import sessions as session_rows
 from boxwood.store import vms as vm_rows
 from boxwood.store.database import Database
 from boxwood.store.vms import VMRow
 
 ACTIVE_MARK_SECONDS = 60.0
-SPARED_SECONDS = 1.0  # after a VM turned out not to be idle
 SETTLE_SECONDS = 1.0  # for an answer that can do without
+LAST_SECONDS = 5.0  # for a box to save its shells before the server ends
 GONE_SECONDS = 2.0  # that a box may take to end, whose agent answers no more
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -60,18 +55,16 @@ class Boxes:
         self._database = database
         self._engine = engine
         self._disks = disks
-        self.making = Making(database, engine, config, disks, ceilings)
-        self.slumber = Slumber(database, engine, self.touch)
-        self._admission = admission
-        self._booting = 0
-        self._config = config
         self._ceilings = ceilings
         self._tasks = tasks
         self._slots: weakref.WeakValueDictionary[str, Slot] = weakref.WeakValueDictionary()
         self._live: dict[str, Slot] = {}  # those with a box
+        self._booting: set[str] = set()
+        self.making = Making(database, engine, config, disks, ceilings)
+        self.parking = Parking(database, config, tasks, admission, self._live, self._booting, self.park)
+        self.slumber = Slumber(database, engine, self.parking.touch)
         self._closing = False
         self.session_states: dict[str, str] = {}  # of those that are not idle
-        self._kept: dict[str, Callable[[], None]] = {}  # who have their boxes whether they are used or not
         self.put_down_hook: Callable[[], None] = lambda: None  # a box is gone: its layers may be collected
         self.environment_hook: Callable[[str], Mapping[str, str]] = lambda _: {}  # of a VM's shells: they may differ
 
@@ -121,7 +114,7 @@ class Boxes:
     def leave(self, slot: Slot) -> None:
         slot.ops -= 1
         slot.used()
-        self.touch(slot)
+        self.parking.touch(slot)
 
     async def rouse(self, slot: Slot | None) -> None:
         """Before something is asked of a box that is there: not of a suspended one. Internal."""
@@ -146,7 +139,7 @@ class Boxes:
             yield
         finally:
             slot.runs.pop(key, None)
-            self.touch(slot)
+            self.parking.touch(slot)
 
     @asynccontextmanager
     async def using(self, vm_id: str) -> AsyncIterator[tuple[Slot, Box]]:
@@ -174,30 +167,29 @@ class Boxes:
 
     @asynccontextmanager
     async def alone(self, vm_id: str) -> AsyncIterator[Slot]:
-        """Nobody else begins to use the VM, and all short uses have ended. For tasks that nobody cancels."""
-        slot = self.slot(vm_id)
-        async with slot.lock:
-            if slot.deleted:
-                raise NotFound("vm", f"there is no VM {vm_id}")
-            await slot.drain()
-            try:
-                async with self.slumber.thawed(slot):
-                    yield slot
-            finally:
-                self.touch(slot)
+        """Nobody else begins to use the VM, and all short uses have ended; what stands still in it goes on meanwhile.
+        For tasks that nobody cancels."""
+        async with self._emptied(vm_id) as slot, self.slumber.thawed(slot):
+            yield slot
 
     async def suspend(self, vm_id: str) -> bool:
         """Let what runs in a VM stand still until it is used again. For tasks that nobody cancels. False: nothing runs.
         As `Slumber.suspend`; NotFound."""
+        async with self._emptied(vm_id) as slot:
+            return await self.slumber.suspend(slot)
+
+    @asynccontextmanager
+    async def _emptied(self, vm_id: str) -> AsyncIterator[Slot]:
+        """With its lock held, once all short uses have ended."""
         slot = self.slot(vm_id)
         async with slot.lock:
             if slot.deleted:
                 raise NotFound("vm", f"there is no VM {vm_id}")
             await slot.drain()
             try:
-                return await self.slumber.suspend(slot)
+                yield slot
             finally:
-                self.touch(slot)
+                self.parking.touch(slot)
 
     async def open_session(self, slot: Slot, box: Box, session_id: str) -> None:
         if session_id in slot.opened:
@@ -251,55 +243,24 @@ class Boxes:
         if (slot := self._live.get(row.id)) is not None:
             await self.change(slot, row)
 
-    def keep(self, vm_id: str, lost: Callable[[], None]) -> None:
-        """Do not park the VM for being idle; `lost` is called if its box dies."""
-        self._kept[vm_id] = lost
-
-    def release(self, vm_id: str) -> None:
-        """From now on its box is as others' are."""
-        if self._kept.pop(vm_id, None) is not None and (slot := self._live.get(vm_id)) is not None:
-            self.touch(slot)
-
     # Coming and going
 
     async def _have_box(self, slot: Slot) -> None:
         async with slot.lock:
             if slot.box is not None:
                 await self.slumber.wake(slot)
-                self.touch(slot)
+                self.parking.touch(slot)
                 return
             if slot.deleted:
                 raise NotFound("vm", f"there is no VM {slot.vm_id}")
             if self._closing:
                 raise Unavailable("the server is stopping")
-            await self._make_room(slot.vm_id)
-            self._booting += 1
+            await self.parking.make_room(slot.vm_id)
+            self._booting.add(slot.vm_id)
             try:
                 self._install(slot, await self.making.make(slot))
             finally:
-                self._booting -= 1
-
-    async def _make_room(self, vm_id: str) -> None:
-        """Those that have been idle longest are parked for others, and if there are none, those that wait in pools for
-        others than their like. CapacityUnavailable: nobody is idle."""
-        while (reason := self._admission.box_refused(len(self._live) + self._booting)) is not None:
-            idle = [slot for slot in self._live.values() if self._parkable(slot)]
-            own = [slot for slot in idle if slot.vm_id not in self._kept]
-            if not own and (not idle or self._waits_in_a_pool(vm_id)):
-                raise CapacityUnavailable(reason)
-            idle = own or idle
-            slot = min(idle, key=lambda slot: slot.idle_since)
-            slot.spared_until = asyncio.get_running_loop().time() + SPARED_SECONDS  # should something live in it
-            await self._park_idle(slot.vm_id)
-
-    def _parkable(self, slot: Slot) -> bool:
-        if slot.busy or slot.suspended or slot.lock.locked():
-            return False
-        return slot.spared_until <= asyncio.get_running_loop().time()
-
-    def _waits_in_a_pool(self, vm_id: str) -> bool:
-        row = vm_rows.by_id(self._database.near, vm_id)
-        return row is not None and row.hidden and row.pool_id is not None
+                self._booting.discard(slot.vm_id)
 
     def _install(self, slot: Slot, box: Box) -> None:
         slot.box = box
@@ -309,7 +270,7 @@ class Boxes:
         self._live[slot.vm_id] = slot
         box.listen(slot)
         box.gone.add_done_callback(lambda gone: self._died(slot, box, gone))
-        self.touch(slot)
+        self.parking.touch(slot)
 
     def _died(self, slot: Slot, box: Box, gone: asyncio.Future[str]) -> None:
         if slot.box is not box or self._closing:  # put down by us, or only let go of
@@ -324,14 +285,10 @@ class Boxes:
         slot.suspended = False
         slot.opened.clear()
         self._live.pop(slot.vm_id, None)
-        if slot.timer is not None:
-            slot.timer.cancel()
-            slot.timer = None
         runs = list(slot.runs.values())
         slot.runs.clear()
         self.making.unmark(slot.vm_id)
-        if (lost := self._kept.pop(slot.vm_id, None)) is not None:
-            lost()
+        self.parking.vacated(slot)
         for run in runs:
             run.lost(reason)
         self.put_down_hook()
@@ -369,32 +326,6 @@ class Boxes:
                 await self.put_down(slot, f"the box was put down: {reason}")
 
     # Parking
-
-    def touch(self, slot: Slot) -> None:
-        """Something ended: from now on the box may be idle."""
-        if slot.busy or slot.suspended or slot.box is None or self._closing or slot.vm_id in self._kept:
-            return
-        loop = asyncio.get_running_loop()
-        slot.idle_since = loop.time()
-        if slot.timer is None:
-            slot.timer = loop.call_later(self._config.idle_seconds, self._idle, slot)
-
-    def _idle(self, slot: Slot) -> None:
-        slot.timer = None
-        if slot.busy or slot.suspended or slot.box is None or self._closing or slot.vm_id in self._kept:
-            return
-        loop = asyncio.get_running_loop()
-        left = slot.idle_since + self._config.idle_seconds - loop.time()
-        if left > 0.001:
-            slot.timer = loop.call_later(left, self._idle, slot)
-        else:
-            self._tasks.start(self._park_idle(slot.vm_id))
-
-    async def _park_idle(self, vm_id: str) -> None:
-        try:
-            await self.park(vm_id)
-        except NotFound:
-            pass
 
     async def park(self, vm_id: str) -> bool:
         """Put the box down unless something lives in it. True: there is none now."""
@@ -436,24 +367,27 @@ class Boxes:
         return adopted
 
     async def park_all(self) -> None:
-        """Put every box down, whatever runs in it; shells are saved first where the box still answers."""
-        self._closing = True
-        for vm_id in list(self._live):
-            slot = self.slot(vm_id)
-            async with slot.lock:
-                if slot.box is None:
-                    continue
-                async with self.slumber.thawed(slot):
-                    try:
-                        async with asyncio.timeout(5):
-                            await slot.box.settle()
-                    except (EngineError, TimeoutError) as error:
-                        log.warning("VM %s: put down without a word: %s", vm_id, error)
-                    await self.put_down(slot, "the server was shut down")
+        """Put every box down, whatever runs in it; shells are saved first where the box still answers. One that cannot
+        be put down is left to the engine."""
+        self.close()
+        for slot in list(self._live.values()):
+            async with slot.lock, self.slumber.thawed(slot):
+                try:
+                    await self._park_at_once(slot)
+                except Internal as error:
+                    log.error("VM %s: %s", slot.vm_id, error)
+
+    async def _park_at_once(self, slot: Slot) -> None:
+        """Internal."""
+        if slot.box is None:
+            return
+        try:
+            async with asyncio.timeout(LAST_SECONDS):
+                await slot.box.settle()
+        except (EngineError, TimeoutError) as error:
+            log.warning("VM %s: put down without a word: %s", slot.vm_id, error)
+        await self.put_down(slot, "the server was shut down")
 
     def close(self) -> None:
         self._closing = True
-        for slot in list(self._live.values()):
-            if slot.timer is not None:
-                slot.timer.cancel()
-                slot.timer = None
+        self.parking.close()

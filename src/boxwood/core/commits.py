@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 
+from boxwood.core import durable
 from boxwood.core.access import Access
 from boxwood.core.boxes import Boxes
 from boxwood.core.disks import Disks
@@ -70,7 +71,7 @@ class Commits:
         if theirs.read_only:
             raise InvalidState("vm", "mutable", "the VM is read-only", theirs.id)
         async with self._states.turn(caller.org_id):
-            return await self._tasks.finish(self._commit(caller, ours, theirs, force))
+            return await self._tasks.finish(self._commit(ours, theirs, force))
 
     def _parent(self, row: VMRow) -> str:
         """Its id; of a snapshot, that of the VM whose state it is."""
@@ -83,7 +84,7 @@ class Commits:
             raise NotFound("vm", "what the VM was forked from is not there any more: name the VM to commit into")
         return parent
 
-    async def _commit(self, caller: Caller, ours: VMRow, theirs: VMRow, force: bool) -> VM:
+    async def _commit(self, ours: VMRow, theirs: VMRow, force: bool) -> VM:
         async with self._views.of(ours) as view:
             base = fork_point(view)
             async with self._boxes.alone(theirs.id) as slot:
@@ -92,13 +93,13 @@ class Commits:
                     await self._fold(slot, base, view, theirs)
                 except EngineError as error:
                     raise of_engine(error, "vm") from error
-        return self._access.vm(self._views.row(theirs.id), self._views.sessions(theirs.id))
+        return self._access.shown(self._access.row(theirs.id))
 
     async def _fold(self, slot: Slot, base: Sealed, ours: View, theirs: VMRow) -> None:
         async with self._views.of(theirs, slot) as view:
             if view.layers == ours.layers or base == ours.layers:
                 return
-            disk = self._views.row(theirs.id).disk_mib
+            disk = self._access.row(theirs.id).disk_mib
             if view.layers == base:
                 if disk is not None:
                     await self._disks.check_room(ours.base, None, disk)
@@ -147,8 +148,7 @@ class Commits:
                 self._layers.orphaned(base)
             raise
         self._snapshots.replaced(before, base, depth)
-        if theirs.durable:  # should that fail, the VM stands on it all the same
-            await self._database.secure()
+        await durable.secure(self._database, theirs)  # should that fail, the VM stands on it all the same
 
 
 def _collisions(paths: tuple[str, ...]) -> Collisions:

@@ -26,7 +26,7 @@ TOP_LEAST = MIB  # bytes
 
 
 class Disks:
-    """`sealed_hook` hears of layers that were tops with a limit."""
+    """`sealed_hook` hears of layers that were tops with a limit, `orphaned_hook` of tops that nobody has any more."""
 
     def __init__(self, database: Database, engine: Engine, config: Config) -> None:
         self._database = database
@@ -107,16 +107,17 @@ class Disks:
             return
         empty = (await self._engine.contents(row.top)).empty
 
-        def replace(connection: sqlite3.Connection) -> None:
+        def replace(connection: sqlite3.Connection) -> bool:
             now = vm_rows.by_id(connection, row.id)
             if now is None or now.top != row.top:
-                return
+                return False
             if not empty:
                 layer_rows.insert(connection, now.top, now.base)
             vm_rows.retop(connection, now.id, now.base if empty else now.top, new_id())
+            return True
 
-        await self._database.write(replace)
-        (self.orphaned_hook if empty else self.sealed_hook)(row.top)
+        if await self._database.write(replace):
+            (self.orphaned_hook if empty else self.sealed_hook)(row.top)
 
 
 def _known(layer_id: str, size: int) -> Callable[[sqlite3.Connection], None]:

@@ -132,8 +132,9 @@ class Exports:
                 if not first and not full:  # nothing is above the image
                     return await self._make(caller, request, None, image)
                 tree = _joined(first, coming)
-                await self._engine.states.unpack(tree, target, whole=full, most=most, hide=image if full else "")
-                return await self._make(caller, request, target, image)
+                with self._layers.making(target):
+                    await self._engine.states.unpack(tree, target, whole=full, most=most, hide=image if full else "")
+                    return await self._make(caller, request, target, image)
             except BadArchive as error:
                 self._layers.orphaned(target)
                 raise BadRequest(f"the archive cannot be imported: {clean(str(error))}") from None
@@ -208,8 +209,7 @@ class Exports:
             rows.forked_at(connection, vm_id, golden.id, image)
 
         made = await self._forks.make(caller.org_id, request, golden, also)
-        row = self._views.row(made.row.id)
-        return self._access.vm(row, self._views.sessions(row.id))
+        return self._access.shown(self._access.row(made.row.id))
 
 
 def _about(row: VMRow, image: str, full: bool) -> dict[str, Any]:

@@ -175,7 +175,7 @@ class Filler:
 
     def is_ready(self, state: PoolState, vm_id: str) -> None:
         state.ready.append(vm_id)
-        self._boxes.keep(vm_id, partial(self._lost, state, vm_id))
+        self._boxes.parking.keep(vm_id, partial(self._lost, state, vm_id))
 
     def _lost(self, state: PoolState, vm_id: str) -> None:
         """Its box died."""
@@ -186,7 +186,7 @@ class Filler:
             self._wanted.set()
 
     async def remove(self, vm_id: str) -> None:
-        self._boxes.release(vm_id)
+        self._boxes.parking.release(vm_id)
         try:
             with suppress(NotFound):
                 await self._vms.remove(vm_id)

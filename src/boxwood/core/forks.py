@@ -8,26 +8,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from boxwood.core import clock, lifetimes, sshkeys, words
+from boxwood.core import clock, durable, lifetimes, sshkeys, words
 from boxwood.core.access import Access
 from boxwood.core.admission import Admission
 from boxwood.core.boxes import Boxes
 from boxwood.core.ceilings import Ceilings
 from boxwood.core.config import Config
 from boxwood.core.disks import Disks
-from boxwood.core.errors import AlreadyExists, Internal, NotFound, ResourceBusy, Unsupported
+from boxwood.core.errors import AlreadyExists, NotFound, ResourceBusy, Unsupported
 from boxwood.core.goldens import Goldens
 from boxwood.core.idempotency import Claim, Idempotency
 from boxwood.core.ids import new_id
 from boxwood.core.layers import Layers
 from boxwood.core.model import VM, Caller, ForkRequest
+from boxwood.core.plans import Plan, Plans
 from boxwood.core.policies import Policies
 from boxwood.core.records import Records
 from boxwood.core.refusals import of_engine
 from boxwood.core.runs import Runs
 from boxwood.core.slot import Slot
 from boxwood.core.tasks import Tasks
-from boxwood.engine.api import Box, BoxGone, Contents, CopyReport, Engine, EngineError, NotHere
+from boxwood.engine.api import CopyReport, Engine, EngineError, NotHere
 from boxwood.engine.policies import Update
 from boxwood.store import layers as layer_rows
 from boxwood.store import sessions as session_rows
@@ -36,16 +37,6 @@ from boxwood.store.database import SMALL_BYTES, Database
 from boxwood.store.records import RecordRow
 from boxwood.store.sessions import SessionRow
 from boxwood.store.vms import VMRow
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What a fork does with the source's top: nothing (`seal` and `copy` unset), seal it, or take a copy of it."""
-
-    seal: bool = False
-    size: int | None = None  # of what is sealed, in bytes, if that is known
-    copy: str | None = None
-    report: CopyReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +88,6 @@ class Forks:
         self.policies = policies
         self._database = database
         self._engine = engine
-        self._boxes = boxes
         self._access = access
         self._admission = admission
         self._runs = runs
@@ -110,6 +100,7 @@ class Forks:
         self._tasks = tasks
         self._disks = disks
         self._expiring = expiring
+        self._plans = Plans(database, engine, boxes, layers, config)
 
     async def fork(self, caller: Caller, request: ForkRequest, idempotency_key: str | None = None) -> VM:
         """A new VM that shows what its source shows now. Neither waits for nor harms what runs in the source.
@@ -138,7 +129,7 @@ class Forks:
             raise NotFound("vm", "the VM that was made with this Idempotency-Key is not there any more")
         if row.durable:  # nobody may have been told of it then, for want of just this
             await self._secure_made(row.base)
-        return self._access.vm(row, session_rows.of_vm(self._database.near, row.id))
+        return self._access.shown(row)
 
     async def _fork(self, caller: Caller, request: ForkRequest, claim: Claim | None, update: Update | None) -> VM:
         source = self.source(caller, request)
@@ -176,23 +167,15 @@ class Forks:
         if source.depth >= self._config.layers_refused_above:
             if why := await self._layers.shortened(source.id):
                 raise ResourceBusy("source", f"the VM has {source.depth} layers: {why}", retry_after=1)
-            source = self._again(source)
+            source = self._plans.again(source)
         secured: frozenset[str] = frozenset()
         if request.durable:
             self._disks.check_durable(disk)
-        if self._boxes.slot(source.id).still and not source.written:
-            plan = _Plan()
+        async with self._plans.of(source) as plan:
             await self._check_room(source, plan, disk)
             if request.durable:
                 secured = await self._secure(source, plan)
             row, sessions = await self._make(org_id, request, source, plan, also, home)
-        else:
-            async with self._boxes.alone(source.id) as slot:
-                plan = await self._plan(slot, source)
-                await self._check_room(source, plan, disk)
-                if request.durable:
-                    secured = await self._secure(source, plan)
-                row, sessions = await self._make(org_id, request, source, plan, also, home)
         self._admission.made()
         if plan.seal and source.disk_mib is not None:
             self._disks.sealed_hook(row.base)
@@ -203,28 +186,17 @@ class Forks:
             await self._secure_made(row.base, secured)
         return Made(row, sessions, plan.report)
 
-    async def _check_room(self, source: VMRow, plan: _Plan, disk: int | None) -> None:
+    async def _check_room(self, source: VMRow, plan: Plan, disk: int | None) -> None:
         """Another limit than the source's must be one for all that the source holds. InsufficientResources."""
         now = rows.by_id(self._database.near, source.id)
         if disk is None or disk == source.disk_mib or now is None:
             return
         try:
             await self._disks.check_room(now.base, now.top if plan.seal else plan.copy, disk)
-        except BaseException as error:
-            if plan.copy is not None:
-                self._layers.orphaned(plan.copy)
-            if isinstance(error, EngineError):
-                raise of_engine(error, "source") from error
-            raise
+        except EngineError as error:
+            raise of_engine(error, "source") from error
 
-    def _again(self, source: VMRow) -> VMRow:
-        """As it is now: somebody has been waited for. NotFound."""
-        row = rows.by_id(self._database.near, source.id)
-        if row is None:
-            raise NotFound("source", "the VM to fork is not there any more")
-        return row
-
-    async def _secure(self, source: VMRow, plan: _Plan) -> frozenset[str]:
+    async def _secure(self, source: VMRow, plan: Plan) -> frozenset[str]:
         """All that a durable VM is to stand on is on the disk, before there is a row that says so: these layers.
         Unsupported."""
         now = rows.by_id(self._database.near, source.id)
@@ -236,14 +208,10 @@ class Forks:
         try:
             await self._engine.secure(wanted)
             return frozenset(wanted)
-        except BaseException as error:
-            if plan.copy is not None:
-                self._layers.orphaned(plan.copy)
-            if isinstance(error, NotHere):
-                raise Unsupported(f"durable: {error}", "durability") from error
-            if isinstance(error, EngineError):
-                raise of_engine(error, "source") from error
-            raise
+        except NotHere as error:
+            raise Unsupported(f"durable: {error}", "durability") from error
+        except EngineError as error:
+            raise of_engine(error, "source") from error
 
     async def _secure_made(self, base: str, secured: frozenset[str] = frozenset()) -> None:
         """The row of a durable VM, and what it stands on beside the layers that are on the disk already: a merge, or
@@ -263,161 +231,104 @@ class Forks:
     async def seal(self, source: VMRow, also: Also) -> str:
         """The layer that shows what a VM shows now. `also` is told in the transaction in which it is made: it has to
         see to it that something stands on the layer. NotFound, ResourceBusy, Internal."""
-        if self._boxes.slot(source.id).still and not source.written:
-            return await self._seal(source, _Plan(), also)
-        async with self._boxes.alone(source.id) as slot:
-            return await self.seal_held(slot, source, also)
+        source = self._plans.again(source)
+        async with self._plans.of(source) as plan:
+            base, depth = await self._seal(source, plan, also)
+        await self._sealed(source, plan, base, depth)
+        return base
 
     async def seal_held(self, slot: Slot, source: VMRow, also: Also) -> str:
         """The same of a VM that the caller has alone."""
-        return await self._seal(source, await self._plan(slot, source), also)
+        async with self._plans.of_held(slot, source) as plan:
+            base, depth = await self._seal(source, plan, also)
+        await self._sealed(source, plan, base, depth)
+        return base
 
-    async def _seal(self, source: VMRow, plan: _Plan, also: Also) -> str:
+    async def _seal(self, source: VMRow, plan: Plan, also: Also) -> tuple[str, int]:
         def seal(connection: sqlite3.Connection) -> tuple[str, int]:
             now = rows.by_id(connection, source.id)
             if now is None:
                 raise NotFound("source", "the VM is not there any more")
-            base, depth = _stacked(connection, now, plan)
+            base, depth = plan.carry_out(connection, now)
             also(connection, base)
             return base, depth
 
         if source.durable:
             await self._secure(source, plan)
-        try:
-            base, depth = await self._database.write(seal, small=True)
-        except BaseException:
-            if plan.copy is not None:
-                self._layers.orphaned(plan.copy)
-            raise
+        return await self._database.write(seal, small=True)
+
+    async def _sealed(self, source: VMRow, plan: Plan, base: str, depth: int) -> None:
+        """It has a row: should what comes now fail, the layer is there all the same."""
         if plan.seal and source.disk_mib is not None:
             self._disks.sealed_hook(base)
         self._layers.grown(base, depth)
-        if source.durable:
-            await self._database.secure()
-        return base
-
-    async def _plan(self, slot: Slot, source: VMRow) -> _Plan:
-        """Bring a source, which is held alone, into a state in which it can be forked."""
-        row = self._again(source)
-        if row.depth >= self._config.layers_refused_above:
-            raise ResourceBusy(
-                "source", f"the VM has {row.depth} layers: they are being merged, try again", retry_after=1
-            )
-        for _ in range(2):
-            try:
-                held = await self._held(row)
-                if slot.box is not None:
-                    if held.empty or slot.runs:  # what idle shells have come to is the child's, whatever else runs
-                        await slot.box.settle()
-                    if held.empty and await self._engine.is_empty(row.top):
-                        return _Plan()  # nothing has been written since the box was made: it can live on
-                    if not await self._boxes.park_held(slot):
-                        return await self._copy(slot.box, row)
-                    return _Plan(seal=True, size=held.bytes or None)
-                if held.empty:
-                    return _Plan()
-                return _Plan(seal=True, size=held.bytes or None)
-            except BoxGone:  # as good as parked, once nothing of it is left
-                await self._boxes.put_down(slot, "the box was lost")
-            except EngineError as error:
-                raise of_engine(error, "source") from error
-        raise Internal("the source's box died twice while it was forked", recovery={"work": "stopped"})
-
-    async def _held(self, row: VMRow) -> Contents:
-        """What a top holds; how much that is only of one with a limit, of which it is known at once: else 0 bytes."""
-        if not row.written:
-            return Contents(True, 0)
-        if row.disk_mib is None or row.read_only:
-            return Contents(await self._engine.is_empty(row.top), 0)
-        return await self._engine.contents(row.top)
+        await durable.secure(self._database, source)
 
     async def is_empty(self, row: VMRow) -> bool:
         """Nothing has been written to the VM's top."""
         return not row.written or await self._engine.is_empty(row.top)
 
-    async def _copy(self, box: Box, row: VMRow) -> _Plan:
-        """Its processes go on; the child gets a copy of the top."""
-        target = new_id()
-        try:
-            return _Plan(copy=target, report=await self._engine.copy_top(box, row.top, target))
-        except BaseException:
-            self._layers.orphaned(target)
-            raise
-
     async def _make(
-        self, org_id: str, request: ForkRequest, source: VMRow, plan: _Plan, also: Also, home: Home
+        self, org_id: str, request: ForkRequest, source: VMRow, plan: Plan, also: Also, home: Home
     ) -> tuple[VMRow, list[SessionRow]]:
-        vm_id, at = new_id(), clock.now()
-        wanted = request.resources
-
         def make(connection: sqlite3.Connection) -> tuple[VMRow, list[SessionRow]]:
             now = rows.by_id(connection, source.id)  # its base may have been merged since
             if now is None:
                 raise NotFound("source", "the VM to fork is not there any more")
-            base, depth = _stacked(connection, now, plan)
-            row = VMRow(
-                id=vm_id,
-                org_id=org_id,
-                name=request.name,
-                description=request.description,
-                public=request.public,
-                immutable=False,
-                base=base,
-                top=new_id(),
-                written=False,
-                box_base=None,
-                vcpu=now.vcpu if wanted.vcpu is None else wanted.vcpu,
-                memory_mib=now.memory_mib if wanted.memory_mib is None else wanted.memory_mib,
-                disk_mib=now.disk_mib if wanted.disk_mib is None else wanted.disk_mib,
-                pids=now.pids if wanted.pids is None else wanted.pids,
-                nofile=now.nofile if wanted.nofile is None else wanted.nofile,
-                network=now.network if request.network is None else request.network,
-                root_source_id=now.root_source_id or now.id,
-                root_source_name=now.root_source_name if now.root_source_id else now.name,
-                origin=None,
-                created_at=at,
-                last_active_at=None,
-                expires_at=None if request.ttl is None else at + int(request.ttl * 1e6),
-                ends_by=None if request.ttl_most is None else at + int(request.ttl_most * 1e6),
-                labels=None if request.labels is None else json.dumps(request.labels),
-                pool_id=home.pool_id,
-                hidden=home.hidden or request.hidden,
-                read_only=bool(now.read_only if request.read_only is None else request.read_only),
-                durable=request.durable,
-                parent_id=now.id,
-                fork_base=base,
-                ssh_keys=None if request.ssh_keys is None else sshkeys.to_store(sshkeys.updated({}, request.ssh_keys)),
-                depth=depth,
-            )
+            base, depth = plan.carry_out(connection, now)
+            row = _child(org_id, request, now, home, base, depth)
             _insert(connection, row)
             timed = self.policies.inherit(connection, now, row)
-            sessions = session_rows.copy(connection, source.id, vm_id, new_id, at)
+            sessions = session_rows.copy(connection, source.id, row.id, new_id, row.created_at)
             if not sessions or sessions[0].idx != 0:
-                sessions.insert(0, SessionRow(new_id(), vm_id, 0, "", None, None, at, None))
+                sessions.insert(0, SessionRow(new_id(), row.id, 0, "", None, None, row.created_at, None))
                 session_rows.insert(connection, sessions[0])
-            also(connection, vm_id)
+            also(connection, row.id)
             if timed or request.policies is not None:
-                row = rows.by_id(connection, vm_id) or row
+                row = rows.by_id(connection, row.id) or row
             return row, sessions
 
-        try:
-            light = session_rows.state_bytes(self._database.near, source.id) < SMALL_BYTES
-            return await self._database.write(make, small=light)
-        except BaseException:
-            if plan.copy is not None:
-                self._layers.orphaned(plan.copy)
-            raise
+        light = session_rows.state_bytes(self._database.near, source.id) < SMALL_BYTES
+        return await self._database.write(make, small=light)
 
 
-def _stacked(connection: sqlite3.Connection, now: VMRow, plan: _Plan) -> tuple[str, int]:
-    """Carry out a plan; the layer that a child stands on, and its depth."""
-    if plan.seal:
-        depth = layer_rows.insert(connection, now.top, now.base, plan.size)
-        rows.retop(connection, now.id, now.top, new_id())
-        return now.top, depth
-    if plan.copy is not None:
-        return plan.copy, layer_rows.insert(connection, plan.copy, now.base)
-    return now.base, now.depth
+def _child(org_id: str, request: ForkRequest, now: VMRow, home: Home, base: str, depth: int) -> VMRow:
+    """The row of a new VM: `now` is its source's, `base` and `depth` what it stands on."""
+    wanted, at = request.resources, clock.now()
+    return VMRow(
+        id=new_id(),
+        org_id=org_id,
+        name=request.name,
+        description=request.description,
+        public=request.public,
+        immutable=False,
+        base=base,
+        top=new_id(),
+        written=False,
+        box_base=None,
+        vcpu=now.vcpu if wanted.vcpu is None else wanted.vcpu,
+        memory_mib=now.memory_mib if wanted.memory_mib is None else wanted.memory_mib,
+        disk_mib=now.disk_mib if wanted.disk_mib is None else wanted.disk_mib,
+        pids=now.pids if wanted.pids is None else wanted.pids,
+        nofile=now.nofile if wanted.nofile is None else wanted.nofile,
+        network=now.network if request.network is None else request.network,
+        root_source_id=now.root_source_id or now.id,
+        root_source_name=now.root_source_name if now.root_source_id else now.name,
+        origin=None,
+        created_at=at,
+        last_active_at=None,
+        expires_at=None if request.ttl is None else at + int(request.ttl * 1e6),
+        ends_by=None if request.ttl_most is None else at + int(request.ttl_most * 1e6),
+        labels=None if request.labels is None else json.dumps(request.labels),
+        pool_id=home.pool_id,
+        hidden=home.hidden or request.hidden,
+        read_only=bool(now.read_only if request.read_only is None else request.read_only),
+        durable=request.durable,
+        parent_id=now.id,
+        fork_base=base,
+        ssh_keys=None if request.ssh_keys is None else sshkeys.to_store(sshkeys.updated({}, request.ssh_keys)),
+        depth=depth,
+    )
 
 
 def _insert(connection: sqlite3.Connection, row: VMRow) -> None:

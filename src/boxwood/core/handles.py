@@ -128,7 +128,7 @@ class Handles:
         finally:
             handle.slot.runs.pop(handle.id, None)
             self._count_down(handle.slot.vm_id)
-            self._boxes.touch(handle.slot)
+            self._boxes.parking.touch(handle.slot)
 
     @asynccontextmanager
     async def _held(self, handle: Handle, *, closing: bool = False) -> AsyncIterator[FileHandle]:

@@ -241,7 +241,7 @@ class Lanes:
         """A run has ended: let the next one begin, and record the end."""
         if run.slot is not None:
             run.slot.runs.pop(run.id, None)
-            self._boxes.touch(run.slot)
+            self._boxes.parking.touch(run.slot)
         if not run.durable:
             self._advance(run)
         self._ends.record(run)
@@ -350,7 +350,9 @@ class Lanes:
         for slot in adopted.values():
             if slot.box is not None:
                 for run_id, end in list(slot.box.known_runs.items()):
-                    await self._take_over(slot, slot.box, run_id, end, rows.pop(run_id, None))
+                    row = rows.get(run_id)
+                    own = row is not None and row.vm_id == slot.vm_id  # a box speaks of no other VM's
+                    await self._take_over(slot, slot.box, run_id, end, rows.pop(run_id) if own else None)
                 if vm_rows.is_durable(near, slot.vm_id):
                     self._ends.prompts |= dict.fromkeys(run_rows.at_a_prompt(near, slot.vm_id), slot.box)
         runs = [self._remake(row) for row in rows.values()]
@@ -390,7 +392,7 @@ class Lanes:
         return run
 
     async def _take_over(self, slot: Slot, box: Box, run_id: str, end: RunEnd | None, row: RunRow | None) -> None:
-        if row is None or row.vm_id != slot.vm_id:  # on record as ended, or nobody was ever told of it
+        if row is None:  # on record as ended, or nobody was ever told of it
             with contextlib.suppress(EngineError):
                 if end is None:
                     await box.kill_run(run_id)

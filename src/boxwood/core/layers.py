@@ -12,7 +12,8 @@ import asyncio
 import logging
 import shutil
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from boxwood.core.config import Config
@@ -40,6 +41,7 @@ class Layers:
         self._superseded: set[str] = set()  # … by a merge, but boxes may still stand on them
         self._orphans: set[str] = set()  # directories without a row
         self._spools: set[str] = set()  # of VMs that are gone
+        self.being_made: set[str] = set()  # directories, for as long as somebody sends what is in them
         self._merging = Merging(database, engine, config, self._replaced, self.orphaned, self._secure, self._merge_soon)
         self._to_collect = asyncio.Event()
         self._to_merge = asyncio.Event()
@@ -61,6 +63,15 @@ class Layers:
         """A directory of this name was made in vain."""
         self._orphans.add(layer_id)
         self._wake(self._to_collect)
+
+    @contextmanager
+    def making(self, layer_id: str) -> Iterator[None]:
+        """Until it has a row this directory is no garbage, however old it grows."""
+        self.being_made.add(layer_id)
+        try:
+            yield
+        finally:
+            self.being_made.discard(layer_id)
 
     def unused(self, *layer_ids: str) -> None:
         """Something stood on these layers, and does no longer."""

@@ -67,7 +67,10 @@ class Merging:
 
     def want(self, layer_id: str, *, first: bool = False) -> None:
         """The chain below this layer is long."""
-        self._deep = {layer_id: None, **self._deep} if first else {**self._deep, layer_id: None}
+        if first:
+            self._deep = {layer_id: None, **self._deep}
+        else:
+            self._deep[layer_id] = None
         self._wake()
 
     def want_moved(self, layer_id: str) -> None:
@@ -112,24 +115,32 @@ class Merging:
     # The work
 
     async def work(self) -> None:
-        while self._deep:
-            layer_id = next(iter(self._deep))
-            del self._deep[layer_id]
-            try:
-                await self._merge(layer_id)
-            finally:
-                if self._turn is not None:
-                    self._turn.set_result(None)
-                    self._turn = None
-        while self._in_files:
-            layer_id = next(iter(self._in_files))
-            del self._in_files[layer_id]
-            try:
-                await self._move(layer_id)
-            except (EngineError, StoreError, CoreError) as error:
-                log.error("layer %s stays in its file: %s", layer_id, error)
-                if isinstance(error, NoRoom):
-                    self._later(lambda layer_id=layer_id: self.want_moved(layer_id))  # type: ignore[misc]
+        """Chains first, whenever they come: forks may wait for them, and nobody for a move."""
+        while self._deep or self._in_files:
+            if self._deep:
+                await self._merge_next()
+            else:
+                await self._move_next()
+
+    async def _merge_next(self) -> None:
+        layer_id = next(iter(self._deep))
+        del self._deep[layer_id]
+        try:
+            await self._merge(layer_id)
+        finally:
+            if self._turn is not None:
+                self._turn.set_result(None)
+                self._turn = None
+
+    async def _move_next(self) -> None:
+        layer_id = next(iter(self._in_files))
+        del self._in_files[layer_id]
+        try:
+            await self._move(layer_id)
+        except (EngineError, StoreError, CoreError) as error:
+            log.error("layer %s stays in its file: %s", layer_id, error)
+            if isinstance(error, NoRoom):
+                self._later(lambda: self.want_moved(layer_id))
 
     async def _merge(self, top: str) -> None:
         row = rows.by_id(self._database.near, top)

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
-from boxwood.core import clock, words
+from boxwood.core import clock, durable, words
 from boxwood.core.access import Access
 from boxwood.core.boxes import Boxes
 from boxwood.core.errors import Conflict, CoreError, Internal, NotFound
@@ -36,7 +36,6 @@ from boxwood.store import filesystems as rows
 from boxwood.store import vms as vm_rows
 from boxwood.store.database import Database
 from boxwood.store.filesystems import FilesystemRow, MountRow
-from boxwood.store.vms import VMRow
 
 MOST = 32  # of one VM
 FIRST_PAUSE, TRIES = 0.5, 8  # seconds between tries where the trouble may pass, each as long again; then: the next box
@@ -97,7 +96,7 @@ class Mounts:
         )
         if is_new or made.state != "mounted":
             self._try(row.id)
-        await self._secure(row)
+        await durable.secure(self._database, row)
         return _shown(made)
 
     async def list(
@@ -121,12 +120,7 @@ class Mounts:
         NotFound, Forbidden, InvalidState (immutable), Internal."""
         row = self._access.mutable(caller, vm)
         await self._tasks.finish(self._delete(row.id, mount_id))
-        await self._secure(row)
-
-    async def _secure(self, vm: VMRow) -> None:
-        """What is about to be told of a durable VM survives a loss of power."""
-        if vm.durable:
-            await self._database.secure()
+        await durable.secure(self._database, row)
 
     async def _delete(self, vm_id: str, mount_id: str) -> None:
         async with self._lock(vm_id):

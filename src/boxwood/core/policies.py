@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
-from boxwood.core import clock, lifetimes, schedules
+from boxwood.core import clock, durable, lifetimes, schedules
 from boxwood.core.access import Access
 from boxwood.core.boxes import Boxes
 from boxwood.core.errors import Internal, NotFound, Unavailable, Unsupported
@@ -135,12 +135,18 @@ class Policies:
             before = self.of(row.id)
             await self._database.write(partial(self.apply, vm_id=row.id, org_id=row.org_id, update=update))
             self.clocks_hook()
-            if not (before.of_traffic or self.of(row.id).of_traffic or update.secrets):
-                return  # there is nothing that the network should know
-            for hook in self.changed_hooks:
-                hook(slot.vm_id)
-            async with self._boxes.slumber.thawed(slot):
-                await self._enforce(slot)
+            try:
+                if before.of_traffic or self.of(row.id).of_traffic or update.secrets:  # else the network need not know
+                    await self._bring(slot)
+            finally:
+                await durable.secure(self._database, row)
+
+    async def _bring(self, slot: Slot) -> None:
+        """What has been committed, to whoever comes in and to the live box. Unavailable: not to the latter."""
+        for hook in self.changed_hooks:
+            hook(slot.vm_id)
+        async with self._boxes.slumber.thawed(slot):
+            await self._enforce(slot)
 
     async def _enforce(self, slot: Slot) -> None:
         if slot.box is None:

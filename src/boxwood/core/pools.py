@@ -33,7 +33,6 @@ from boxwood.core.records import Records
 from boxwood.core.tasks import Tasks
 from boxwood.core.vms import VMs
 from boxwood.store import pools as rows
-from boxwood.store import sessions as session_rows
 from boxwood.store import vms as vm_rows
 from boxwood.store.database import Database
 from boxwood.store.pools import PoolRow
@@ -238,9 +237,6 @@ class Pools:
             await asyncio.gather(*(self._filler.remove(vm_id) for vm_id in list(state.allocated)))
         return was
 
-    def _vm(self, row: VMRow) -> VM:
-        return self._access.vm(row, session_rows.of_vm(self._database.near, row.id))
-
     # Claiming
 
     async def claim(
@@ -273,8 +269,8 @@ class Pools:
                 row = vm_rows.by_id(self._database.near, once.made)
                 if row is None:
                     raise NotFound("vm", "the VM that was claimed with this Idempotency-Key is not there any more")
-                return self._vm(row)
-            return self._vm(await self._tasks.finish(self._claim(state, fork, _Also(wanted.record, once))))
+                return self._access.shown(row)
+            return self._access.shown(await self._tasks.finish(self._claim(state, fork, _Also(wanted.record, once))))
 
     async def _claim(self, state: PoolState, fork: ForkRequest, also: _Also) -> VMRow:
         try:
@@ -325,7 +321,7 @@ class Pools:
         if row is None:
             state.allocated.discard(vm_id)
             return None
-        self._boxes.release(vm_id)
+        self._boxes.parking.release(vm_id)
         if row.name is not None:
             await self._boxes.rename(row)
         self._settle(row, also)

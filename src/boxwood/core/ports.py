@@ -253,7 +253,7 @@ class Ports:
 
     def _left(self, connection: Connection) -> None:
         self._count_down(connection.slot.vm_id)
-        self._boxes.touch(connection.slot)
+        self._boxes.parking.touch(connection.slot)
 
     def _count_down(self, vm_id: str) -> None:
         self._open[vm_id] -= 1

@@ -305,7 +305,7 @@ class Ptys:
     def _over(self, pty: Pty) -> None:
         if pty.slot is not None and pty.slot.runs.get(pty.id) is pty:
             del pty.slot.runs[pty.id]
-            self._boxes.touch(pty.slot)
+            self._boxes.parking.touch(pty.slot)
         if not pty.looked_at:
             self._forget(pty)
 

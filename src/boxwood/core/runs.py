@@ -143,11 +143,15 @@ class Runs:
     async def _answer(self, run: LiveRun, seconds: float | None) -> Run:
         most = self._config.wait_seconds
         await run.wait(most if seconds is None else min(seconds, most))
+        await self._on_record(run)
+        return await run.shown()
+
+    async def _on_record(self, run: LiveRun) -> None:
+        """What is told of it next: that it goes on, or its end, which may have come meanwhile."""
+        if not run.over and run.failure is None:
+            await self._inserted(run)
         if run.over or run.failure is not None:
             await self._lanes.on_record(run)
-        else:
-            await self._inserted(run)
-        return await run.shown()
 
     async def resume(
         self,
@@ -250,10 +254,7 @@ class Runs:
         if run is None:
             stored = self._past.row(row, run_id)
             return shown(stored, row.name, reports=None if stored.report_bytes is None else b"")
-        if run.over or run.failure is not None:
-            await self._lanes.on_record(run)
-        else:
-            await self._inserted(run)
+        await self._on_record(run)
         return await run.shown(output=False)
 
     async def list(

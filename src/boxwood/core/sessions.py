@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import replace
 
-from boxwood.core import clock, words
+from boxwood.core import clock, durable, words
 from boxwood.core.access import Access
 from boxwood.core.boxes import Boxes
 from boxwood.core.errors import NotFound, ResourceBusy, Unavailable
@@ -62,13 +62,8 @@ class Sessions:
         place = words.path(cwd, "cwd") if cwd else ""
         row = self._access.usable(caller, vm)
         made = await self._made(row, None, given, place, kind=kind)
-        await self._secure(row)
+        await durable.secure(self._database, row)
         return self._access.session(made)
-
-    async def _secure(self, vm: VMRow) -> None:
-        """What is about to be told of a durable VM survives a loss of power."""
-        if vm.durable:
-            await self._database.secure()
 
     async def at(self, vm: VMRow, index: int) -> SessionRow:
         """The row of the session with this index, made if there is none. Unavailable, ResourceBusy."""
@@ -166,7 +161,7 @@ class Sessions:
         again = session_id in self._half_gone and rows.by_id(self._database.near, row.id, session_id) is not None
         ident = session_id if again else self.known(row, session_id).id
         await self._tasks.finish(self._delete(row.id, ident))
-        await self._secure(row)
+        await durable.secure(self._database, row)
 
     async def _delete(self, vm_id: str, session_id: str) -> None:
         self._closing.add(session_id)

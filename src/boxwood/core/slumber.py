@@ -81,9 +81,10 @@ class Slumber:
             if box.gone.done():
                 return
             raise of_engine(error, "vm") from error
-        self._awake(slot)
+        self.awake(slot)
 
-    def _awake(self, slot: Slot) -> None:
+    def awake(self, slot: Slot) -> None:
+        """It is on record that the VM runs again, from now on."""
         at, vm_id = clock.now(), slot.vm_id
 
         def record(connection: sqlite3.Connection) -> None:
@@ -129,4 +130,4 @@ class Slumber:
                     await self._engine.suspend(box)
                 except EngineError as error:
                     log.warning("VM %s: it could not be suspended again: %s", slot.vm_id, error)
-                    self._awake(slot)
+                    self.awake(slot)

@@ -13,7 +13,7 @@ import sqlite3
 from dataclasses import dataclass
 from datetime import datetime
 
-from boxwood.core import clock, words
+from boxwood.core import clock, durable, words
 from boxwood.core.access import Access
 from boxwood.core.boxes import Boxes
 from boxwood.core.disks import Disks
@@ -77,7 +77,7 @@ class Snapshots:
     def start(self) -> None:
         """What an end in the middle has left: snapshots of VMs that are not there any more."""
         for snapshot_id in rows.left_over(self._database.near):
-            self._tasks.start(self._vms.remove(snapshot_id))
+            self._tasks.start(self._drop(snapshot_id))
 
     def _gone(self, row: VMRow) -> None:
         for one in rows.of_vm(self._database.near, row.id):
@@ -174,8 +174,7 @@ class Snapshots:
             )
             slot.directories.clear()
             self.replaced(before, after.base, after.depth)
-            if row.durable:  # should that fail, the VM stands on it all the same
-                await self._database.secure()
+            await durable.secure(self._database, row)  # should that fail, the VM stands on it all the same
 
     async def empty(self, slot: Slot, force: bool) -> None:
         """Put down the box of a VM that is held alone, with what runs in it if `force`. ResourceBusy."""

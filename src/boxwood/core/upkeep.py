@@ -21,7 +21,7 @@ from boxwood.store.database import Database
 from boxwood.store.layers import LayerRow
 
 MEASURE_SECONDS = 60.0  # of one question: layers that nobody has measured yet are looked through
-YOUNG_SECONDS = 7200.0  # directories that are being made have no row: none takes so long
+YOUNG_SECONDS = 7200.0  # directories that are being made have no row: only imports may take so long
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +140,12 @@ class Upkeep:
 
     async def collect(self, *, dry_run: bool) -> Garbage:
         """Remove what nothing refers to; `dry_run`: only say what that is. EngineError, StoreError."""
+        making = set(self._layers.being_made)
         stored = await self._engine.stored()  # before the rows: what is there has one, or is young, or is garbage
         forest = await self._database.read(_forest)
         named = {row.id for row in forest.layers.values()} | {vm.top for vm in forest.vms}
         young = clock.now() - int(YOUNG_SECONDS * 1e6)
-        orphans = {layer_id for layer_id in stored - named if _made_at(layer_id) < young}
+        orphans = {layer_id for layer_id in stored - named - making if _made_at(layer_id) < young}
         garbage = sorted(orphans | (_unreferenced(forest) & stored))
         until = asyncio.get_running_loop().time() + MEASURE_SECONDS
         size = sum((await self._measured(set(garbage), until, keep=False)).values())

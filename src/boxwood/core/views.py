@@ -8,22 +8,19 @@ behind; the next one removes them before it collects anything.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from boxwood.core.errors import NotFound
 from boxwood.core.forks import Forks
 from boxwood.core.ids import new_id
 from boxwood.core.layers import Layers
 from boxwood.core.slot import Slot
 from boxwood.engine.states import Sealed
 from boxwood.store import layers as layer_rows
-from boxwood.store import sessions as session_rows
 from boxwood.store import snapshots as rows
 from boxwood.store import vms as vm_rows
 from boxwood.store.database import Database
-from boxwood.store.sessions import SessionRow
 from boxwood.store.vms import VMRow
 
 
@@ -82,13 +79,3 @@ class Views:
             yield view
         finally:
             self.release(view)
-
-    def row(self, vm_id: str) -> VMRow:
-        """As it is now. NotFound."""
-        row = vm_rows.by_id(self._database.near, vm_id)
-        if row is None:
-            raise NotFound("vm", "there is no such VM any more")
-        return row
-
-    def sessions(self, vm_id: str) -> Sequence[SessionRow]:
-        return session_rows.of_vm(self._database.near, vm_id)

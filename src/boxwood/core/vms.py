@@ -13,34 +13,27 @@ import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
-from typing import Any, Final
+from typing import Any
 
-from boxwood.core import clock, lifetimes, sshkeys, words
+from boxwood.core import clock, durable, lifetimes, settings, words
 from boxwood.core.access import Access
 from boxwood.core.admission import Admission
 from boxwood.core.boxes import Boxes
 from boxwood.core.ceilings import Ceilings
 from boxwood.core.config import Config
 from boxwood.core.disks import Disks
-from boxwood.core.errors import (
-    AlreadyExists,
-    CoreError,
-    InvalidState,
-    NotFound,
-    ResourceBusy,
-)
+from boxwood.core.errors import CoreError, NotFound, ResourceBusy
 from boxwood.core.expiry import Expiry
 from boxwood.core.forks import Forks
 from boxwood.core.goldens import Goldens
 from boxwood.core.idempotency import Idempotency
 from boxwood.core.lanes import Lanes
 from boxwood.core.layers import Layers
-from boxwood.core.model import VM, Caller, ForkRequest, Page, Record, Resources, VMFilter
+from boxwood.core.model import VM, Caller, ForkRequest, Page, Record, VMFilter
 from boxwood.core.policies import Policies
 from boxwood.core.records import Records
-from boxwood.core.refusals import of_engine
 from boxwood.core.runs import Runs
+from boxwood.core.settings import Settings
 from boxwood.core.signing import Signer
 from boxwood.core.slot import Slot
 from boxwood.core.tasks import Tasks
@@ -57,13 +50,6 @@ from boxwood.store.vms import VMRow
 Conditions = tuple[list[str], dict[str, Any]]
 SETTLE_SECONDS = 5.0  # for a box to save its shells before it is put down
 log = logging.getLogger(__name__)
-
-
-class Unset:
-    """The type of `UNSET`: a member that was not given, where None has a meaning of its own."""
-
-
-UNSET: Final = Unset()
 
 
 class VMs:
@@ -88,10 +74,7 @@ class VMs:
         ceilings: Ceilings,
         policies: Policies,
     ) -> None:
-        self._disks = disks
-        self._ceilings = ceilings
         self._database = database
-        self._engine = engine
         self._boxes = boxes
         self._access = access
         self._lanes = lanes
@@ -101,13 +84,14 @@ class VMs:
         self._signer = signer
         self._tasks = tasks
         self.deleted_hooks: list[Callable[[VMRow], None]] = []
-        self.keys_changed_hooks: list[Callable[[str], None]] = []  # of those that may log in to a VM
         self._policies = policies
         self.expiry = Expiry(database, tasks, "VM", rows.expired, rows.next_expiry, self._expire)
         self.suspensions = Expiry(
             database, tasks, "VM", rows.to_suspend, rows.next_suspension, self._suspend, "suspended"
         )  # fmt: skip
         policies.clocks_hook = boxes.slumber.clocks_hook = self.clocks_changed
+        self.settings = Settings(database, boxes, access, disks, ceilings, tasks, self.expiry.changed)
+        self.update = self.settings.update
         self.forks = Forks(
             database,
             engine,
@@ -141,18 +125,15 @@ class VMs:
 
     async def get(self, caller: Caller, vm: str) -> VM:
         """A VM of the caller's or a public one, with its sessions. NotFound."""
-        return self._shown(self._access.seen(caller, vm))
+        return self._access.shown(self._access.seen(caller, vm))
 
     async def named(self, caller: Caller, name: str) -> VM:
         """The caller's own VM of this name, whatever is public under it. NotFound."""
-        return self._shown(self._access.named(caller, name))
+        return self._access.shown(self._access.named(caller, name))
 
     async def is_unchanged(self, caller: Caller, vm: str) -> bool:
         """Has nothing been written since the VM was made or forked? Costs next to nothing. NotFound, Forbidden."""
         return await self.forks.is_empty(self._access.own(caller, vm))
-
-    def _shown(self, row: VMRow) -> VM:
-        return self._access.vm(row, session_rows.of_vm(self._database.near, row.id))
 
     async def list(
         self, caller: Caller, where: VMFilter | None = None, cursor: str | None = None, limit: int = 100
@@ -209,96 +190,6 @@ class VMs:
 
     # Changing
 
-    async def update(
-        self,
-        caller: Caller,
-        vm: str,
-        *,
-        description: str | Unset | None = UNSET,
-        name: str | Unset | None = UNSET,
-        immutable: bool | Unset = UNSET,
-        resources: Resources | Unset = UNSET,
-        ttl: float | Unset | None = UNSET,
-        ssh_keys: Any = UNSET,
-    ) -> VM:
-        """Change what is given. `immutable` can only become true, and only alone; resources count at once, also for
-        what runs; `ttl`: seconds from now until it is deleted by itself, None: never. BadRequest, NotFound, Forbidden,
-        AlreadyExists, InvalidState (immutable), ResourceBusy (something runs)."""
-        values: dict[str, Any] = {}
-        if not isinstance(description, Unset):
-            values["description"] = words.description(description)
-        if not isinstance(name, Unset):
-            values["name"] = None if name is None else words.name(name)
-        if not isinstance(resources, Unset):
-            self._ceilings.check(resources)
-            values |= {key: value for key, value in asdict(resources).items() if value is not None}
-        if not isinstance(immutable, Unset):
-            if not immutable:
-                raise words.refuse("immutable", "can only become true")
-            if values or not isinstance(ttl, Unset) or not isinstance(ssh_keys, Unset):
-                raise words.refuse("immutable", "must be given alone")
-            values["immutable"] = True
-        row = self._access.own(caller, vm)
-        if row.immutable and not isinstance(immutable, Unset):
-            return self._shown(row)
-        row = self._access.mutable(caller, vm)
-        if not isinstance(ssh_keys, Unset):
-            sshkeys.updated(sshkeys.stored(row.ssh_keys), ssh_keys)
-            values["ssh_keys"] = ssh_keys
-        if not isinstance(ttl, Unset):
-            words.seconds("ttl", ttl)
-            values["expires_at"] = None if ttl is None else clock.now() + int(ttl * 1e6)
-            lifetimes.check_end(caller, row, values["expires_at"])
-        if values:
-            await self._tasks.finish(self._update(row, values))
-            self.expiry.changed()
-        return self._shown(self._access.own(caller, row.id))
-
-    async def _update(self, row: VMRow, values: dict[str, Any]) -> None:
-        async with self._boxes.alone(row.id) as slot:
-            if "ssh_keys" in values:  # merged with what is there now
-                now = self._access.row(row.id)
-                made = sshkeys.updated(sshkeys.stored(now.ssh_keys), values["ssh_keys"])
-                values = {**values, "ssh_keys": sshkeys.to_store(made)}
-            if "immutable" in values and not await self._boxes.park_held(slot):
-                raise ResourceBusy("vm", "something runs in the VM: wait for its end", retry_after=1)
-            sizes = {"vcpu", "memory_mib", "disk_mib", "pids", "nofile"} & values.keys()
-            changed = replace(row, **values)
-            if "disk_mib" in sizes:
-                await self._check_disk(slot, changed)
-            if sizes and not await self._boxes.change(slot, changed) and not await self._boxes.park_held(slot):
-                raise ResourceBusy("vm", "the VM's processes use more than that: end some of them", retry_after=1)
-            try:
-                await self._database.write(lambda connection: _change(connection, row.id, values))
-                await self._secure(row)
-            except BaseException:
-                if sizes:
-                    await self._boxes.change(slot, row)
-                raise
-            if "ssh_keys" in values:
-                for hook in self.keys_changed_hooks:
-                    hook(row.id)
-            if "name" in values and not sizes:
-                await self._boxes.rename(changed)
-
-    async def _check_disk(self, slot: Slot, changed: VMRow) -> None:
-        """Another limit for a VM's disk: what it holds must be less, and a box that cannot have it must go.
-        InsufficientResources, ResourceBusy."""
-        assert changed.disk_mib is not None
-        if changed.durable:
-            self._disks.check_durable(changed.disk_mib)
-        if changed.read_only:
-            return
-        row = rows.by_id(self._database.near, changed.id) or changed
-        try:
-            await self._disks.check_room(row.base, row.top if row.written else None, changed.disk_mib)
-            fits = await self._disks.fits(replace(changed, base=row.base, top=row.top, written=row.written))
-        except EngineError as error:
-            raise of_engine(error, "vm") from error
-        if not fits and not await self._boxes.park_held(slot):
-            text = "something runs in the VM, whose disk cannot be made so large meanwhile: end it, or wait for its end"
-            raise ResourceBusy("vm", text, retry_after=1)
-
     async def park(self, caller: Caller, vm: str) -> None:
         """Put the box of an idle VM down, if it has one; the next use boots another. NotFound, ResourceBusy."""
         row = self._access.own(caller, vm)
@@ -350,7 +241,7 @@ class VMs:
             end = (now if before is None else max(now, before)) + more
             return lifetimes.latest_end(caller, row, end)
 
-        return self._shown(await self._tasks.finish(self._set_end(row.id, ends)))
+        return self._access.shown(await self._tasks.finish(self._set_end(row.id, ends)))
 
     async def expire_in(self, caller: Caller, vm: str, seconds: float | None) -> VM:
         """Let the VM be deleted by itself so many seconds from now; None: never, if the key lets it.
@@ -362,7 +253,7 @@ class VMs:
         def ends(now: int, before: int | None) -> int | None:
             return lifetimes.latest_end(caller, row, None if left is None else now + left)
 
-        return self._shown(await self._tasks.finish(self._set_end(row.id, ends)))
+        return self._access.shown(await self._tasks.finish(self._set_end(row.id, ends)))
 
     def clocks_changed(self) -> None:
         """A VM may have got another time to be deleted or suspended."""
@@ -388,14 +279,8 @@ class VMs:
         """With the slot's lock held."""
         if slot.deleted:
             raise NotFound("vm", "there is no such VM any more")
-        await self._database.write(lambda connection: _change(connection, slot.vm_id, values), small=True)
-        if rows.is_durable(self._database.near, slot.vm_id):
-            await self._database.secure()
-
-    async def _secure(self, row: VMRow) -> None:
-        """What is about to be told of a durable VM survives a loss of power."""
-        if row.durable:
-            await self._database.secure()
+        await self._database.write(lambda connection: settings.change(connection, slot.vm_id, values), small=True)
+        await durable.secure(self._database, self._access.row(slot.vm_id))
 
     async def delete(self, caller: Caller, vm: str) -> None:
         """End what runs (as cancelled), put the box down, forget the VM; its name is free at once.
@@ -437,7 +322,7 @@ class VMs:
                 return
         except CoreError as error:
             log.warning("VM %s: it could not be suspended again: %s", vm_id, error)
-        await self._database.write(lambda connection: rows.wake(connection, vm_id, clock.now()), small=True)
+        self._boxes.slumber.awake(self._boxes.slot(vm_id))
 
     async def _delete(self, vm_id: str, *, expired: bool = False) -> None:
         slot = self._boxes.slot(vm_id)
@@ -460,7 +345,7 @@ class VMs:
         for hook in self.deleted_hooks:
             hook(row)
         self._release(row, gone)
-        await self._secure(row)
+        await durable.secure(self._database, row)
         await self._uploads.remove(files)
 
     def _release(self, row: VMRow, gone: asyncio.Future[str] | None) -> None:
@@ -484,18 +369,6 @@ class VMs:
         records = self._records.delete_of(connection, vm_id)
         rows.delete(connection, vm_id)
         return row, files, records
-
-
-def _change(connection: sqlite3.Connection, vm_id: str, values: dict[str, Any]) -> None:
-    row = rows.by_id(connection, vm_id)
-    if row is None:
-        raise NotFound("vm", "there is no such VM any more")
-    if row.immutable:
-        raise InvalidState("vm", "mutable", "the VM has become immutable", vm_id)
-    try:
-        rows.change(connection, vm_id, values)
-    except sqlite3.IntegrityError as error:
-        raise AlreadyExists("vm", f"there is a VM named {values.get('name')} already") from error
 
 
 def _has_expired(row: VMRow | None) -> bool:

@@ -232,15 +232,11 @@ class App:
         return caller
 
     def revocation(self, key_id: str) -> asyncio.Event:
-        """Set once this key has been revoked. Whoever waits for it holds on to it."""
+        """Set once this key has been revoked, though it may have been before anybody asked. Whoever waits for it holds
+        on to it."""
         revoked = self._revoked.get(key_id)
         if revoked is None:
             revoked = self._revoked[key_id] = asyncio.Event()
-        return revoked
-
-    def revocation_of_late(self, key_id: str) -> asyncio.Event:
-        """As `revocation`, for what has begun after a while in which the key may have been revoked already."""
-        revoked = self.revocation(key_id)
         if self.core.keys.caller(key_id) is None:
             revoked.set()
         return revoked
@@ -251,7 +247,7 @@ class App:
             return receive
 
         async def either() -> Message:
-            revoked = self.revocation_of_late(key_id)
+            revoked = self.revocation(key_id)
             waiting = asyncio.ensure_future(receive())
             ended = asyncio.ensure_future(revoked.wait())
             try:

@@ -8,6 +8,7 @@ import pytest
 
 from boxwood.core import errors
 from boxwood.core.model import PoolRequest
+from boxwood.engine.api import EngineError
 
 GIB = 1 << 30
 
@@ -62,6 +63,17 @@ async def test_something_lives_in_the_idle_one(make_world):
     await world.out(vm, "daemon")
     run = await world.run(other, "echo")
     assert run.state == "failed" and vm.vm_id in world.machine.boxes
+
+
+@pytest.mark.parametrize("what", ["settle", "kill"])
+async def test_a_box_that_cannot_be_parked_is_passed_over(make_world, what):
+    world = await make_world(boxes_most=2)
+    stubborn, other, new = [await world.fork() for _ in range(3)]
+    await world.out(stubborn, "pwd")
+    await world.out(other, "pwd")
+    world.machine.fail[what] = [EngineError("it does not answer")]
+    assert await world.out(new, "echo hi") == "hi\n"
+    assert world.machine.boxes.keys() == {stubborn.vm_id, new.vm_id}
 
 
 async def test_memory_that_is_short(world):

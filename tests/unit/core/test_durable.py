@@ -393,6 +393,15 @@ async def test_a_mount_and_its_end_are_on_the_disk(world, machine, disk):
     assert names(machine).count("log") == 2
 
 
+async def test_a_change_of_its_policy_is_on_the_disk(world, machine, disk):
+    vm = await durable(world)
+    machine.calls.clear()
+    policies = world.core.policies
+    rule = {"type": "outbound", "priority": 1, "action": "deny"}
+    await policies.update(world.caller, vm.vm_id, policies.parse({"rules": {"none": rule}}))
+    assert names(machine)[-1] == "log"
+
+
 async def test_what_a_merge_puts_beneath_a_fork_meanwhile_is_on_the_disk_too(make_world, machine, monkeypatch):
     world = await make_world(layers_merged_above=2)
     world.machine.merge_gate = asyncio.Event()

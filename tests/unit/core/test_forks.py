@@ -310,3 +310,13 @@ async def test_a_hidden_fork_is_in_no_list(world):
     assert await world.core.vms.count(world.caller) == 2, "a fork of it is as others are"
     await world.restart()
     await world.core.vms.delete(world.caller, hidden.vm_id)
+
+
+async def test_a_copy_that_was_made_in_vain_goes(world):
+    vm = await world.fork(name="taken")
+    await world.run(vm, "put /a 1; hang", wait=0.02)
+    before = set(world.machine.layers)
+    with pytest.raises(errors.AlreadyExists):
+        await world.fork(vm.vm_id, name="taken")
+    await world.core.layers.settled()
+    assert world.machine.called("copy_top") and set(world.machine.layers) == before

@@ -79,6 +79,24 @@ async def test_who_waits_comes_first(make_world):
         assert await depth(world, other) <= 2
 
 
+async def test_who_waits_does_not_wait_for_layers_that_are_moved(make_world):
+    world = await make_world(layers_merged_above=2, layers_refused_above=4)
+    limited = [await world.fork(resources=Resources(disk_mib=20)) for _ in range(2)]
+    deep = await grown(world, await world.fork(), 2)
+    world.machine.merge_gate = asyncio.Event()
+    for vm in limited:
+        await world.out(vm, "put /b x")
+        await world.fork(vm.vm_id)
+    while not world.machine.called("merge"):
+        await asyncio.sleep(0)
+    deep = await grown(world, deep, 2)
+    waiting = asyncio.ensure_future(world.fork(deep.vm_id))
+    await asyncio.sleep(0)
+    world.machine.merge_gate.set()
+    await waiting
+    assert [len(chain) for chain in world.machine.called("merge")][:2] == [1, 4]
+
+
 async def test_who_cannot_be_merged_is_refused_with_the_reason_and_goes_on(make_world):
     world = await make_world(layers_merged_above=2, layers_refused_above=4)
     world.machine.fail["merge"] = [EngineError("no space left on the device")]

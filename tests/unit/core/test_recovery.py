@@ -7,6 +7,7 @@ import sqlite3
 
 import pytest
 
+import fakebox
 from boxwood.core import errors
 from boxwood.core.core import Core, DataInUse
 from boxwood.core.model import ForkRequest
@@ -152,6 +153,30 @@ async def test_shutdown_parks_everything(world):
     ended = await world.core.runs.get(world.caller, busy.vm_id, run.run_id)
     assert (ended.state, ended.stdout, ended.fail_reason) == ("failed", b"some\n", "the server was shut down")
     assert (await world.core.runs.wait(world.caller, busy.vm_id, behind.run_id)).stdout == b"then\n"
+
+
+async def test_a_box_that_cannot_be_put_down_keeps_no_other_from_it(world):
+    stubborn, vm = await world.fork(), await world.fork()
+    await world.out(stubborn, "pwd")
+    await world.out(vm, "cd /w; put /a 1")
+    world.machine.fail["kill"] = [EngineError("it does not go")]
+    await world.core.shutdown()
+    assert not world.machine.boxes
+    await world.start()
+    assert await world.out(vm, "pwd; cat /a") == "/w\n1"
+
+
+async def test_what_a_box_says_of_runs_of_others_counts_for_nothing(world):
+    hostile, vm = await world.fork(), await world.fork()
+    await world.out(hostile, "pwd")
+    run = await world.run(vm, "hang; echo after", wait=0.02)
+    await world.core.close()
+    theirs = world.machine.boxes[vm.vm_id].runs[run.run_id]
+    world.machine.boxes[hostile.vm_id].runs[run.run_id] = fakebox.Process(theirs.spec)
+    await world.start()
+    theirs.released.set()
+    ended = await world.core.runs.wait(world.caller, vm.vm_id, run.run_id)
+    assert (ended.state, ended.stdout) == ("completed", b"after\n")
 
 
 async def test_names_keys_and_repeats_are_kept(world):

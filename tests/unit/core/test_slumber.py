@@ -94,6 +94,18 @@ async def test_what_cannot_be_done_is_tried_again_later_and_not_whenever_somethi
     assert tries == [vm.vm_id, other.vm_id]
 
 
+async def test_what_the_next_server_cannot_suspend_again_is_suspended_in_its_time(world, time):
+    vm = await world.fork(policies={"rules": {"nap": SUSPEND}})
+    run = await hanging(world, vm)
+    await suspended(world, vm, time)
+    world.machine.fail["suspend"] = [EngineError("it does not stand still")]
+    await world.restart()
+    assert (await world.core.runs.get(world.caller, vm.vm_id, run.run_id)).state == "running"
+    await world.core._database.flush()
+    assert row(world, vm).suspend_at is not None, "it has been running since then"
+    await suspended(world, vm, time)
+
+
 class Archive:
     """On its way into a VM: its second half is held back."""
 

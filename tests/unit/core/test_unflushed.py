@@ -7,8 +7,10 @@ import asyncio
 import pytest
 
 from boxwood.core import errors
-from boxwood.core.model import ForkRequest
+from boxwood.core.model import ForkRequest, Resources
 from boxwood.store import vms as vm_rows
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE0/YTfqTDOsqOmMZcDpY4XEuULzyNoHT8hRvMJvmW2S"
 
 
 async def durable(world, source="ubuntu", **members):
@@ -83,6 +85,37 @@ async def test_what_was_to_be_looked_at_and_could_not_be_flushed_is_held_no_long
     assert machine.layers == {}
 
 
+async def test_what_was_copied_stays_where_a_vm_stands_on_it_though_that_could_not_be_flushed(
+    world, machine, monkeypatch
+):
+    vm = await durable(world)
+    await world.run(vm, "put /a one; hang", wait=0.02)
+    with monkeypatch.context() as patch:
+        fail_to_flush(world, patch, lambda: True)
+        with pytest.raises(errors.Internal):
+            await durable(world, vm.vm_id, name="child")
+        with pytest.raises(errors.Internal):
+            await world.core.states.diff(world.caller, vm.vm_id)
+    await world.core.layers.settled()
+    assert len(machine.called("copy_top")) == 2
+    assert await world.out("child", "cat /a") == "one"
+    assert len(machine.layers) == 3, "two tops, and one copy that nobody looks at any more is gone"
+
+
+async def test_a_change_that_could_not_be_flushed_is_made_all_the_same(world, machine, monkeypatch):
+    vm = await durable(world, ssh_keys=[KEY])
+    await world.out(vm, "pwd")
+    told = []
+    world.core.vms.settings.keys_changed_hooks.append(told.append)
+    with monkeypatch.context() as patch:
+        fail_to_flush(world, patch, lambda: True)
+        with pytest.raises(errors.Internal):
+            await world.core.vms.update(world.caller, vm.vm_id, resources=Resources(vcpu=2), ssh_keys=[])
+    assert (await world.core.vms.get(world.caller, vm.vm_id)).resources.vcpu == 2
+    assert machine.boxes[vm.vm_id].spec.limits.vcpu == 2
+    assert told == [vm.vm_id], "whoever has logged in with that key goes"
+
+
 async def test_a_fork_that_could_not_be_flushed_ends_in_its_time(world, monkeypatch):
     changed = []
     monkeypatch.setattr(world.core.vms.forks, "_expiring", lambda: changed.append("expiring"))
@@ -139,6 +172,31 @@ async def test_nobody_is_told_of_an_end_because_the_server_stops(world, unflushe
     assert not asked.done()
     gate.set()
     assert (await asked).state == "completed"
+
+
+async def test_an_end_that_comes_while_the_beginning_is_flushed_is_not_told_before_it_is(world, monkeypatch):
+    vm = await durable(world)
+    run = await world.run(vm, "hang", wait=0.02)
+    live, told = world.core._lanes.find(vm.vm_id, run.run_id), []
+    secure, begun = world.core._database.secure, asyncio.Event()
+
+    async def slow():
+        if not live.over:
+            await begun.wait()
+            return
+        for _ in range(50):
+            await asyncio.sleep(0)
+        await secure()
+
+    monkeypatch.setattr(world.core._database, "secure", slow)
+    asked = asyncio.create_task(world.core.runs.get(world.caller, vm.vm_id, run.run_id))
+    asked.add_done_callback(lambda _: told.append(live.recorded))
+    await world.release(vm)
+    while not live.over:
+        await asyncio.sleep(0)
+    begun.set()
+    assert (await asked).state == "completed"
+    assert told == [True]
 
 
 async def test_nobody_is_told_of_an_end_because_the_disk_is_slow(world, unflushed, monkeypatch):

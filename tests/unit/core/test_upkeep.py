@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from boxwood.core import ids
+import asyncio
+import json
+import os
+
+from boxwood.core import archives, ids, upkeep
 
 OLD = "01ARZ3NDEKTSV4RRFFQ69G5FAW"  # of 2016
 
@@ -73,6 +77,29 @@ async def test_gc_removes_what_nothing_refers_to_and_nothing_else(world):
     assert world.machine.layers == before | {young: {}}
     assert (await world.core.upkeep.collect(dry_run=False)).layers == []
     assert await world.out(child, "cat /a; cat /b") == "11"
+
+
+async def test_gc_leaves_what_comes_slowly(world, monkeypatch):
+    monkeypatch.setattr(upkeep, "YOUNG_SECONDS", -3600.0)  # as if hours had passed
+    (image,) = world.machine.images
+    writer = archives.Writer({"format": 1, "full": False, "image": {"layer": image, "name": "ubuntu"}, "vm": {}})
+    text = os.urandom(150_000).hex()
+    tree = json.dumps({"/a": text.encode().hex()}).encode() + b"\n"
+    data = writer.begin() + writer.more(tree) + writer.end()
+    half, rest = asyncio.Event(), asyncio.Event()
+
+    async def pieces():
+        yield data[:-1000]
+        half.set()
+        await rest.wait()
+        yield data[-1000:]
+
+    coming = asyncio.create_task(world.core.exports.import_(world.caller, pieces()))
+    await half.wait()
+    assert world.machine.called("unpack")
+    assert (await world.core.upkeep.collect(dry_run=False)).layers == []
+    rest.set()
+    assert await world.out(await coming, "cat /a") == text
 
 
 async def test_gc_tries_again_what_could_not_be_removed(world):

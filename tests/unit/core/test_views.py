@@ -30,7 +30,7 @@ async def merge(world):
 
 
 def row(world, vm):
-    return world.core.states._views.row(vm.vm_id)
+    return world.core.states._access.row(vm.vm_id)
 
 
 async def test_layers_that_a_merge_has_replaced_beneath_a_view_stay_until_it_is_let_go_of(deep):
@@ -44,3 +44,14 @@ async def test_layers_that_a_merge_has_replaced_beneath_a_view_stay_until_it_is_
     assert not {layer for place, layer in view.layers if place == "data"} <= world.machine.layers.keys()
     for step in range(4):
         assert await world.out(vms[-1], f"cat /f{step}") == str(step)
+
+
+async def test_what_is_written_while_somebody_waits_for_his_turn_is_seen(world):
+    vm = await world.fork()
+    turn = world.core.states.turn(world.caller.org_id)
+    async with turn, turn:
+        asked = asyncio.create_task(world.core.states.diff(world.caller, vm.vm_id))
+        await asyncio.sleep(0)
+        await world.out(vm, "put /a 1")
+        await world.core.vms.park(world.caller, vm.vm_id)
+    assert [change.path for change in (await asked).changes] == ["/a"]

@@ -151,6 +151,19 @@ async def test_a_run_that_comes_while_its_vm_becomes_immutable_is_not_begun(worl
     assert len(world.machine.called("boot")) == 1
 
 
+async def test_of_two_changes_at_once_the_box_has_both(world):
+    vm = await world.fork()
+    await world.out(vm, "pwd")
+    async with world.core._boxes.alone(vm.vm_id):
+        wanted = Resources(vcpu=2), Resources(memory_mib=512)
+        changes = [asyncio.create_task(world.core.vms.update(world.caller, vm.vm_id, resources=one)) for one in wanted]
+        for _ in range(5):  # both wait for the VM
+            await asyncio.sleep(0)
+    await asyncio.gather(*changes)
+    limits = world.machine.boxes[vm.vm_id].spec.limits
+    assert (limits.vcpu, limits.memory_mib) == (2, 512)
+
+
 async def test_lists(world):
     vms = [await world.fork(name=f"vm{i}", public=i % 2 == 0) for i in range(5)]
     await world.run(vms[3], "hang", wait=0.02)

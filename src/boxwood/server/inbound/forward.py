@@ -35,7 +35,7 @@ class Forwarding(Upgraded):
         self._scope = exchange.scope
         self._connection = connection
         self._gone = gone(exchange.scope)
-        self._revoked = exchange.app.revocation_of_late(exchange.caller.key_id)
+        self._revoked = exchange.app.revocation(exchange.caller.key_id)
         self._lost = asyncio.Event()
         self._why: str | None = None
         self._writer: asyncio.StreamWriter | None = None

@@ -107,7 +107,7 @@ class Inbound:
             raise
 
     def _revoked(self, guest: Guest) -> asyncio.Event:
-        return asyncio.Event() if guest.caller is None else self._app.revocation_of_late(guest.caller.key_id)
+        return asyncio.Event() if guest.caller is None else self._app.revocation(guest.caller.key_id)
 
     def _admit(self, visit: Visit) -> Guest | Exchanged:
         if self._app.stopping.is_set():

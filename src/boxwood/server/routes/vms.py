@@ -98,6 +98,7 @@ async def patch_vm(exchange: Exchange) -> Response:
     changed = await exchange.core.vms.update(exchange.caller, exchange.params["id"], **changes)
     if update is not None:
         await exchange.core.policies.update(exchange.caller, changed.vm_id, update)
+        changed = await exchange.core.vms.get(exchange.caller, changed.vm_id)  # a rule may have given it an end
     return answer(exchange, changed)
 
 

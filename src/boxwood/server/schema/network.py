@@ -120,7 +120,7 @@ def refuse_change(network: Any, *, old: bool) -> None:
     if members.get("mode") is not None:
         raise Unsupported("network.mode: a VM keeps the network that it was made with; fork it with another one")
     if asks(members):
-        raise Unsupported("network: nobody can reach a VM from outside on this server", "public_ingress")
+        raise Unsupported("network: who may reach a VM from outside is said by its policies", "public_ingress")
 
 
 def network(of: model.VM) -> Network:

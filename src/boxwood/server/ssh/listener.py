@@ -31,7 +31,7 @@ async def listening(core: Core, host: str, port: int) -> AsyncIterator[int]:
             if login.vm == vm_id and not core.logins.still(login.vm, login.fingerprint, login.address):
                 login.end()
 
-    hooks = core.vms.keys_changed_hooks, core.policies.changed_hooks
+    hooks = core.vms.settings.keys_changed_hooks, core.policies.changed_hooks
     for of_one in hooks:
         of_one.append(recheck)
     acceptor = await asyncssh.listen(

@@ -11,11 +11,12 @@ from typing import Any
 import asyncssh
 
 from boxwood.core.core import Core
-from boxwood.core.errors import CoreError
+from boxwood.core.errors import CoreError, Unavailable
 from boxwood.core.model import Caller, RunRequest
 from boxwood.core.ptys import CELLS, Pty
 from boxwood.server.ssh.login import PIECE, Login
 
+AGAIN_SECONDS = 0.2  # until input is given again that a VM could not be given
 _FAILED = 255  # as ssh itself says that something was in the way
 _SIGNALS = {one.name.removeprefix("SIG"): one.value for one in signal.Signals}
 Process = asyncssh.SSHServerProcess[bytes]
@@ -94,12 +95,14 @@ async def _give(core: Core, caller: Caller, vm: str, run_id: str, process: Proce
         while wanted:
             try:
                 answer = await core.runs.write_stdin(caller, vm, run_id, data[given:], at, eof=not data)
+            except Unavailable:  # the VM was suspended in the midst of it
+                await asyncio.sleep(AGAIN_SECONDS)
             except CoreError as error:
                 wanted = error.code == "resource_busy"  # it is pending
-                continue
-            at, given = answer.offset, given + answer.taken
-            if given >= len(data) and (data or answer.closed):
-                break
+            else:
+                at, given = answer.offset, given + answer.taken
+                if given >= len(data) and (data or answer.closed):
+                    break
         if not data:
             await process.wait_closed()
             return
