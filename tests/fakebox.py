@@ -47,6 +47,7 @@ class Process:
     end: RunEnd | None = None
     sink: RunSink | None = None
     room: asyncio.Event = field(default_factory=asyncio.Event)
+    hangs: bool = False
     released: asyncio.Event = field(default_factory=asyncio.Event)
     reason: str = "exit"
     code: int | None = None
@@ -244,6 +245,7 @@ class LivingBox:
             case ["exit", code]:
                 return int(code)
             case ["hang"]:
+                process.hangs = True
                 await process.released.wait()
             case ["flood", size]:
                 left = int(size)

@@ -42,6 +42,15 @@ class World:
         ident = vm if isinstance(vm, str) else vm.vm_id
         return await self.core.runs.start(self.caller, ident, RunRequest(command, **members))  # type: ignore[arg-type]
 
+    async def hang(self, vm: VM, command: str = "hang") -> Run:
+        """A run that has come to where it hangs."""
+        run = await self.run(vm, command, wait=0)
+        while (box := self.machine.boxes.get(vm.vm_id)) is None or run.run_id not in box.runs:
+            await asyncio.sleep(0)
+        while not box.runs[run.run_id].hangs:
+            await asyncio.sleep(0)
+        return run
+
     async def out(self, vm: VM | str, command: str, **members: object) -> str:
         run = await self.run(vm, command, **members)
         assert run.state == "completed", run

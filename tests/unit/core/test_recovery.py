@@ -18,7 +18,7 @@ from boxwood.store import vms as vm_rows
 async def test_boxes_and_their_runs_are_taken_over(world):
     vm = await world.fork()
     await world.out(vm, "cd /w; export K=v; put /a 1")
-    run = await world.run(vm, "echo before; hang; echo after", wait=0.02)
+    run = await world.hang(vm, "echo before; hang; echo after")
     behind = await world.run(vm, "pwd; env K; cat /a", wait=0)
     box = world.machine.boxes[vm.vm_id]
     await world.restart()
@@ -37,7 +37,7 @@ async def test_boxes_and_their_runs_are_taken_over(world):
 
 async def test_runs_that_ended_meanwhile_are_recorded_then_forgotten(world):
     vm = await world.fork()
-    run = await world.run(vm, "hang; echo meanwhile; cd /later", wait=0.02)
+    run = await world.hang(vm, "hang; echo meanwhile; cd /later")
     await world.core.close()
     await world.release(vm)
     box = world.machine.boxes[vm.vm_id]
@@ -67,7 +67,7 @@ async def test_spooled_output_goes_on_where_it_was(make_world):
 async def test_runs_of_boxes_that_are_gone_have_failed(world):
     vm = await world.fork()
     await world.out(vm, "put /a 1; cd /w")
-    run = await world.run(vm, "hang", wait=0.02)
+    run = await world.hang(vm)
     behind = await world.run(vm, "pwd; cat /a", wait=0)
     await world.core.close()
     world.machine.boxes[vm.vm_id].die("the host was restarted")
@@ -141,7 +141,7 @@ async def test_a_removal_that_failed_is_made_up_for(world):
 async def test_shutdown_parks_everything(world):
     vm, busy = await world.fork(), await world.fork()
     await world.out(vm, "cd /w; put /a 1")
-    run = await world.run(busy, "echo some; hang", wait=0.02)
+    run = await world.hang(busy, "echo some; hang")
     behind = await world.run(busy, "echo then", wait=0)
     waiting = asyncio.create_task(world.core.runs.wait(world.caller, busy.vm_id, run.run_id))
     await asyncio.sleep(0)
@@ -169,7 +169,7 @@ async def test_a_box_that_cannot_be_put_down_keeps_no_other_from_it(world):
 async def test_what_a_box_says_of_runs_of_others_counts_for_nothing(world):
     hostile, vm = await world.fork(), await world.fork()
     await world.out(hostile, "pwd")
-    run = await world.run(vm, "hang; echo after", wait=0.02)
+    run = await world.hang(vm, "hang; echo after")
     await world.core.close()
     theirs = world.machine.boxes[vm.vm_id].runs[run.run_id]
     world.machine.boxes[hostile.vm_id].runs[run.run_id] = fakebox.Process(theirs.spec)
