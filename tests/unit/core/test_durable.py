@@ -101,7 +101,7 @@ async def test_a_run_is_on_the_disk_before_it_begins_and_before_it_is_told(world
 
 async def test_a_run_that_goes_on_is_on_the_disk_as_one(world, machine, disk):
     vm = await durable(world)
-    run = await world.run(vm, "hang", wait=0.02)
+    run = await world.hang(vm)
     assert [states for name, states in machine.calls if name == "log"][-1] == {run.run_id: "running"}
     row = run_rows.by_id(world.core._database.near, vm.vm_id, run.run_id)
     assert row.background and run.state == "running"
@@ -168,7 +168,7 @@ async def test_what_a_fork_stands_on(world, machine, disk):
     vm = await world.fork(source.vm_id, durable=True)
     [layers] = machine.called("secure")
     assert len(layers) == 1 and [name for name in names(machine) if name != "fsync"][-1] == "log"
-    await world.run(source, "put /b 1; hang", wait=0.02)
+    await world.hang(source, "put /b 1; hang")
     await world.fork(source.vm_id, durable=True)
     assert len(machine.called("secure")[-1]) == 2
     assert await world.out(vm, "cat /a") == "1"
@@ -188,7 +188,7 @@ async def test_a_disk_that_cannot_be_durable(make_world, machine):
 async def test_an_interrupted_run_is_begun_again(world):
     vm = await durable(world)
     await world.out(vm, "cd /w; export K=v; put /n 1")
-    run = await world.run(vm, "echo before; pwd; env K; cat /n; hang; echo after", wait=0.02)
+    run = await world.hang(vm, "echo before; pwd; env K; cat /n; hang; echo after")
     behind = await world.run(vm, "echo behind", wait=0)
     await interrupt(world, vm)
     again = await world.core.runs.get(world.caller, vm.vm_id, run.run_id)
@@ -204,7 +204,7 @@ async def test_an_interrupted_run_is_begun_again(world):
 
 async def test_once_for_each_interruption(world, machine):
     vm = await durable(world)
-    run = await world.run(vm, "hang", wait=0.02)
+    run = await world.hang(vm)
     for number in range(1, 4):
         await interrupt(world, vm)
         assert (await world.core.runs.get(world.caller, vm.vm_id, run.run_id)).retries == number
@@ -219,7 +219,7 @@ async def test_once_for_each_interruption(world, machine):
 
 async def test_a_server_that_dies_in_the_middle_of_it_does_not_count_twice(world, machine):
     vm = await durable(world)
-    run = await world.run(vm, "hang", wait=0.02)
+    run = await world.hang(vm)
     await begun(world)
     await world.core.close()
     machine.boxes[vm.vm_id].die("the host stopped")
@@ -274,17 +274,17 @@ async def test_input_of_a_program_is_not_begun_again(world, machine):
     vm = await durable(world)
     assert (await world.run(vm, "prompt")).exit_code is None
     await world.restart()  # the program waits on
-    run = await world.run(vm, "hang", wait=0.02)
+    run = await world.hang(vm)
     await interrupt(world, vm)
     assert "input of a program" in (await ended(world, vm, run)).fail_reason
-    shell = await world.run(vm, "hang", wait=0.02)  # the program is gone, and this is for the shell
+    shell = await world.hang(vm)  # the program is gone, and this is for the shell
     await interrupt(world, vm)
     assert (await world.core.runs.get(world.caller, vm.vm_id, shell.run_id)).retries == 1
 
 
 async def test_not_for_ever(world, machine):
     vm = await durable(world)
-    run = await world.run(vm, "hang", wait=0.02)
+    run = await world.hang(vm)
     await world.core._database.write(
         lambda connection: connection.execute("UPDATE runs SET retries = ?", (MOST_RETRIES,))
     )
@@ -328,7 +328,7 @@ async def test_an_end_that_is_on_record_is_the_end(world, machine):
 async def test_a_shutdown_is_an_interruption(world, machine):
     """… in good order: the next server begins again what ran in the background, and nothing else."""
     vm = await durable(world)
-    run = await world.run(vm, "echo hi; hang", wait=0.02)
+    run = await world.hang(vm, "echo hi; hang")
     cancelled = await world.run(vm, "hang", wait=0.02, session_index=1)
     await world.core.runs.cancel(world.caller, vm.vm_id, cancelled.run_id)
     await world.core.shutdown()
@@ -342,7 +342,7 @@ async def test_a_shutdown_is_an_interruption(world, machine):
 
 async def test_a_stopped_vm_begins_nothing(world, machine):
     vm = await durable(world)
-    run = await world.run(vm, "hang", wait=0.02)
+    run = await world.hang(vm)
     await world.core.vms.stop(world.caller, vm.vm_id)
     assert (await ended(world, vm, run)).state == "cancelled"
     await world.restart()
@@ -351,7 +351,7 @@ async def test_a_stopped_vm_begins_nothing(world, machine):
 
 async def test_without_durability_it_has_failed(world, machine):
     vm = await world.fork()
-    run = await world.run(vm, "echo hi; hang", wait=0.02)
+    run = await world.hang(vm, "echo hi; hang")
     await interrupt(world, vm)
     done = await ended(world, vm, run)
     assert (done.state, done.retries) == ("failed", 0) and "lost" in done.fail_reason
@@ -361,7 +361,7 @@ async def test_without_durability_it_has_failed(world, machine):
 async def test_one_after_the_other_in_a_session(world, machine, disk):
     """The next run begins when what the one before it has left is on the disk."""
     vm = await durable(world)
-    await world.run(vm, "hang; cd /w", wait=0.02)
+    await world.hang(vm, "hang; cd /w")
     second = await world.run(vm, "pwd", wait=0)
     await world.release(vm)
     assert (await ended(world, vm, second)).stdout == b"/w\n"

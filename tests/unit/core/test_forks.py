@@ -314,7 +314,7 @@ async def test_a_hidden_fork_is_in_no_list(world):
 
 async def test_a_copy_that_was_made_in_vain_goes(world):
     vm = await world.fork(name="taken")
-    await world.run(vm, "put /a 1; hang", wait=0.02)
+    await world.hang(vm, "put /a 1; hang")
     before = set(world.machine.layers)
     with pytest.raises(errors.AlreadyExists):
         await world.fork(vm.vm_id, name="taken")

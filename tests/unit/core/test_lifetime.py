@@ -122,7 +122,7 @@ async def test_what_is_on_its_way_does_not_boot_a_stopped_vm(world):
 async def test_the_box_of_a_stopped_vm_is_not_taken_over(world):
     """The server died between the mark and the end of the box."""
     vm = await world.fork()
-    run = await world.run(vm, "hang", wait=0.02)
+    run = await world.hang(vm)
     await world.core.close()
     with sqlite3.connect(world.config.data / "boxwood.db") as database:
         database.execute("UPDATE vms SET stopped = 1")

@@ -89,7 +89,7 @@ async def test_what_was_copied_stays_where_a_vm_stands_on_it_though_that_could_n
     world, machine, monkeypatch
 ):
     vm = await durable(world)
-    await world.run(vm, "put /a one; hang", wait=0.02)
+    await world.hang(vm, "put /a one; hang")
     with monkeypatch.context() as patch:
         fail_to_flush(world, patch, lambda: True)
         with pytest.raises(errors.Internal):
@@ -146,7 +146,7 @@ async def test_whoever_asks_again_for_a_fork_that_was_not_flushed_is_told_once_i
 async def unflushed(world, monkeypatch):
     """A run of a durable VM that has ended, whose end comes to the disk when the gate opens."""
     vm = await durable(world)
-    run = await world.run(vm, "hang", wait=0.02)
+    run = await world.hang(vm)
     secure, gate = world.core._database.secure, asyncio.Event()
 
     async def gated():
@@ -176,7 +176,7 @@ async def test_nobody_is_told_of_an_end_because_the_server_stops(world, unflushe
 
 async def test_an_end_that_comes_while_the_beginning_is_flushed_is_not_told_before_it_is(world, monkeypatch):
     vm = await durable(world)
-    run = await world.run(vm, "hang", wait=0.02)
+    run = await world.hang(vm)
     live, told = world.core._lanes.find(vm.vm_id, run.run_id), []
     secure, begun = world.core._database.secure, asyncio.Event()
 

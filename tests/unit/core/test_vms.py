@@ -243,7 +243,7 @@ async def test_others_see_nothing_but_public_vms(world):
 
 async def test_delete(world):
     vm = await world.fork(name="gone")
-    running = await world.run(vm, "hang", wait=0.02)
+    running = await world.hang(vm)
     pending = await world.run(vm, "echo", wait=0)
     waiters = [asyncio.create_task(world.core.runs.wait(world.caller, vm.vm_id, r.run_id)) for r in (running, pending)]
     await asyncio.sleep(0)
