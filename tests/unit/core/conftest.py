@@ -42,14 +42,14 @@ class World:
         ident = vm if isinstance(vm, str) else vm.vm_id
         return await self.core.runs.start(self.caller, ident, RunRequest(command, **members))  # type: ignore[arg-type]
 
-    async def hang(self, vm: VM, command: str = "hang") -> Run:
+    async def hang(self, vm: VM, command: str = "hang", **members: object) -> Run:
         """A run that has come to where it hangs."""
-        run = await self.run(vm, command, wait=0)
+        run = await self.run(vm, command, wait=0, **members)
         while (box := self.machine.boxes.get(vm.vm_id)) is None or run.run_id not in box.runs:
             await asyncio.sleep(0)
         while not box.runs[run.run_id].hangs:
             await asyncio.sleep(0)
-        return run
+        return await self.core.runs.get(self.caller, vm.vm_id, run.run_id)
 
     async def out(self, vm: VM | str, command: str, **members: object) -> str:
         run = await self.run(vm, command, **members)

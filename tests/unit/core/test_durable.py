@@ -329,7 +329,7 @@ async def test_a_shutdown_is_an_interruption(world, machine):
     """… in good order: the next server begins again what ran in the background, and nothing else."""
     vm = await durable(world)
     run = await world.hang(vm, "echo hi; hang")
-    cancelled = await world.run(vm, "hang", wait=0.02, session_index=1)
+    cancelled = await world.hang(vm, "hang", session_index=1)
     await world.core.runs.cancel(world.caller, vm.vm_id, cancelled.run_id)
     await world.core.shutdown()
     assert not machine.boxes

@@ -50,7 +50,8 @@ async def test_one_at_a_time_in_a_session_in_order(world):
 
 async def test_waiting_shorter_than_the_run(world):
     vm = await world.fork()
-    run = await world.run(vm, "echo early; hang; echo late", wait=0.05)
+    run = await world.hang(vm, "echo early; hang; echo late")
+    run = await world.core.runs.wait(world.caller, vm.vm_id, run.run_id, seconds=0.02)
     assert run.state == "running" and run.stdout == b"early\n" and not run.ended
     assert (await world.core.runs.get(world.caller, vm.vm_id, run.run_id)).stdout == b"early\n"
     waiting = asyncio.create_task(world.core.runs.wait(world.caller, vm.vm_id, run.run_id))
@@ -113,7 +114,7 @@ async def test_signals(world):
     await world.out(vm, "pwd")
     with pytest.raises(errors.NotFound):
         await send(world.caller, vm.vm_id, signal.SIGINT)
-    run = await world.run(vm, "hang", wait=0.02)
+    run = await world.hang(vm)
     await send(world.caller, vm.vm_id, signal.SIGTERM)
     assert (await world.core.runs.wait(world.caller, vm.vm_id, run.run_id)).exit_code == 128 + 15
 
@@ -149,7 +150,7 @@ async def test_lost_spool_is_said_to_be_lost(world):
 async def test_a_box_that_dies_fails_its_runs_and_comes_back(world):
     vm = await world.fork()
     await world.out(vm, "put /a 1; cd /w")
-    run = await world.run(vm, "echo so far; hang", wait=0.02)
+    run = await world.hang(vm, "echo so far; hang")
     behind = await world.run(vm, "pwd; cat /a", wait=0)
     world.machine.boxes[vm.vm_id].die("out of memory")
     ended = await world.core.runs.wait(world.caller, vm.vm_id, run.run_id)
@@ -192,7 +193,7 @@ async def test_idle_boxes_are_parked_and_busy_ones_are_not(make_world):
         await asyncio.sleep(0.005)
     assert not (await world.core.vms.get(world.caller, vm.vm_id)).live
     assert await world.out(vm, "pwd; env K") == "/w\nv\n"
-    run = await world.run(vm, "hang", wait=0.05)
+    run = await world.hang(vm)
     assert run.state == "running" and vm.vm_id in world.machine.boxes and busy.vm_id in world.machine.boxes
     with pytest.raises(errors.ResourceBusy):
         await world.core.vms.park(world.caller, vm.vm_id)
@@ -306,7 +307,7 @@ async def test_unknown_sessions(world):
 
 async def test_an_agent_that_floods_is_put_down(world):
     vm = await world.fork()
-    run = await world.run(vm, "hang", wait=0.02)
+    run = await world.hang(vm)
     process = world.machine.boxes[vm.vm_id].runs[run.run_id]
     for piece in range(40):
         if process.sink is None:

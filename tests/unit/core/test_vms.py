@@ -166,7 +166,7 @@ async def test_of_two_changes_at_once_the_box_has_both(world):
 
 async def test_lists(world):
     vms = [await world.fork(name=f"vm{i}", public=i % 2 == 0) for i in range(5)]
-    await world.run(vms[3], "hang", wait=0.02)
+    await world.hang(vms[3])
     listed, count = world.core.vms.list, world.core.vms.count
 
     async def names(**members):
@@ -299,7 +299,7 @@ async def test_sessions(world):
     assert [s.index for s in page.items] == [0, 1, 5]
     rest = await sessions.list(world.caller, vm.vm_id, cursor=page.next_cursor)
     assert [s.index for s in rest.items] == [6] and rest.next_cursor is None
-    run = await world.run(vm, "hang", session_id=made.session_id, wait=0.02)
+    run = await world.hang(vm, "hang", session_id=made.session_id)
     behind = await world.run(vm, "echo", session_id=made.session_id, wait=0)
     assert [s.index for s in (await sessions.list(world.caller, vm.vm_id, "running")).items] == [1]
     await sessions.delete(world.caller, vm.vm_id, made.session_id)
