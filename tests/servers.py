@@ -59,7 +59,7 @@ class Server:
 
     def box_pids(self) -> list[int]:
         """The first processes of the boxes that live, and of those prepared ahead."""
-        return [pid for pid in guard.descendants(self.zygote_pid) if _parent(pid) == self.zygote_pid and _is_first(pid)]
+        return [pid for pid in guard.descendants(self.zygote_pid) if _is_of_nursery(pid) and _is_first(pid)]
 
     def unnamed_files(self) -> list[str]:
         """Of the agents of boxes: files without a name, that are on their way in."""
@@ -221,9 +221,12 @@ def _is_first(pid: int) -> bool:
         return False
 
 
-def _parent(pid: int) -> int:
+def _is_of_nursery(pid: int) -> bool:
     fields = guard.stat(pid)
-    return int(fields[1]) if fields else 0
+    try:
+        return fields is not None and Path(f"/proc/{int(fields[1])}/comm").read_text() == "nursery\n"
+    except OSError:  # it has ended
+        return False
 
 
 def small_disk(place: Path, mib: int, inodes: int) -> Path:

@@ -146,10 +146,10 @@ async def _late(engine: HostEngine) -> None:
 
 async def test_what_was_prepared_and_is_killed_costs_no_vm(runner: Runner, data: Path) -> None:
     """A boot takes another one, though the zygote may not have heard of their end yet."""
-    pid = zygote_pid(data)
+    (nursery,) = (pid for pid in children(zygote_pid(data)) if Path(f"/proc/{pid}/comm").read_text() == "nursery\n")
     for _ in range(amount(3, 5)):
         living = {row["pid"] for row in await runner.engine._living()}
-        for child in set(children(pid)) - living:
+        for child in set(children(nursery)) - living:
             os.kill(child, signal.SIGKILL)
         other = Runner(runner.engine, runner.golden)
         await other.boot()

@@ -58,7 +58,9 @@ def boxes() -> Iterator[dict[str, Live]]:
         process = subprocess.Popen(["sleep", "1000"])
         processes.append(process)
         hook = socket.socket(socket.AF_UNIX)
-        made[name] = Live(process.pid, os.pidfd_open(process.pid), hook, None, f"of {name}", box=name)  # type: ignore[arg-type]
+        made[name] = Live(  # type: ignore[arg-type]
+            process.pid, os.pidfd_open(process.pid), len(made), hook, None, f"of {name}", box=name
+        )  # fmt: skip
     yield made
     for live, process in zip(made.values(), processes, strict=True):
         process.kill()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 from typing import Any, cast
 
@@ -31,7 +30,7 @@ def test_a_range_is_not_lost_to_want_of_descriptors(
         raise OSError(errno.EMFILE, "no more descriptors")
 
     ranges, anything = Ranges(), cast(Any, None)
-    made = Spares("", None, cast(Any, ranges), anything, anything, anything, may_return=True)
+    made = Spares(anything, "", None, cast(Any, ranges), anything, anything, anything, may_look=True)
     made.configure(b"", cast(Any, object()), wired=False)
     monkeypatch.setattr(socket, "socketpair", none)
     for times in (1, 0, 0):  # that it is told: it may last
@@ -40,4 +39,3 @@ def test_a_range_is_not_lost_to_want_of_descriptors(
         assert len(ranges.free) == 1 and not len(made)
         assert made.patience > spares._QUIET
         made._pause_until = 0.0
-    os.close(made._pid_namespace)

@@ -7,6 +7,7 @@ import ctypes
 import gc
 import json
 import os
+import pickle
 import resource
 import signal
 import socket
@@ -26,15 +27,35 @@ PACKET_LIMIT = 1 << 17  # between server, zygote and what it prepares
 DESCRIPTORS = 253  # that go with a packet at most
 
 
-def live_as_box(ground: box.Ground, hook: socket.socket) -> NoReturn:
+def send_ground(hook: socket.socket, ground: box.Ground, door: socket.socket | None) -> None:
+    """What a child that has the other end of the hook waits for. `door`: see Ground; the caller's. OSError."""
+    fds = [*ground.range.descriptors(), *((door.fileno(),) if door is not None else ())]
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+    hook.sendmsg([pickle.dumps(ground)], rights, socket.MSG_NOSIGNAL)
+
+
+def _receive_ground(hook: socket.socket) -> box.Ground:
+    packet, ancillary, *_ = hook.recvmsg(PACKET_LIMIT, socket.CMSG_SPACE(4 * DESCRIPTORS), socket.MSG_CMSG_CLOEXEC)
+    if not packet:
+        os._exit(0)  # the zygote is gone
+    ground: box.Ground = pickle.loads(packet)  # noqa: S301 - the zygote wrote it
+    fds = array.array("i", ancillary[0][2])
+    count = len(ground.range.descriptors())
+    ground.range.adopt(fds[:count])
+    ground.door = fds[count] if len(fds) > count else -1
+    return ground
+
+
+def live_as_box(hook: socket.socket) -> NoReturn:
     """The child's side: prepare, wait for a VM, become its box. A failure is told over the link, once there is one."""
     step = box.Step()
     failure, pid_one, plug = "", None, None
     try:
         reset_signals()
-        resource.setrlimit(resource.RLIMIT_CORE, (_NO_CORE, _NO_CORE))
+        close_all_but(hook.fileno())
+        ground = _receive_ground(hook)
         range_ = ground.range
-        close_all_but(*range_.descriptors(), hook.fileno(), *((ground.door,) if ground.door >= 0 else ()))
+        resource.setrlimit(resource.RLIMIT_CORE, (_NO_CORE, _NO_CORE))
         _disguise(b"agent")
         gc.enable()  # what was there before is frozen: a collection touches only what is new
         plug = box.prepare(ground, step)
@@ -84,8 +105,9 @@ def reset_signals() -> None:
 
 def _disguise(name: bytes) -> None:
     """Put a neutral name where the command line was: `ps` in a box shows it, and must show no path of the host."""
-    with open("/proc/self/stat") as f:
-        start, end = map(int, f.read().rsplit(")", 1)[1].split()[45:47])
+    fd = os.open("/proc/self/stat", os.O_RDONLY | os.O_CLOEXEC)
+    start, end = map(int, os.read(fd, 4096).rsplit(b")", 1)[1].split()[45:47])
+    os.close(fd)
     ctypes.memset(start, 0, end - start)
     ctypes.memmove(start, name, min(len(name), end - start - 1))
     k.set_name(name.decode())

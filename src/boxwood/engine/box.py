@@ -58,7 +58,7 @@ _RUN = {"boxwood": 0o700, "lock": 0o1777}  # directories that are there from the
 _SIOCSIFFLAGS, _IFF_UP_RUNNING = 0x8914, 0x41
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ground:
     """What every box has: known before its VM is."""
 
@@ -99,8 +99,7 @@ def prepare(ground: Ground, step: Step) -> Plug:
     k.set_death_signal(signal.SIGKILL)  # until credentials change; then again
     step.name = "cgroups"
     for path in ground.cgroups:  # ahead of demand: joining may wait for a grace period of RCU
-        with open(path, "w") as f:
-            f.write("0")
+        _write(path, b"0")
     plug = Plug()
     step.name = "namespaces"  # the cgroup namespace after joining, so that it is rooted here
     k.unshare(k.NEWCGROUP | k.NEWNS | k.NEWUTS | k.NEWIPC | k.NEWNET)
@@ -124,7 +123,6 @@ def prepare(ground: Ground, step: Step) -> Plug:
     if ground.places is not None:
         attach_views(ground.range, ground.places)
     k.pivot_here()  # the host's root is out of sight from here on
-    k.capabilities(), k.last_capability()  # looked up now, since there is time
     return plug
 
 
@@ -304,14 +302,22 @@ def _go_last() -> None:
 
 def _set_up_network() -> None:
     """The network namespace is the host's user namespace's: what is not set now cannot be set in the box."""
-    settings = [("ipv4/ip_unprivileged_port_start", "0")]
+    settings = [("ipv4/ip_unprivileged_port_start", b"0")]
     if os.path.isdir("proc/sys/net/ipv6"):
-        settings.append(("ipv6/conf/default/disable_ipv6", "1"))  # of wires to come; the loopback has its ::1
+        settings.append(("ipv6/conf/default/disable_ipv6", b"1"))  # of wires to come; the loopback has its ::1
     for name, value in settings:
-        with open(f"proc/sys/net/{name}", "w") as f:
-            f.write(value)
+        _write(f"proc/sys/net/{name}", value)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as s:
         fcntl.ioctl(s, _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", _IFF_UP_RUNNING))
+
+
+def _write(path: str, value: bytes) -> None:
+    """`open` would cost each box the memory of a text's decoders and buffers."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value)
+    finally:
+        os.close(fd)
 
 
 def _mask() -> None:

@@ -6,8 +6,9 @@ import traceback
 from collections.abc import Mapping
 
 from boxwood.engine.cgroups.cgroups import Cgroups
+from boxwood.engine.children import kill
 from boxwood.engine.dismissed import Dismissed
-from boxwood.engine.spares import Live, kill
+from boxwood.engine.spares import Live
 from boxwood.engine.unmounter import Unmounter
 
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from boxwood.engine import birth
+from boxwood.engine.children import kill, pidfd_of
 from boxwood.engine.disk import image
 from boxwood.engine.layers import jail
-from boxwood.engine.spares import kill, pidfd_of
 
 
 class Jobs:

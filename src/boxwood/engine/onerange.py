@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from boxwood.engine import kernel as k
@@ -42,6 +43,9 @@ class SharedRange:
 
     def descriptors(self) -> tuple[int, ...]:
         return self.userns, self.layers, self.images
+
+    def adopt(self, descriptors: Sequence[int]) -> None:
+        self.userns, self.layers, self.images = descriptors
 
     def close(self) -> None:
         for fd in self.descriptors():

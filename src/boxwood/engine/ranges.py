@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -20,6 +21,9 @@ class BoxRange(Protocol):
 
     def descriptors(self) -> tuple[int, ...]:
         """All that are open, for a child to keep."""
+
+    def adopt(self, descriptors: Sequence[int]) -> None:
+        """For a copy in another process, which was sent them."""
 
     def close(self) -> None:
         """In a child that needs them no more."""

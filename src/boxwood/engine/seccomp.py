@@ -67,11 +67,11 @@ ABSENT = "clone3 io_setup statmount listmount lsm_get_self_attr lsm_set_self_att
 
 # Known to this list but perhaps not to the installed libseccomp; the same numbers on every architecture since 424.
 NEW = {
-    "epoll_pwait2": 441, "landlock_create_ruleset": 444, "landlock_add_rule": 445, "landlock_restrict_self": 446,
-    "memfd_secret": 447, "process_mrelease": 448, "futex_waitv": 449, "cachestat": 451, "fchmodat2": 452,
-    "map_shadow_stack": 453, "futex_wake": 454, "futex_wait": 455, "futex_requeue": 456, "statmount": 457,
-    "listmount": 458, "lsm_get_self_attr": 459, "lsm_set_self_attr": 460, "lsm_list_modules": 461, "mseal": 462,
-    "setxattrat": 463, "getxattrat": 464, "listxattrat": 465, "removexattrat": 466,
+    "process_madvise": 440, "epoll_pwait2": 441, "landlock_create_ruleset": 444, "landlock_add_rule": 445,
+    "landlock_restrict_self": 446, "memfd_secret": 447, "process_mrelease": 448, "futex_waitv": 449, "cachestat": 451,
+    "fchmodat2": 452, "map_shadow_stack": 453, "futex_wake": 454, "futex_wait": 455, "futex_requeue": 456,
+    "statmount": 457, "listmount": 458, "lsm_get_self_attr": 459, "lsm_set_self_attr": 460, "lsm_list_modules": 461,
+    "mseal": 462, "setxattrat": 463, "getxattrat": 464, "listxattrat": 465, "removexattrat": 466,
 }  # fmt: skip
 NEWEST = max(NEW.values())
 
@@ -85,6 +85,7 @@ PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
 INJECTING_IOCTLS = {"TIOCSTI": 0x5412, "TIOCLINUX": 0x541C}
 
 _INT = 0xFFFFFFFF
+_SELF = -10000 & _INT  # in place of a pidfd
 _IOCTL = {"x86_64": 16, "aarch64": 29}
 # struct seccomp_data: the call's number, the lower half of its second argument (both architectures: little-endian)
 _AT_NUMBER, _AT_ARGUMENT_1 = 0, 24
@@ -141,6 +142,7 @@ def _add_conditional(sc: ModuleType, filter_: object) -> None:
         _add(sc, filter_, sc.ALLOW, "socket", family, sc.Arg(2, sc.MASKED_EQ, _INT, protocol))
     for persona in PERSONALITIES:
         allow("personality", 0, _INT, persona)
+    allow("process_madvise", 0, _INT, _SELF)  # one's own memory, as madvise; much of it at once (template.py)
     # One's own limits, or only reading: root in a box has the agent's uid and could starve it.
     allow("prlimit64", 0, _INT, 0)
     _add(sc, filter_, sc.ALLOW, "prlimit64", sc.Arg(2, sc.EQ, 0))

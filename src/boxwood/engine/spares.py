@@ -6,17 +6,15 @@ Made when nobody has asked for anything for a moment, since whoever waits for a 
 from __future__ import annotations
 
 import array
-import errno
 import os
 import select
-import signal
 import socket
 import struct
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import NoReturn
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 from boxwood.engine import birth, box
 from boxwood.engine import kernel as k
@@ -25,6 +23,7 @@ from boxwood.engine.cgroups.cgroups import Cgroups
 from boxwood.engine.disk import image
 from boxwood.engine.network.uplink import Uplink
 from boxwood.engine.network.wire import Wire
+from boxwood.engine.nursery import Nursery
 from boxwood.engine.overlay import Places
 from boxwood.engine.peer import Refused
 from boxwood.engine.ranges import BoxRange, RangeMaker
@@ -41,6 +40,7 @@ class Live:
 
     pid: int
     pidfd: int
+    number: int  # of the nursery
     hook: socket.socket
     range: BoxRange
     group: str  # the name of its cgroups
@@ -107,11 +107,12 @@ class Live:
 
 
 class Spares:
-    """`on_made`: is told of each; `discard_cgroup`: of one that was not. `may_return`: to the process namespace and
-    the scheduling that we come from, which takes root."""
+    """`on_made`: is told of each; `discard_cgroup`: of one that was not. `may_look`: into a box's namespaces by its
+    process, which takes root."""
 
     def __init__(
         self,
+        nursery: Nursery,
         stage: str,
         places: Places | None,
         ranges: RangeMaker,
@@ -119,17 +120,17 @@ class Spares:
         on_made: Callable[[Live], None],
         discard_cgroup: Callable[[str], None],
         *,
-        may_return: bool,
+        may_look: bool,
     ) -> None:
+        self._nursery = nursery
         self._stage = stage
         self._places = places
         self._ranges = ranges
         self._uplink = uplink
         self._on_made = on_made
         self._discard_cgroup = discard_cgroup
-        self._may_return = may_return
+        self._may_look = may_look
         self._bound = Limits().pids  # of processes, where no cgroup holds it: those who ask all want the same
-        self._pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._all: list[Live] = []
         self._pause_until = 0.0
         self._told = ""  # what was in the way last
@@ -202,16 +203,13 @@ class Spares:
         try:
             cgroups = [f"{directory}/{self._cgroups.door}" for directory in self._cgroups.make(group, limits)]
             processes = limits.pids if self._cgroups.pids_elsewhere else 0
-            ground = box.Ground(range_, tuple(cgroups), self._stage, self._seccomp, self._places, wire, processes)
-            door = None
-            if self._may_return:
-                pid = self._fork_in_new_namespace(ground, theirs, idle)
-            else:
+            door = shown = None
+            if not self._may_look:
                 door, shown = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                with shown:
-                    there = replace(ground, door=shown.fileno())
-                    pid = fork_through_another(lambda: birth.live_as_box(there, theirs))
-            pidfd = pidfd_of(pid)
+            with shown or nullcontext():
+                ground = box.Ground(range_, tuple(cgroups), self._stage, self._seccomp, self._places, wire, processes)
+                birth.send_ground(ours, ground, shown)
+            born = self._nursery.fork(theirs, idle=idle)
         except BaseException:
             ours.close()
             if wire is not None:  # it may have been made
@@ -223,25 +221,10 @@ class Spares:
         finally:
             theirs.close()
         address = wire.address if wire else ""
-        live = Live(pid, pidfd, ours, range_, group, wire=wire, address=address, limits=limits, door=door)
+        live = Live(*born, ours, range_, group, wire=wire, address=address, limits=limits, door=door)
         self._all.append(live)
         self._on_made(live)
         return live
-
-    def _fork_in_new_namespace(self, ground: box.Ground, hook: socket.socket, idle: bool) -> int:
-        k.unshare(k.NEWPID)  # for the children of this process, which stays where it is
-        try:
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    if idle:
-                        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-                    birth.live_as_box(ground, hook)
-                finally:
-                    os._exit(72)  # whatever happens, a child does not go on as a second zygote
-        finally:
-            k.setns(self._pid_namespace, k.NEWPID)
-        return pid
 
 
 def _is_dying(live: Live) -> bool:
@@ -251,63 +234,3 @@ def _is_dying(live: Live) -> bool:
     poll = select.poll()
     poll.register(live.hook, 0)  # what is always told: POLLHUP, POLLERR
     return bool(poll.poll(0))
-
-
-def fork_through_another(live: Callable[[], NoReturn]) -> int:
-    """A process in a new process namespace by way of one that is left in it; it becomes our child when that has ended,
-    and begins only then, since the end of its first parent is no reason for it to die."""
-    told, tell, waiting, go = _two_pipes()
-    k.set_subreaper(True)
-    try:
-        between = os.fork()
-        if between == 0:
-            try:
-                k.unshare(k.NEWPID)
-                if pid := os.fork():
-                    os.write(tell, b"%d" % pid)
-                else:
-                    os.close(go)
-                    if os.read(waiting, 1):
-                        live()
-            finally:
-                os._exit(72)
-        os.close(tell)
-        tell = -1
-        said = os.read(told, 16)
-        os.waitpid(between, 0)
-        if not said:
-            raise OSError(errno.EAGAIN, "a process namespace could not be made")
-        os.write(go, b"x")
-        return int(said)
-    finally:
-        k.set_subreaper(False)
-        for fd in (told, tell, waiting, go):
-            if fd >= 0:
-                os.close(fd)
-
-
-def _two_pipes() -> tuple[int, int, int, int]:
-    first = os.pipe()
-    try:
-        return *first, *os.pipe()
-    except OSError:
-        for fd in first:
-            os.close(fd)
-        raise
-
-
-def pidfd_of(pid: int) -> int:
-    """Of a child. Without one its end would not be heard of, so then there is no child either."""
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        raise
-
-
-def kill(pidfd: int) -> None:
-    try:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # its death is about to be read

@@ -7,24 +7,24 @@ that an agent needs, and freezes its heap: what it has loaded then, all boxes ha
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import resource
 import signal
 import socket
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from boxwood.engine import idmap
+from boxwood.engine import birth, idmap
 from boxwood.engine import kernel as k
 from boxwood.engine.descriptors import close_all_but
 from boxwood.engine.idmap import IdMap
 from boxwood.engine.listener import Listener
 from boxwood.engine.network import leaving
+from boxwood.engine.nursery import Nursery, settle_memory
 from boxwood.engine.overlay import Places, by_descriptor
+from boxwood.engine.rehearsal import rehearse
 
 
 class Serving(Protocol):
@@ -33,8 +33,9 @@ class Serving(Protocol):
 
 
 def start(make: Callable[..., Serving]) -> None:
-    """`make`: given the listener, the directories of data, images and locks, places if this kernel wants layers by
-    path, the ids of boxes if we are not root, and then the porter of a network of our own, or why there is none."""
+    """`make`: given the nursery, the listener, the directories of data, images and locks, places if this kernel wants
+    layers by path, the ids of boxes if we are not root, and then the porter of a network of our own, or why there is
+    none."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--images", type=Path, required=True)
@@ -59,13 +60,12 @@ def start(make: Callable[..., Serving]) -> None:
     listener = Listener(options.data)
     paths = options.overlay == "paths" or (options.overlay == "auto" and not by_descriptor())
     places = Places(str(options.data / "layers"), str(options.images)) if paths else None
-    serving = make(listener, options.data, options.images, locks, places, options.rootless, porter, no_network)
+    stage = str(options.data / "rehearsal")
+    nursery = Nursery(lambda: rehearse(stage), birth.live_as_box, may_return=options.rootless is None)
+    serving = make(nursery, listener, options.data, options.images, locks, places, options.rootless, porter, no_network)
     listener.tell()
     k.prefer_short_turns()
-    gc.collect()
-    gc.disable()
-    gc.freeze()
-    sys._clear_type_cache()  # names that stand in it are counted down, and so copied, in each box that looks up others
+    settle_memory()
     os.write(options.ready, b"ready")
     os.close(options.ready)
     del options

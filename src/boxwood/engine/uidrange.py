@@ -15,7 +15,7 @@ import fcntl
 import itertools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from boxwood.engine import kernel as k
@@ -62,6 +62,9 @@ class Range:
 
     def descriptors(self) -> tuple[int, ...]:
         return self.userns, self.layers, self.images, self.dev
+
+    def adopt(self, descriptors: Sequence[int]) -> None:
+        self.userns, self.layers, self.images, self.dev = descriptors
 
     def close(self) -> None:
         for fd in self.descriptors():

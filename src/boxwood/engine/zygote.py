@@ -24,6 +24,7 @@ from boxwood.engine.bounds import Bounds
 from boxwood.engine.cgroups import delegated, finding
 from boxwood.engine.cgroups.cgroups import Cgroups
 from boxwood.engine.cgroups.removals import Removals
+from boxwood.engine.children import kill
 from boxwood.engine.disk import image
 from boxwood.engine.disk.projects import Projects
 from boxwood.engine.dismissed import QUIET
@@ -32,13 +33,15 @@ from boxwood.engine.idmap import IdMap
 from boxwood.engine.jobs import Jobs
 from boxwood.engine.listener import Listener
 from boxwood.engine.network.uplink import Uplink
+from boxwood.engine.nursery import Nursery
 from boxwood.engine.onerange import SharedRanges
 from boxwood.engine.order import Order, hostname
 from boxwood.engine.overlay import Places, prepare_top
 from boxwood.engine.peer import Conversation, Peer, Refused
 from boxwood.engine.ranges import RangeMaker
-from boxwood.engine.spares import Live, Spares, kill
+from boxwood.engine.spares import Live, Spares
 from boxwood.engine.starting import start
+from boxwood.engine.steward import Steward
 from boxwood.engine.uidrange import Ranges
 from boxwood.engine.ulid import checked
 from boxwood.engine.unmounter import Unmounter
@@ -54,10 +57,11 @@ class Zygote:
     of the network that it has left then; else `no_network` says why boxes have none."""
 
     def __init__(
-        self, listener: Listener, data: Path, images: Path, locks: Path, places: Places | None, ids: IdMap | None,
-        porter: tuple[socket.socket, int] | None = None, no_network: str = "",
+        self, nursery: Nursery, listener: Listener, data: Path, images: Path, locks: Path, places: Places | None,
+        ids: IdMap | None, porter: tuple[socket.socket, int] | None = None, no_network: str = "",
     ) -> None:  # fmt: skip
         directory = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        self._nursery = nursery
         self._listener = listener
         self._layers = os.open(data / "layers", directory)
         self._images = os.open(images, directory)
@@ -73,19 +77,21 @@ class Zygote:
         self._uts_namespace = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
         self._selector = selectors.DefaultSelector()
         self._uplink = Uplink(data, locks, self._selector, self._ranges.give_back, porter, no_network)
+        self._alive: dict[int, Live] = {}  # by their numbers: boxes, and what is prepared to become one
         self._boxes: dict[str, Live] = {}
         self._unmounter = Unmounter()
         self._removals = Removals()
         self._ends = Ends(self._boxes, self._unmounter)
         self._spares = Spares(
-            str(data / "mnt"), places, self._ranges, self._uplink, self._take_in, self._removals.remove,
-            may_return=ids is None,
+            nursery, str(data / "mnt"), places, self._ranges, self._uplink, self._take_in, self._removals.remove,
+            may_look=ids is None,
         )  # fmt: skip
         self._volumes = Attachments(
             data, self._layers, self._selector, lambda fd, slow: self._unmounter.take(fd, slow=slow),
             rootless=self._rootless,
         )  # fmt: skip
         self._jobs = Jobs(self._selector, self._images)
+        self._steward: Steward | None = None
         self._cgroups: Cgroups | None = None
         self._server = Conversation(self._selector, self._answered, self._left)
         self._ending: tuple[Peer | None, int] | None = None  # who asked for the end, and under which number
@@ -115,7 +121,11 @@ class Zygote:
 
     def serve(self) -> None:
         """Until a server says `end` and the last box is gone."""
+        if not self._rootless:  # which may look at no agent's memory
+            self._steward = Steward(self._nursery)
+            self._selector.register(self._steward, selectors.EVENT_READ, self._on_settled)
         self._selector.register(self._listener.sock, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._nursery, selectors.EVENT_READ, self._on_deaths)
         while not (self._ending and not self._boxes and not self._spares and not self._jobs):
             ready = self._selector.select(self._patience())
             for key, _ in ready:
@@ -127,7 +137,7 @@ class Zygote:
         self._finish()
 
     def _patience(self) -> float | None:
-        if self._spares.wanted and not self._ending:
+        if self._wants_spare and not self._ending:
             return min(self._spares.patience, QUIET) if self._ends.dismissed else self._spares.patience
         if self._ends.dismissed:
             return QUIET
@@ -137,6 +147,10 @@ class Zygote:
             return _PAUSE
         return _LONELY if self._server.peer is None and not self._ending else None
 
+    @property
+    def _wants_spare(self) -> bool:
+        return self._spares.wanted and (self._steward is None or self._steward.is_settled)
+
     def _spare_time(self) -> None:
         """Nothing has happened for a moment."""
         if self._server.peer is None and not self._ending and not self._listener.is_reachable():
@@ -145,7 +159,7 @@ class Zygote:
         if self._uplink.is_down and not self._ending:
             self._uplink.revive()
         self._removals.try_again()
-        if self._spares.wanted and not self._ending:
+        if self._wants_spare and not self._ending:
             self._spares.make_ahead()
         else:
             self._ends.dismissed.end_one()
@@ -232,7 +246,9 @@ class Zygote:
             self._boxes[order.box] = live
             if wire and order.vm:
                 self._uplink.belongs(wire.address, order.vm)
-            with suppress(BrokenPipeError):  # it has been killed: its end is told of as every box's is
+            if order.vm:
+                self._look_after(live)
+            with suppress(ConnectionError):  # it has been killed: its end is told of as every box's is
                 live.become(order.plan(wire, disks, project), fds[0], disks)
         finally:
             for disk in disks:  # only the box has them
@@ -259,9 +275,15 @@ class Zygote:
         if name != live.hostname:
             live.rename(name, self._uts_namespace)
         live.vm, live.top = vm, top
+        self._look_after(live)
         if live.wire is not None:
             self._uplink.belongs(live.wire.address, vm)
         return {"ok": True}
+
+    def _look_after(self, live: Live) -> None:
+        """From now on somebody uses it."""
+        if self._steward is not None:
+            self._steward.watch(live.pid, live.pidfd)
 
     def _change(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """Another name, other limits for a box that has its VM."""
@@ -359,15 +381,23 @@ class Zygote:
             raise Refused("no such box lives")
         return live
 
-    # --- deaths
+    # --- deaths and births
+
+    def _on_settled(self) -> None:
+        assert self._steward is not None
+        self._selector.unregister(self._steward)
+        self._steward.settle()
 
     def _take_in(self, live: Live) -> None:
         """It has been made: its end is to be heard."""
-        self._selector.register(live.pidfd, selectors.EVENT_READ, lambda: self._on_death(live))
+        self._alive[live.number] = live
 
-    def _on_death(self, live: Live) -> None:
-        _, status = os.waitpid(live.pid, 0)  # PID 1 is reaped when the last process of its namespace is gone
-        self._selector.unregister(live.pidfd)
+    def _on_deaths(self) -> None:
+        for number, status in self._nursery.ended():
+            if (live := self._alive.pop(number, None)) is not None:  # it was taken in
+                self._on_death(live, status)
+
+    def _on_death(self, live: Live, status: int) -> None:
         os.close(live.pidfd)
         live.hook.close()
         if live.door is not None:
@@ -406,6 +436,10 @@ class Zygote:
         if self._cgroups is not None:
             self._cgroups.sweep()
             self._cgroups.close()
+        self._selector.unregister(self._nursery)
+        self._nursery.close()
+        if self._steward is not None:
+            self._steward.close()
         self._unmounter.close()
         self._uplink.close()
         self._server.say({"n": self._ending[1], "ok": True})

@@ -35,6 +35,15 @@ _LEISURE = 0.005  # seconds
 _DEEDS = {**DEEDS, **LINKS}
 
 
+def import_no_more() -> None:
+    """What is not loaded is not looked for: in a box it would be the box's."""
+    if sys.meta_path:
+        sys.path.clear()
+        sys.meta_path.clear()
+        sys.path_hooks.clear()
+        warnings.simplefilter("ignore")  # to show one, its source would be looked for
+
+
 class Reply:
     """The answer to one request; calling it answers. Safe to call after the link has changed: then it is dropped."""
 
@@ -158,15 +167,25 @@ class Agent:
 
     def serve(self, link_fd: int) -> NoReturn:
         """Be the agent."""
-        sys.path.clear()
-        sys.meta_path.clear()
-        sys.path_hooks.clear()
-        warnings.simplefilter("ignore")  # to show one, its source would be looked for: in the box
+        import_no_more()
+        self.attend(link_fd)
+        while True:
+            self._loop.step()
+
+    def attend(self, link_fd: int) -> None:
         self._hook.setblocking(False)
         self._loop.watch(self._hook.fileno(), select.EPOLLIN, self._on_hook)
         self._take_link(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, link_fd))
-        while True:
-            self._loop.step()
+
+    def turn(self, seconds: float) -> None:
+        """Hear and do what comes within that time; for one that ends before its process does, as is `leave`."""
+        self._loop.step(seconds)
+
+    def leave(self) -> None:
+        if self.link is not None:
+            self.link.close()
+        self._loop.close()
+        self._hook.close()
 
     def _send(self, header: dict[str, Any], payload: bytes = b"") -> None:
         if self.link is not None:

@@ -8,8 +8,8 @@ import sys
 from typing import NoReturn
 
 from boxwood.engine import kernel as k
+from boxwood.engine.children import fork_through_another
 from boxwood.engine.network.behind import PATH
-from boxwood.engine.spares import fork_through_another
 
 _TUN = "/dev/net/tun"
 _HANDED = 3
