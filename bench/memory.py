@@ -10,12 +10,13 @@ from pathlib import Path
 from statistics import median
 
 from boxwood import VM, Boxwood
-from machine import forget_deleted, memory_kib
+from machine import available_kib, forget_deleted
 from measure import Series
 from server import Server
 
 BOXES = 200
 IDLE = 3600.0
+QUIET = 4.0  # seconds; a box gives back what it need not have when it has been idle for one or two
 PARK_SECONDS = 1.0
 
 
@@ -93,18 +94,20 @@ def _mapped_kib(pid: int, kind: str) -> int:
 
 
 def _available() -> float:
-    """KiB, once written-back pages no longer move it."""
+    """KiB, once neither written-back pages nor what idle boxes give back (steward.py) moves it any more."""
     os.sync()
-    return float(_settled(lambda: memory_kib("MemAvailable"), tolerance=2048))
+    return float(_settled(available_kib, tolerance=2048, quiet=QUIET))
 
 
-def _settled(look: object, wanted: int | None = None, tolerance: int = 0, seconds: float = 60.0) -> int:
-    """The value once it stands still for half a second (and is `wanted`), or the last one when the time is over."""
+def _settled(
+    look: object, wanted: int | None = None, tolerance: int = 0, seconds: float = 60.0, quiet: float = 0.5
+) -> int:
+    """The value once it stands still for `quiet` seconds (and is `wanted`), or the last one when the time is over."""
     assert callable(look)
     deadline = time.monotonic() + seconds
     value, since = int(look()), time.monotonic()
     while time.monotonic() < deadline:
-        if time.monotonic() - since > 0.5 and wanted in (None, value):
+        if time.monotonic() - since > quiet and wanted in (None, value):
             break
         time.sleep(0.1)
         now = int(look())
