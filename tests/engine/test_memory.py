@@ -301,8 +301,9 @@ def waiting_process() -> Iterator[tuple[int, int, int]]:
     try:
         yield pid, pidfd, told
     finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        with suppress(ProcessLookupError):  # who stopped it has taken note of its end, as its parent
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
         os.close(told)
         os.close(pidfd)
 
@@ -336,6 +337,30 @@ def test_a_process_may_die_meanwhile() -> None:
             with pytest.raises(ProcessLookupError):
                 while True:
                     stopped.call(GETPID)
+
+
+@only_here
+def test_its_parent_hears_of_its_end() -> None:
+    """… which the kernel keeps from it as long as somebody else has not taken note."""
+
+    def live(hook: socket.socket) -> NoReturn:
+        waiting = select.epoll()
+        waiting.register(hook, select.EPOLLIN)
+        hook.send(b"here")
+        while True:
+            waiting.poll()
+
+    with nursery(live) as (made, hook, fork):
+        for _ in range(amount(10, 100)):
+            one = fork()
+            assert hook.recv(4) == b"here"
+            with suppress(ProcessLookupError), standing(one.pid, one.pidfd) as stopped:
+                os.kill(one.pid, signal.SIGKILL)
+                while True:
+                    stopped.call(GETPID)
+            assert select.select([made], [], [], 10)[0]
+            assert [number for number, _ in made.ended()] == [one.number]
+            os.close(one.pidfd)
 
 
 @only_here

@@ -150,7 +150,9 @@ class _Round:
         if now < box.next:
             return
         looks = _sleeps(box.pid)
-        if looks != box.looks:
+        if looks < 0:
+            pass
+        elif looks != box.looks:
             box.looks, box.wait, box.changed = looks, _LOOK, True
         elif not box.changed:
             box.wait = min(2 * box.wait, _SELDOM)
@@ -169,9 +171,11 @@ class _Round:
 
 
 def _sleeps(pid: int) -> int:
-    """How often a process has waited for something so far; -1: it cannot be told."""
+    """How often a process has waited for something so far; -1: it does not wait now, or stands still, or has ended."""
     with suppress(OSError), open(f"/proc/{pid}/status", "rb") as f:
         for line in f:
+            if line.startswith(b"State:") and b"S (sleeping)" not in line:
+                break  # one that a cgroup has frozen would stop for us only when it is thawed
             if line.startswith(b"voluntary_ctxt_switches:"):
                 return int(line.split()[1])
     return -1

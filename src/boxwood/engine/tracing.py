@@ -12,6 +12,7 @@ import os
 import platform
 import select
 import signal
+from contextlib import suppress
 from types import TracebackType
 
 from boxwood.engine import kernel as k
@@ -55,10 +56,10 @@ class Stopped:
         if platform.machine() != "x86_64":
             raise OSError(errno.ENOSYS, "how to do this is known of x86-64 only")
         k.ptrace(_SEIZE, self._pid, 0, _EXITKILL)
-        k.ptrace(_INTERRUPT, self._pid)
-        while (why := self._stop()) >> 8 != _EVENT_STOP:
-            k.ptrace(_CONT, self._pid)
         try:
+            k.ptrace(_INTERRUPT, self._pid)
+            while (why := self._stop()) >> 8 != _EVENT_STOP:
+                k.ptrace(_CONT, self._pid)
             if _has_ended(self._pidfd):
                 raise ProcessLookupError(errno.ESRCH, "it has ended, and this is another")
             self._read(self._registers)
@@ -122,8 +123,9 @@ class Stopped:
             k.ptrace(_DETACH, self._pid)
             for signum in self._postponed:
                 os.kill(self._pid, signum)
-        except ProcessLookupError:
-            pass  # it has been killed
+        except ProcessLookupError:  # it has been killed; its parent hears of that when we have
+            with suppress(ChildProcessError):
+                os.waitpid(self._pid, _WALL)
 
 
 def _has_ended(pidfd: int) -> bool:
