@@ -107,7 +107,8 @@ class Server:
         self._process = None
 
     def kill9_all(self) -> None:
-        """Server, zygote and every box at once."""
+        """Server, zygote and every box at once. What v1's freezer holds then, since the zygote had no time to thaw it, goes
+        with the next server."""
         zygote, boxes = self.zygote_pid, list(guard.descendants(self.zygote_pid))
         self.kill9()
         for pid in (zygote, *boxes):
@@ -115,7 +116,7 @@ class Server:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
-        wait_gone(zygote, *boxes)
+        until(lambda: not any(guard.alive(pid) and not _is_frozen(pid) for pid in (zygote, *boxes)), 30)
 
     def stop(self) -> None:
         """SIGTERM: the server ends in good order; boxes live on."""
@@ -225,6 +226,13 @@ def _is_of_nursery(pid: int) -> bool:
     fields = guard.stat(pid)
     try:
         return fields is not None and Path(f"/proc/{int(fields[1])}/comm").read_text() == "nursery\n"
+    except OSError:  # it has ended
+        return False
+
+
+def _is_frozen(pid: int) -> bool:
+    try:
+        return "refrigerator" in Path(f"/proc/{pid}/wchan").read_text()
     except OSError:  # it has ended
         return False
 

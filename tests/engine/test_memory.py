@@ -26,6 +26,7 @@ from boxwood.engine import tracing
 from boxwood.engine.agent.procs import children
 from boxwood.engine.api import EngineError
 from boxwood.engine.nursery import Born, Nursery
+from boxwood.engine.rehearsal import rehearse
 from boxwood.engine.template import Template
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
@@ -213,6 +214,21 @@ def test_ends_are_told_with_their_numbers() -> None:
         assert sorted(os.waitstatus_to_exitcode(status) for _, status in ends) == codes
         for one in born:
             os.close(one.pidfd)
+
+
+def test_a_rehearsal_that_is_killed_leaves_no_shell(tmp_path: Path) -> None:
+    made = Nursery(lambda: rehearse(str(tmp_path / "place"), 10_000), lambda hook: os._exit(0), may_return=True)
+    held: list[int] = []
+    while not held:
+        for pid in children(made.pid):
+            with suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_text() == "bash\n":
+                    held.append(os.pidfd_open(pid))
+    os.kill(made.pid, signal.SIGKILL)
+    made.close()
+    for fd in held:
+        assert select.select([fd], [], [], 10)[0]
+        os.close(fd)
 
 
 def test_a_nursery_that_dies_takes_all_with_it() -> None:

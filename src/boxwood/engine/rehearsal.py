@@ -22,6 +22,7 @@ from boxwood.engine import frames
 from boxwood.engine import kernel as k
 from boxwood.engine.agent.main import Agent
 from boxwood.engine.agent.procs import children
+from boxwood.engine.agent.shell import find_shell
 
 TIMES = 9  # what has been called eight times is taken for what will be called again, says Python 3.11
 _PATIENCE = 5.0  # seconds: this host's shell does not do what it should
@@ -31,6 +32,8 @@ _RUN_MASK = 0o022
 def rehearse(place: str, times: int = TIMES) -> None:
     """In a process that has no children and serves nobody yet. `place`: a directory to make, which goes again. What
     fails is told, and costs memory only."""
+    if not _has_bash():
+        return
     k.set_subreaper(True)
     mask = os.umask(_RUN_MASK)
     try:
@@ -48,6 +51,21 @@ def rehearse(place: str, times: int = TIMES) -> None:
         gc.collect()
 
 
+def _has_bash() -> bool:
+    """What other shells would be is started in another way, in which it could outlive us."""
+    try:
+        return find_shell().endswith(b"/bash")
+    except FileNotFoundError:
+        return False
+
+
+def _live_no_longer_than(parent: int) -> None:
+    """A shell of the host's, which nobody else would end. Not those that it forks: it forks none."""
+    k.set_death_signal(signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
 class _Play:
     """One of them; `directory`: is made."""
 
@@ -60,7 +78,8 @@ class _Play:
         self._incoming = frames.Incoming(self._server, frames.TO_AGENT_LIMIT)
         self._server.setblocking(False)
         self._agent = Agent(os.fsencode(directory), theirs)
-        self._agent.desk.make_ready(lambda: None)
+        ours = os.getpid()
+        self._agent.desk.make_ready(lambda: _live_no_longer_than(ours))
         self._agent.desk.open_up()
         self._agent.attend(link.detach())
 
