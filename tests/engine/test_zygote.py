@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,24 @@ async def test_who_comes_while_the_host_is_short_of_descriptors_waits(runner: Ru
     resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
     await coming
     assert zygote_pid(data) == pid and (await runner.run("echo alive")).text == "alive\n"
+
+
+async def test_one_that_ends_as_it_is_reached_is_followed_by_another(data: Path, images: Path) -> None:
+    """Its socket stands open for as long as its process takes to end: whoever knocks then is thrown out."""
+    data.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dying:
+        dying.bind(str(data / "zygote.sock"))
+        dying.listen()
+        engine = HostEngine(data, images, network=False)
+        starting = asyncio.ensure_future(engine.start())
+        there, _ = await asyncio.to_thread(dying.accept)
+        there.recv(1)  # it has asked
+        there.close()
+    try:
+        assert not await starting
+        assert zygote_pid(data)
+    finally:
+        await engine.shutdown()
 
 
 @pytest.mark.lent_engine

@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import itertools
 import json
+import logging
 import os
 import select
 import signal
@@ -21,9 +22,15 @@ from boxwood.engine import listener
 from boxwood.engine.api import EngineError
 from boxwood.engine.idmap import IdMap
 
+log = logging.getLogger(__name__)
+
 _PACKET = 1 << 18
 _START_SECONDS = 30.0
 _ANSWER_SECONDS = 30.0
+
+
+class _Gone(EngineError):
+    """The connection has ended before there was an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +73,19 @@ class Zygote:
 
     async def connect(self, seccomp: bytes) -> None:
         """Reach the zygote of this data directory; start one if none answers. EngineError."""
-        sock = listener.reach(self._data)
-        if sock is None:
-            await asyncio.to_thread(self._start)
-            sock = listener.reach(self._data)
-        if sock is None:
+        if (sock := listener.reach(self._data)) is not None:
+            try:
+                await self._take(sock, seccomp)
+                return
+            except _Gone:  # it was about to end when we knocked
+                log.info("the zygote ended as soon as it was reached; another is started")
+        await asyncio.to_thread(self._start)
+        if (sock := listener.reach(self._data)) is None:
             raise EngineError(f"the zygote does not answer: see {self._data / 'log' / 'zygote.log'}")
+        await self._take(sock, seccomp)
+
+    async def _take(self, sock: socket.socket, seccomp: bytes) -> None:
+        """Have it be our connection, and the zygote know what it needs. EngineError: there is no connection."""
         sock.setblocking(False)
         self._sock = sock
         asyncio.get_running_loop().add_reader(sock.fileno(), self._readable)
@@ -84,14 +98,14 @@ class Zygote:
             }  # fmt: skip
             await self.ask("configure", {"instance": instance(self._data), **outside}, (program,))
         except BaseException:
-            self._disconnect("the zygote could not be configured")  # half a connection would pass for one
+            self._disconnect(EngineError("the zygote could not be configured"))  # half a connection would pass for one
             raise
         finally:
             os.close(program)
 
     def close(self) -> None:
         """Let go of it; it lives on."""
-        self._disconnect("the server lets go")
+        self._disconnect(EngineError("the server lets go"))
 
     async def ask(
         self, op: str, fields: dict[str, Any], fds: Sequence[int] = (), seconds: float = _ANSWER_SECONDS
@@ -124,7 +138,7 @@ class Zygote:
                 await self._writable()
             except OSError as error:
                 self._lost(f"the zygote is gone: {error.strerror}")
-        raise EngineError("the zygote is gone")
+        raise _Gone("the zygote is gone")
 
     async def _writable(self) -> None:
         """Many boots at once fill the socket: wait until the zygote has taken some."""
@@ -158,17 +172,17 @@ class Zygote:
 
     def _lost(self, reason: str) -> None:
         if self._sock is not None:
-            self._disconnect(reason)
+            self._disconnect(_Gone(reason))
             self._on_lost(reason)
 
-    def _disconnect(self, reason: str) -> None:
+    def _disconnect(self, error: EngineError) -> None:
         if self._sock is not None:
             asyncio.get_running_loop().remove_reader(self._sock.fileno())
             self._sock.close()
             self._sock = None
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(EngineError(reason))
+                future.set_exception(error)
                 future.exception()
         self._reap(os.WNOHANG)
 
