@@ -93,7 +93,7 @@ def _leftovers(temporary: Path, before: set[str]) -> list[str]:
 
 def _look(temporary: Path, before: set[str]) -> list[str]:
     _reap_dead()
-    left = [f"process {pid}: {name_of(pid)}" for pid in descendants(os.getpid())]
+    left = [f"process {pid}: {name_of(pid)}{whereabouts(pid)}" for pid in descendants(os.getpid())]
     left += [f"mount {place}" for place in mounts(temporary)]
     left += [f"loop device {device}" for device in loops(temporary)]
     return left + [found for found in (*groups(), *named_namespaces(), *networks()) if found not in before]
@@ -150,6 +150,19 @@ def name_of(pid: int) -> str:
         return b" ".join(words).decode(errors="replace").strip() or Path(f"/proc/{pid}/comm").read_text().strip()
     except (FileNotFoundError, ProcessLookupError):
         return "gone"
+
+
+def whereabouts(pid: int) -> str:
+    """How a process stands, whose child it is, and where in the kernel: what tells why it is still there."""
+    try:
+        state, parent, *_ = stat(pid) or ("gone", "0")
+        comm, stack = (Path(f"/proc/{pid}/{name}").read_text() for name in ("comm", "stack"))
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        threads = len(os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return ""
+    frames = " < ".join(line.split()[1].partition("+")[0] for line in stack.splitlines()[:5])
+    return f" ({comm.strip()}, {state}, of {parent}, {threads} threads, children {children.split()}, in {frames})"
 
 
 def mounts(below: Path) -> list[str]:
