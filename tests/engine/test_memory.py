@@ -261,6 +261,7 @@ def test_only_what_is_the_same_is_given_back() -> None:
         buffer[at : at + 8] = at.to_bytes(8, "big")
 
     def live(hook: socket.socket) -> NoReturn:
+        k.set_death_signal(signal.SIGKILL)
         for at in range(0, len(buffer), PAGE):
             buffer[at + 100] = 1
             buffer[at + 100] = 0 if at // PAGE % 3 else 2
@@ -360,6 +361,7 @@ def test_its_parent_hears_of_its_end() -> None:
     """… which the kernel keeps from it as long as somebody else has not taken note."""
 
     def live(hook: socket.socket) -> NoReturn:
+        k.set_death_signal(signal.SIGKILL)
         waiting = select.epoll()
         waiting.register(hook, select.EPOLLIN)
         hook.send(b"here")
