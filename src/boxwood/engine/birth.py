@@ -1,4 +1,4 @@
-"""What a child of the zygote does until it is a box: the processes of a box are born here."""
+"""What a child of the nursery does until it is a box: the processes of a box are born here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a forked zygote to the agent of a box: namespaces, root, masks, privileges. The order is the point.
+"""From a fork of the nursery to the agent of a box: namespaces, root, masks, privileges. The order is the point.
 
 The caller has unshared the pid namespace and forked: this process is PID 1 of a box to be, and still root on the host.
 It comes in two halves. `prepare` does, ahead of demand, all that does not depend on the VM: namespaces, and the

@@ -1,7 +1,8 @@
-"""The zygote: a small, single-threaded daemon that forks boxes. It holds no secrets and knows no HTTP.
+"""The zygote: a small, single-threaded daemon that makes boxes. It holds no secrets and knows no HTTP.
 
-`python -I -m boxwood.engine.zygote` starts it (starting.py). It imports all that an agent needs, and then forks: the
-child becomes the agent without exec, so no interpreter is needed in an image and memory is shared.
+`python -I -m boxwood.engine.zygote` starts it (starting.py). It imports all that an agent needs, and then forks the
+nursery, which forks for it: a child becomes the agent without exec, so no interpreter is needed in an image and memory
+is shared.
 
 It reads only what the server writes: ids, numbers, descriptors. No byte that a box wrote comes here: an agent's link
 goes to the server; the hook, over which an agent is handed a new link, is shut for reading.

@@ -1,6 +1,6 @@
 """PID 1 of a box: the loop, the link to the server, and who does what is asked.
 
-It is the forked zygote itself, without an exec. What runs in the box may do anything to it that root in the box can:
+It is a fork of the nursery, without an exec. What runs in the box may do anything to it that root in the box can:
 so it looks nothing up that the box could have planted (no imports, no codecs, no NSS), shows no tracebacks, and holds
 nothing that is worth taking.
 """
