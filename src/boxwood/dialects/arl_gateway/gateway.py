@@ -213,9 +213,9 @@ class Gateway:
 
     async def _remember(self, session: Session) -> None:
         """Its history is kept as long as it is; of those that have ended the latest alone are."""
-        await session.history.keep_for(ENDED_SECONDS)
         ended = self._ended[session.caller.org_id]
-        ended.append(session.id)
+        ended.append(session.id)  # now: how long the rest takes is another's affair
+        await session.history.keep_for(ENDED_SECONDS)
         while len(ended) > MOST_ENDED:
             oldest = ended.popleft()
             with suppress(NotFound):
