@@ -3,6 +3,7 @@ for themselves and need not. Nothing of it may ever change what an agent holds."
 
 from __future__ import annotations
 
+import ctypes
 import json
 import mmap
 import os
@@ -27,7 +28,8 @@ from boxwood.engine.agent.procs import children
 from boxwood.engine.api import EngineError
 from boxwood.engine.nursery import Born, Nursery
 from boxwood.engine.rehearsal import rehearse
-from boxwood.engine.template import Template
+from boxwood.engine.steward import _Round, _Watched
+from boxwood.engine.template import Template, _Mapping
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 only_here = pytest.mark.skipif(os.uname().machine != "x86_64", reason="ptrace's registers are known of x86-64 only")
@@ -145,6 +147,11 @@ def of_boxes(nursery: int) -> Template:
             made = Template.__new__(Template)
             made._inode, made._pages = os.fstat(file).st_ino, mmap.mmap(file, 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
             os.close(file)
+            lines = (line.split() for line in Path(f"/proc/{nursery}/maps").read_text().splitlines())
+            ours = [(line[0].split("-"), line[2]) for line in lines if line[5:6] == ["/memfd:boxes"]]
+            made._places = [
+                _Mapping(int(start, 16), int(end, 16) - int(start, 16), int(at, 16)) for (start, end), at in ours
+            ]
             return made
     raise AssertionError("its memory is no file")
 
@@ -290,6 +297,104 @@ def test_only_what_is_the_same_is_given_back() -> None:
         hook.send(b"?")
         assert hook.recv(16) == b"right"
         os.close(one.pidfd)
+
+
+@only_here
+def test_what_a_hostile_one_maps_is_not_looked_at(tmp_path: Path) -> None:
+    """More of the file than there is, and files whose names are no text, or look like lines."""
+    strange = [
+        os.fsencode(tmp_path) + name for name in (b"/\xff", b"/a\r0-fff0000000 rw-p 0 0:1 1 /memfd:boxes (deleted)")
+    ]
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mremap.restype = ctypes.c_void_p
+
+    def live(hook: socket.socket) -> NoReturn:
+        k.set_death_signal(signal.SIGKILL)
+        grown = 0
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            if "rw-p" in line and "/memfd:boxes" in line and not grown:
+                start, end = (int(address, 16) for address in line.split()[0].split("-"))
+                at = libc.mremap(ctypes.c_void_p(start), ctypes.c_size_t(end - start), ctypes.c_size_t(1 << 28), 0)
+                grown = at == start
+        kept = []
+        for name in strange:
+            Path(os.fsdecode(name)).parent.mkdir(exist_ok=True)
+            Path(os.fsdecode(name)).write_bytes(b"x")
+            with open(name, "rb") as file:
+                kept.append(mmap.mmap(file.fileno(), 1, mmap.MAP_PRIVATE))
+        waiting = select.epoll()
+        waiting.register(hook, select.EPOLLIN)
+        hook.send(b"mapped" if grown else b"failed")
+        waiting.poll()
+        hook.send(b"alive")
+        signal.pause()
+        os._exit(0)
+
+    with nursery(live) as (made, hook, fork):
+        file, number = made.begin()
+        template = patiently(lambda: Template(made.pid, file, number))
+        size = os.fstat(file).st_size
+        os.close(file)
+        one = fork()
+        hook.settimeout(20)
+        assert hook.recv(16) == b"mapped"
+        assert 0 < sum(place.size for place in template._mapped(one.pid)) <= size
+        patiently(lambda: template.give_back(one.pid, one.pidfd, 1))
+        hook.send(b"?")
+        assert hook.recv(16) == b"alive"
+        os.close(one.pidfd)
+
+
+@only_here
+def test_nobody_inside_stops_it_meanwhile() -> None:
+    """What the kernel does not even tell PID 1 it would tell whoever traces it, who must not pass it on."""
+
+    def live(hook: socket.socket) -> NoReturn:
+        k.set_death_signal(signal.SIGKILL)
+        if os.fork() == 0:
+            while True:
+                os.kill(1, signal.SIGSTOP)
+        waiting = select.epoll()
+        waiting.register(hook, select.EPOLLIN)
+        hook.send(b"here")
+        while True:
+            waiting.poll()
+            hook.send(hook.recv(1))
+
+    with nursery(live) as (_, hook, fork):
+        one = fork()
+        assert hook.recv(16) == b"here"
+        hook.settimeout(20)
+        for _ in range(amount(30, 300)):
+            with standing(one.pid, one.pidfd) as stopped:
+                stopped.call(GETPID)
+            hook.send(b"?")
+            assert hook.recv(1) == b"?"
+        os.close(one.pidfd)
+
+
+@pytest.mark.parametrize(
+    ("deed", "found"),
+    [
+        (lambda: signal.pause(), None), (lambda: b"\xff".decode(), None), (lambda: 7, True),
+        (lambda: tracing.Stopped(os.getpid()).__enter__(), False),  # not itself
+    ],
+)  # fmt: skip
+def test_one_that_cannot_be_had_to_give_back_keeps_nobody(
+    deed: Callable[[], object], found: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hostile(Template):
+        def __init__(self) -> None:
+            pass
+
+        def give_back(self, pid: int, pidfd: int, least: int) -> int:
+            deed()
+            return 0
+
+    monkeypatch.setattr("boxwood.engine.steward._AT_MOST", 0.2)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        assert _Round(theirs, Hostile())._tried(_Watched(os.getpid(), -1)) is found
 
 
 def patiently(attempt: Callable[[], T]) -> T:

@@ -16,6 +16,7 @@ from amounts import amount
 from boxfixtures import Runner
 from boxwood.core.ids import new_id
 from boxwood.engine.api import BoxSpec, EngineError, Stack
+from boxwood.engine.daemon import _Gone
 from boxwood.engine.host import HostEngine
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.timeout(120)]
@@ -67,12 +68,33 @@ async def test_one_that_ends_as_it_is_reached_is_followed_by_another(data: Path,
         starting = asyncio.ensure_future(engine.start())
         there, _ = await asyncio.to_thread(dying.accept)
         there.recv(1)  # it has asked
-        there.close()
+    there.close()
     try:
         assert not await starting
         assert zygote_pid(data)
     finally:
         await engine.shutdown()
+
+
+async def test_one_that_lives_is_not_replaced_because_it_could_not_be_told(
+    runner: Runner, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bounds of what is under way are a user's, who may be the boxes' too."""
+    pid, zygote, room = zygote_pid(data), runner.engine._zygote, 0
+
+    async def full(packet: bytes, fds: object) -> None:
+        nonlocal room
+        room += 1
+        zygote._lost("the zygote is gone: Too many references: cannot splice")
+        raise _Gone("the zygote is gone")
+
+    zygote._lost("for a test")
+    monkeypatch.setattr(zygote, "_send", full)
+    with pytest.raises(EngineError, match="gone"):
+        await runner.boot(top=runner.stack.top)
+    monkeypatch.undo()
+    await runner.boot(top=runner.stack.top)
+    assert room >= 2 and zygote_pid(data) == pid and (await runner.run("echo alive")).text == "alive\n"
 
 
 @pytest.mark.lent_engine

@@ -24,7 +24,8 @@ def fork_through_another(live: Callable[[], NoReturn]) -> int:
                 if pid := os.fork():
                     os.write(tell, b"%d" % pid)
                 else:
-                    os.close(go)
+                    for fd in (told, tell, go):  # so that it is seen if who is between ends here
+                        os.close(fd)
                     if os.read(waiting, 1):
                         live()
             finally:

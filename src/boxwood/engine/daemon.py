@@ -7,7 +7,6 @@ import asyncio
 import hashlib
 import itertools
 import json
-import logging
 import os
 import select
 import signal
@@ -22,11 +21,10 @@ from boxwood.engine import listener
 from boxwood.engine.api import EngineError
 from boxwood.engine.idmap import IdMap
 
-log = logging.getLogger(__name__)
-
 _PACKET = 1 << 18
 _START_SECONDS = 30.0
 _ANSWER_SECONDS = 30.0
+_END_SECONDS = 1.0  # that a zygote takes which has shut its connections
 
 
 class _Gone(EngineError):
@@ -77,10 +75,13 @@ class Zygote:
             try:
                 await self._take(sock, seccomp)
                 return
-            except _Gone:  # it was about to end when we knocked
-                log.info("the zygote ended as soon as it was reached; another is started")
-        await asyncio.to_thread(self._start)
-        if (sock := listener.reach(self._data)) is None:
+            except _Gone:  # it was about to end when we knocked, or there was no room for what we said
+                await asyncio.to_thread(listener.wait_end, self._data, _END_SECONDS)
+                sock = listener.reach(self._data)
+        if sock is None:  # one that lives would be killed with its boxes
+            await asyncio.to_thread(self._start)
+            sock = listener.reach(self._data)
+        if sock is None:
             raise EngineError(f"the zygote does not answer: see {self._data / 'log' / 'zygote.log'}")
         await self._take(sock, seccomp)
 

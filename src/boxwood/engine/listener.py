@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -41,6 +42,24 @@ def end_unreachable(data: Path) -> None:
     try:
         if _started_at(state["pid"]) == state["started"]:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    finally:
+        os.close(pidfd)
+
+
+def wait_end(data: Path, seconds: float) -> None:
+    """Until the zygote that was told of last has ended, if it does in this time."""
+    try:
+        state = json.loads((data / _STATE).read_text())
+        pidfd = os.pidfd_open(state["pid"])
+    except (FileNotFoundError, ProcessLookupError, ValueError, KeyError):
+        return
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if _started_at(state["pid"]) == state["started"]:
+            poll.poll(seconds * 1000)
     except (FileNotFoundError, ProcessLookupError):
         pass
     finally:

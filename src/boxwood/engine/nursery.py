@@ -170,11 +170,18 @@ class _Mother:
             except OSError as error:
                 self._refuse(error.errno or errno.EAGAIN)
                 return
+        try:
+            self._epoll.register(pidfd, select.EPOLLIN)
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [pidfd]))]
+            self._orders.sendmsg([_BORN.pack(0, pid, self._born + 1)], rights, socket.MSG_NOSIGNAL)
+        except OSError as error:  # bounds of descriptors that are under way are a user's, and boxes may be the same
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os.close(pidfd)  # which the epoll forgets then
+            self._refuse(error.errno or errno.EAGAIN)
+            return
         self._born += 1
         self._alive[pidfd] = pid, self._born
-        self._epoll.register(pidfd, select.EPOLLIN)
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [pidfd]))]
-        self._orders.sendmsg([_BORN.pack(0, pid, self._born)], rights, socket.MSG_NOSIGNAL)
 
     def _refuse(self, number: int) -> None:
         self._orders.sendmsg([_BORN.pack(number, 0, 0)], [], socket.MSG_NOSIGNAL)

@@ -14,7 +14,8 @@ import signal
 import socket
 import time
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -29,6 +30,8 @@ _SELDOM = 16.0  # … of one that has done nothing for long
 _AGAIN = 30.0  # seconds until a box that has given back does so again: one that works is to have what it works with
 _WORTH = 64  # pages
 _TRIES, _PAUSE = 200, 0.005  # seconds between them
+_AT_MOST = 2.0  # seconds that one agent may take to give back
+_GIVEN, _NOT_NOW, _NEVER = range(3)
 _SHARE = 3  # for each second of work so many of rest
 
 
@@ -163,11 +166,42 @@ class _Round:
 
     def _have_give_back(self, box: _Watched) -> None:
         began = time.monotonic()
-        with suppress(OSError, tracing.Busy):
-            self._template.give_back(box.pid, box.pidfd, _WORTH)
-            box.changed = False
-        box.given_at = time.monotonic()
-        self._rest(_SHARE * (box.given_at - began))
+        done = self._tried(box)
+        if done is None:
+            self._forget(box.pidfd)
+        else:
+            box.changed, box.given_at = not done, time.monotonic()
+        self._rest(_SHARE * (time.monotonic() - began))
+
+    def _tried(self, box: _Watched) -> bool | None:
+        """False: not just now; None: its agent is hostile, or lies in the kernel for long, and may keep what it has. By
+        a child, since who waits for such an agent, or believes what it says of itself, may be lost."""
+        pid = os.fork()
+        if pid == 0:
+            try:
+                k.set_death_signal(signal.SIGKILL)
+                self._template.give_back(box.pid, box.pidfd, _WORTH)
+                os._exit(_GIVEN)
+            except (OSError, tracing.Busy):
+                os._exit(_NOT_NOW)
+            finally:
+                os._exit(_NEVER)
+        with _held(pid) as child:
+            poll = select.poll()
+            poll.register(child, select.POLLIN)
+            if not poll.poll(_AT_MOST * 1000):
+                os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        return {_GIVEN: True, _NOT_NOW: False}.get(os.waitstatus_to_exitcode(status))
+
+
+@contextmanager
+def _held(pid: int) -> Iterator[int]:
+    pidfd = os.pidfd_open(pid)
+    try:
+        yield pidfd
+    finally:
+        os.close(pidfd)
 
 
 def _sleeps(pid: int) -> int:

@@ -23,7 +23,7 @@ from boxwood.engine import tracing
 _PAGE = mmap.PAGESIZE
 _CHUNK = 256  # pages that are read at once
 FILE = "boxes"  # what the memfd is called
-_NAME = f"/memfd:{FILE} (deleted)\n"
+_NAME = f"/memfd:{FILE} (deleted)".encode()
 _WRITABLE = mmap.PROT_READ | mmap.PROT_WRITE
 _MAP_FIXED = 0x10
 _DONTNEED = 4
@@ -46,16 +46,16 @@ class Template:
 
     def __init__(self, pid: int, file: int, theirs: int) -> None:
         self._inode = os.fstat(file).st_ino
+        self._places: list[_Mapping] = []
         with tracing.Stopped(pid) as nursery:
             at = 0
-            places = []
-            for start, size, _ in _writable(pid, 0):
-                places.append(_Mapping(start, size, at))
+            for start, size in _writable(pid):
+                self._places.append(_Mapping(start, size, at))
                 at += size
             os.ftruncate(file, at)
-            for place in places:
+            for place in self._places:
                 _copy(nursery.memory, file, place)
-            for place in places:
+            for place in self._places:
                 flags = mmap.MAP_PRIVATE | _MAP_FIXED
                 nursery.call(tracing.MMAP, place.start, place.size, _WRITABLE, flags, theirs, place.at)
         fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS)
@@ -78,7 +78,7 @@ class Template:
         memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
         page_map = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return [run for place in _writable(pid, self._inode) for run in self._runs(memory, page_map, place)]
+            return [run for place in self._mapped(pid) for run in self._runs(memory, page_map, place)]
         finally:
             os.close(memory)
             os.close(page_map)
@@ -93,6 +93,22 @@ class Template:
             same += [first + n for n, page in enumerate(pages) if has[page] == had[page]]
         for first, count in _successive(same):
             yield _Mapping(place.start + first * _PAGE, count * _PAGE, place.at + first * _PAGE)
+
+    def _mapped(self, pid: int) -> Iterator[_Mapping]:
+        """Where the process has our file as it had it when it was forked. It may be hostile: it can map what it likes,
+        and where; no more than we have is looked at."""
+        with open(f"/proc/{pid}/maps", "rb") as f:
+            for line in f:
+                where, access, offset, _, number, *name = line.split(maxsplit=5)
+                if access == b"rw-p" and int(number) == self._inode and name == [_NAME + b"\n"]:
+                    start, size = _area(where)
+                    yield from self._shared(start, size, int(offset, 16))
+
+    def _shared(self, start: int, size: int, at: int) -> Iterator[_Mapping]:
+        for place in self._places:
+            first, end = max(start, place.start), min(start + size, place.start + place.size)
+            if first < end and start - at == place.start - place.at:
+                yield _Mapping(first, end - first, place.at + first - place.start)
 
     def _equals(self, memory: int, run: _Mapping) -> bool:
         return os.pread(memory, run.size, run.start) == self._pages[run.at : run.at + run.size]
@@ -119,15 +135,23 @@ def _copy(memory: int, file: int, place: _Mapping) -> None:
                 os.pwrite(file, page, place.at + first + at)
 
 
-def _writable(pid: int, inode: int) -> Iterator[_Mapping]:
-    """Private memory that can be written: of this file, or with 0 all but the stack, which grows."""
-    with open(f"/proc/{pid}/maps") as f:
+def _writable(pid: int) -> Iterator[tuple[int, int]]:
+    """Private memory of the nursery that can be written: address and size. Not the stack, which grows, nor what the
+    kernel empties in a child or may take away: random numbers are not to come twice."""
+    area = (0, 0)
+    with open(f"/proc/{pid}/smaps", "rb") as f:
         for line in f:
-            place, access, offset, _, number, *name = line.split(maxsplit=5)
-            ours = name[:1] == [_NAME] and int(number) == inode if inode else name != ["[stack]\n"]
-            if access == "rw-p" and ours:
-                start, end = (int(address, 16) for address in place.split("-"))
-                yield _Mapping(start, end - start, int(offset, 16))
+            first, *words = line.split(maxsplit=5)
+            if not first.endswith(b":"):
+                ours = words[0] == b"rw-p" and words[4:] != [b"[stack]\n"]
+                area = _area(first) if ours else (0, 0)
+            elif first == b"VmFlags:" and area[1] and not {b"wf", b"dc", b"dp"} & set(line.split()):
+                yield area
+
+
+def _area(text: bytes) -> tuple[int, int]:
+    start, end = (int(address, 16) for address in text.split(b"-"))
+    return start, end - start
 
 
 def _successive(numbers: list[int]) -> Iterator[tuple[int, int]]:
